@@ -1,0 +1,76 @@
+"""The contracts: what a component is, what passes between components, what a recipe says.
+
+Names are resolved on first use, so that importing one contract does not import torch for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muco.core.backbone import Backbone, Cost, Processor
+    from muco.core.component import KINDS, Component, ComponentConfig, Feature, Kind
+    from muco.core.dialogue import Context, Dialogue, DialoguePair, Message, Turn, TurnKey
+    from muco.core.encoder import TurnEncoder
+    from muco.core.errors import DataError, MucoError, PluginError, RecipeError
+    from muco.core.hookspecs import CONTRACT, hookimpl
+    from muco.core.ids import stable_id
+    from muco.core.image import EncodedImage
+    from muco.core.loss import Loss, LossTerms, check_sides, same_turn
+    from muco.core.packer import Packer
+    from muco.core.pooler import Pooler
+    from muco.core.recipe import ComponentRef, Recipe
+    from muco.core.recipe_file import find_recipe, load_recipe
+    from muco.core.registry import Entry, Registry, default_registry
+    from muco.core.sample import Content, Pair, Sample
+    from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
+    from muco.core.source import Source
+    from muco.core.suite import Suite, Task
+    from muco.core.turns import (
+        EncoderInputs,
+        ImageFeatures,
+        TurnEmbeddings,
+        TurnIds,
+        TurnPlaces,
+        TurnStates,
+    )
+
+_HOMES = {
+    "backbone": ("Backbone", "Cost", "Processor"),
+    "component": ("KINDS", "Component", "ComponentConfig", "Feature", "Kind"),
+    "dialogue": ("Context", "Dialogue", "DialoguePair", "Message", "Turn", "TurnKey"),
+    "encoder": ("TurnEncoder",),
+    "errors": ("DataError", "MucoError", "PluginError", "RecipeError"),
+    "hookspecs": ("CONTRACT", "hookimpl"),
+    "ids": ("stable_id",),
+    "image": ("EncodedImage",),
+    "loss": ("Loss", "LossTerms", "check_sides", "same_turn"),
+    "packer": ("Packer",),
+    "pooler": ("Pooler",),
+    "recipe": ("ComponentRef", "Recipe"),
+    "recipe_file": ("find_recipe", "load_recipe"),
+    "registry": ("Entry", "Registry", "default_registry"),
+    "sample": ("Content", "Pair", "Sample"),
+    "sampler": ("BatchPlan", "Catalog", "Sampler", "SampleRef"),
+    "source": ("Source",),
+    "suite": ("Suite", "Task"),
+    "turns": (
+        "EncoderInputs",
+        "ImageFeatures",
+        "TurnEmbeddings",
+        "TurnIds",
+        "TurnPlaces",
+        "TurnStates",
+    ),
+}
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'muco.core' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"muco.core.{_HOME[name]}"), name)

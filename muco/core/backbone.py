@@ -1,0 +1,98 @@
+"""The backbone renders dialogues into chunks and encodes the chunks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from muco.core.component import Component, Kind
+from muco.core.dialogue import Dialogue
+from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What encoding takes: language-model tokens, and image patches of the vision tower."""
+
+    tokens: int
+    patches: int
+
+
+class Processor(ABC):
+    """The half of a backbone that holds no weights, so that data workers can have it.
+
+    A picklable object: tokenizer, image processor, chat template.
+    """
+
+    @abstractmethod
+    def count(self, dialogue: Dialogue) -> Cost:
+        """Return what `dialogue` takes, without padding."""
+
+    @abstractmethod
+    def collate(
+        self, dialogues: Sequence[Dialogue], *, budget: Cost | None = None
+    ) -> list[EncoderInputs]:
+        """Return chunks that can be encoded independently, on the CPU.
+
+        Args:
+            dialogues: any number; none gives no chunk.
+            budget: the most that one chunk may take, padding included; a dialogue that takes more
+                is a chunk of its own. None puts all into one chunk.
+
+        Raises:
+            DataError: a dialogue that cannot be rendered, an unreadable image among them.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write all that `Backbone.load` needs to make this processor again."""
+
+
+class Backbone(Component, nn.Module, ABC):
+    """Encode chunks of turns into hidden states."""
+
+    kind: ClassVar[Kind] = "backbone"
+    processor: Processor
+    hidden_dim: int
+    """H of the hidden states."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
+        """Return a new backbone: pretrained weights, or random ones from the global torch seed.
+
+        Args:
+            config: a `Config` of this class.
+            texts: the training texts, read only by a backbone that trains its tokenizer on them.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: Any, folder: Path) -> Self:
+        """Return the backbone that `save` wrote to `folder`.
+
+        Raises:
+            DataError: a weight is missing or unexpected.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), configuration and processor to `folder`."""
+
+    @abstractmethod
+    def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
+        """Return the last hidden states of one chunk.
+
+        Args:
+            inputs: a chunk of `processor.collate`, on this module's device.
+            images: what `encode_images` returned for this chunk; None computes it here.
+        """
+
+    @abstractmethod
+    def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
+        """Return the vision tower's output for the chunk's images; None where it has none."""

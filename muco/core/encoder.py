@@ -1,0 +1,27 @@
+"""The one module that a training step calls, and that DDP or FSDP wraps."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from muco.core.backbone import Backbone
+from muco.core.pooler import Pooler
+from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
+
+
+class TurnEncoder(nn.Module):
+    """A backbone and a pooler: chunks in, turn embeddings out."""
+
+    def __init__(self, backbone: Backbone, pooler: Pooler) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooler = pooler
+
+    def forward(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnEmbeddings:
+        """Return the embeddings of the chunk's N turns, in the chunk's order.
+
+        Args:
+            inputs: a chunk of the backbone's processor, on this module's device.
+            images: the chunk's image features where they are known already.
+        """
+        return self.pooler(self.backbone.encode(inputs, images))

@@ -1,0 +1,52 @@
+"""The errors that a user can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MucoError(Exception):
+    """Something a user can fix: the command line prints it without a traceback and exits 2."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: where it stands and what to do about it."""
+
+    path: str
+    """Dotted key, `train.num_steps`; empty for the file as a whole."""
+    message: str
+    line: int | None = None
+    """1-based line of the recipe file; None for a value that no line of the file gave."""
+
+    def __str__(self) -> str:
+        head = f"  {f'line {self.line}':<8} " if self.line is not None else "  "
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        return head + text.replace("\n", "\n" + " " * len(head))
+
+
+class RecipeError(MucoError):
+    """All that is wrong with one recipe, told at once."""
+
+    def __init__(self, recipe: str, problems: Sequence[Problem]) -> None:
+        self.recipe = recipe
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{recipe}: {count}", *map(str, problems)]))
+
+
+class PluginError(MucoError):
+    """A plugin package that cannot be used as installed; names the package and the hook."""
+
+
+class DataError(MucoError):
+    """Data that is missing, broken, or not what its index says."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

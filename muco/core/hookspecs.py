@@ -1,0 +1,72 @@
+"""The seven hooks of a plugin package, one a kind; entry-point group `muco`.
+
+A hook declares components as text, so that listing them imports none. The plugin module also states
+the contract that it was built for: `muco_contract = 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+PROJECT = "muco"
+CONTRACT = 1
+"""Raised when an interface of `muco.core` changes so that a component must change with it."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def muco_sources() -> Mapping[str, str]:
+    """Declare sources: recipe name -> "module:Class" of a `muco.core.Source`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_samplers() -> Mapping[str, str]:
+    """Declare samplers: recipe name -> "module:Class" of a `muco.core.Sampler`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_packers() -> Mapping[str, str]:
+    """Declare packers: recipe name -> "module:Class" of a `muco.core.Packer`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_backbones() -> Mapping[str, str]:
+    """Declare backbones: recipe name -> "module:Class" of a `muco.core.Backbone`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_poolers() -> Mapping[str, str]:
+    """Declare poolers: recipe name -> "module:Class" of a `muco.core.Pooler`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_losses() -> Mapping[str, str]:
+    """Declare losses: recipe name -> "module:Class" of a `muco.core.Loss`, imported on use."""
+    raise NotImplementedError
+
+
+@hookspec
+def muco_suites() -> Mapping[str, str]:
+    """Declare suites: recipe name -> "module:Class" of a `muco.core.Suite`, imported on use."""
+    raise NotImplementedError
+
+
+HOOKS = {
+    "source": "muco_sources",
+    "sampler": "muco_samplers",
+    "packer": "muco_packers",
+    "backbone": "muco_backbones",
+    "pooler": "muco_poolers",
+    "loss": "muco_losses",
+    "suite": "muco_suites",
+}
+"""Hook name by kind."""

@@ -1,0 +1,19 @@
+"""Names become numbers: stable 64-bit identities that tensors can carry between ranks."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+
+def stable_id(*parts: str | bytes) -> int:
+    """Hash the parts to a signed 64-bit integer, the same in every process and on every machine.
+
+    Args:
+        parts: text or bytes. Their borders count: ("ab", "c") and ("a", "bc") differ.
+    """
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return int.from_bytes(digest.digest(), "little", signed=True)

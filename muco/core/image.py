@@ -1,0 +1,48 @@
+"""An image as it lies in a shard: encoded bytes, decoded as late as possible."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from muco.core.errors import DataError
+from muco.core.ids import stable_id
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 100_000_000
+"""Images with more pixels than this are refused before they are decoded."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One PNG, JPEG or WebP file, in memory."""
+
+    data: bytes
+
+    @cached_property
+    def content_id(self) -> int:
+        """The stable hash of the bytes."""
+        return stable_id(self.data)
+
+    def decode(self) -> Image:
+        """Return the image in RGB.
+
+        Raises:
+            DataError: the bytes are no image, are cut short, or hold over `MAX_PIXELS` pixels.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(self.data)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(f"image of {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+                return image.convert("RGB")
+        except UnidentifiedImageError:
+            raise DataError(f"not an image that Pillow reads ({len(self.data)} bytes)") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"broken image: {error}") from error

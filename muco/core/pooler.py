@@ -1,0 +1,28 @@
+"""The pooler reduces each turn's hidden states to one embedding of unit length."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muco.core.component import Component, Kind
+from muco.core.turns import TurnEmbeddings, TurnStates
+
+
+class Pooler(Component, nn.Module, ABC):
+    """Reduce hidden states to embeddings; built from its `Config` and the backbone's hidden size."""
+
+    kind: ClassVar[Kind] = "pooler"
+    embedding_dim: int
+    """D of the embeddings."""
+
+    def forward(self, states: TurnStates) -> TurnEmbeddings:
+        """Return one embedding a turn, divided by its length."""
+        return TurnEmbeddings.join(F.normalize(self.pool(states), dim=-1), states.ids)
+
+    @abstractmethod
+    def pool(self, states: TurnStates) -> Tensor:
+        """Return one vector a turn, [N, D], of any length other than zero."""

@@ -1,0 +1,210 @@
+"""The schema of a recipe: which components make a run, and how it is trained and evaluated."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, core_schema
+
+from muco.core.component import Component, ComponentConfig, Feature, Kind
+from muco.core.registry import Registry, default_registry
+
+T = TypeVar("T")
+
+
+class ComponentRef(Generic[T]):
+    """A component picked by name with its settings: `ComponentRef[Literal["loss"]]` or `[Loss]`.
+
+    In YAML it is a mapping: `name` picks the component, the keys beside it are its `Config`.
+    """
+
+    def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Component]) -> None:
+        self.kind = kind
+        self.name = name
+        self.config = config
+        self.cls = cls
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComponentRef) and self.dump() == other.dump()
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.name))
+
+    def __repr__(self) -> str:
+        return f"{self.kind}:{self.name}({self.config!r})"
+
+    def dump(self) -> dict[str, Any]:
+        """Return the mapping that validates to this reference, defaults filled in."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    @classmethod
+    def _validate(cls, value: Any, info: ValidationInfo, kind: Kind) -> ComponentRef[T]:
+        if isinstance(value, ComponentRef):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise PydanticCustomError("component", f"must be a mapping with the `name` of a {kind}")
+        registry: Registry = (info.context or {}).get("registry") or default_registry()
+        try:
+            component = registry.component(kind, value["name"])
+        except LookupError as error:
+            raise PydanticCustomError("component_name", "{message}", {"message": error.args[0]}) from None
+        settings = {key: item for key, item in value.items() if key != "name"}
+        config = component.Config.model_validate(settings, context=info.context)
+        return cls(kind, value["name"], config, component)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        kind = _kind_of(get_args(source)[0])
+
+        def validate(value: Any, info: ValidationInfo) -> ComponentRef[T]:
+            return cls._validate(value, info, kind)
+
+        return core_schema.with_info_plain_validator_function(
+            validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda ref: ref.dump()),
+            metadata={"muco_kind": kind},
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        kind: Kind = schema["metadata"]["muco_kind"]  # type: ignore[typeddict-item]
+        registry = default_registry()
+        options: list[dict[str, Any]] = []
+        for entry in registry.entries(kind):
+            config = registry.component(kind, entry.name).Config
+            option = config.model_json_schema(ref_template=f"#/$defs/{kind}.{entry.name}.{{model}}")
+            option["properties"] = {"name": {"const": entry.name}, **option.get("properties", {})}
+            option["required"] = ["name", *option.get("required", [])]
+            option["title"] = f"{kind} {entry.name}"
+            options.append(option)
+        return {"oneOf": options, "title": kind}
+
+
+def _kind_of(argument: Any) -> Kind:
+    return argument.kind if isinstance(argument, type) else get_args(argument)[0]
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("use letters, digits, '.', '_' and '-' only: it names the run's folder")
+    return name
+
+
+class DatasetSettings(ComponentConfig):
+    """One data set: shards that exist, or a source that shards are made from on first use."""
+
+    source: ComponentRef[Literal["source"]] | None = None
+    """Made into shards in the cache folder on first use, and reused."""
+    shards: str | None = None
+    """Folder of WebDataset shards with their index."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DatasetSettings:
+        if (self.source is None) == (self.shards is None):
+            raise PydanticCustomError("one_of", "give either `source` or `shards`, not both or neither")
+        return self
+
+
+class TrainSettings(ComponentConfig):
+    """How the encoder is trained."""
+
+    num_steps: PositiveInt
+    """Optimizer updates; the run stops there, within an epoch or after several."""
+    samples_per_step: PositiveInt
+    """Samples of a step's global batch, over all ranks."""
+    learning_rate: PositiveFloat
+    """Peak of the schedule."""
+    warmup_steps: NonNegativeInt = 0
+    """The learning rate rises linearly from 0 over these."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a half cosine to zero at `num_steps`."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's; matrices only, not on biases, norms and embeddings."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device has it, float32 on a CPU."""
+    num_workers: NonNegativeInt = 0
+    """Processes that read, pack and tokenize; the result does not depend on it."""
+    log_every: PositiveInt = 10
+    """Steps a line of train.jsonl."""
+    checkpoint_every: PositiveInt = 500
+    """Steps a checkpoint; the last step always has one."""
+    keep_checkpoints: PositiveInt = 2
+    """Older ones are removed."""
+    max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """The run stops when more samples than this cannot be read, of those read so far (1,000 at least)."""
+
+
+class EvaluateSettings(ComponentConfig):
+    """What the trained encoder is scored on."""
+
+    suites: tuple[ComponentRef[Literal["suite"]], ...] = ()
+    """Run in order after training."""
+    batch_tokens: PositiveInt = 16384
+    """Language-model tokens and image patches that are encoded at once."""
+    gallery_queries: NonNegativeInt = 4
+    """Queries of each task that the report shows with what they retrieved."""
+
+
+class Recipe(ComponentConfig):
+    """A run, whole: everything that decides its outcome."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    """Names the run's folder, `runs/<name>`."""
+    seed: NonNegativeInt = 0
+    """Of the weights, the plan and the packing; data sets and suites have seeds of their own."""
+    data: Annotated[dict[str, DatasetSettings], Field(min_length=1)]
+    """Training data sets by name."""
+    sampler: ComponentRef[Literal["sampler"]]
+    packer: ComponentRef[Literal["packer"]]
+    backbone: ComponentRef[Literal["backbone"]]
+    pooler: ComponentRef[Literal["pooler"]]
+    loss: ComponentRef[Literal["loss"]]
+    train: TrainSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _components_fit(self) -> Recipe:
+        parts = [self.sampler, self.packer, self.backbone, self.pooler, self.loss]
+        offered = frozenset[Feature]().union(*(part.cls.offers(part.config) for part in parts))
+        for part in parts:
+            missing = sorted(part.cls.needs(part.config) - offered)
+            if missing:
+                raise PydanticCustomError(
+                    "features",
+                    "{kind} `{name}` as set here needs {missing}, which no other component offers "
+                    "(offered: {offered})",
+                    {
+                        "kind": part.kind,
+                        "name": part.name,
+                        "missing": ", ".join(missing),
+                        "offered": ", ".join(sorted(offered)) or "nothing",
+                    },
+                )
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain data, defaults filled in; it validates to itself."""
+        return self.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,217 @@
+"""Reading a recipe: YAML with line numbers, `--set` overrides, and every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
+from muco.core.recipe import ComponentRef, Recipe
+from muco.core.registry import Registry, default_registry
+
+Path_ = tuple[str | int, ...]
+
+
+def find_recipe(name: str) -> Path:
+    """Return the recipe file: the path on disk, else the shipped recipe of that name.
+
+    `recipes/quickstart.yaml`, `quickstart.yaml` and `quickstart` all find the shipped one.
+
+    Raises:
+        MucoError: neither is there.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(files("muco.recipes")))
+    relative = path.relative_to("recipes") if path.parts[:1] == ("recipes",) else path
+    for candidate in (shipped / relative, shipped / relative.with_suffix(".yaml")):
+        if candidate.is_file() and not path.is_absolute() and ".." not in path.parts:
+            return candidate
+    ours = sorted(file.relative_to(shipped).as_posix() for file in shipped.rglob("*.yaml"))
+    near = did_you_mean(relative.as_posix(), ours)
+    raise MucoError(
+        f"{name}: no such file, and no recipe of that name is shipped.{near}\n"
+        "Shipped: " + ", ".join(f"recipes/{file}" for file in ours)
+    )
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str] = (), *, registry: Registry | None = None
+) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        name: a path, or the name of a shipped recipe.
+        overrides: `KEY=VALUE` each, the key dotted, the value YAML.
+        registry: where names are looked up; by default all installed packages.
+
+    Raises:
+        MucoError: there is no such file.
+        RecipeError: all that is wrong with it.
+    """
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MucoError(f"{name}: cannot be read: {error}") from error
+    values, lines = _parse(name, text)
+    for override in overrides:
+        _override(name, values, lines, override)
+    return validate_recipe(values, title=name, lines=lines, registry=registry)
+
+
+def validate_recipe(
+    values: Mapping[str, Any],
+    *,
+    title: str,
+    lines: Mapping[Path_, int] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
+    """Return the typed recipe; raise RecipeError with all problems, each with its line."""
+    context = {"registry": registry or default_registry()}
+    try:
+        return Recipe.model_validate(dict(values), context=context)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems = [_problem(detail, values, lines or {}, context["registry"]) for detail in details]
+        raise RecipeError(title, sorted(problems, key=lambda problem: problem.line or 0)) from None
+
+
+def _parse(title: str, text: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        raise RecipeError(title, [Problem("", f"not YAML: {error.problem}", line)]) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(title, [Problem("", f"not YAML: {error}")]) from None
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise RecipeError(title, [Problem("", f"a recipe is a mapping of keys; this is {found}")])
+    lines: dict[Path_, int] = {}
+    problems: list[Problem] = []
+    _walk(node, (), lines, problems)
+    if problems:
+        raise RecipeError(title, problems)
+    return values, lines
+
+
+def _walk(node: Any, path: Path_, lines: dict[Path_, int], problems: list[Problem]) -> None:
+    """Note the line of every key, and keys that are given twice: YAML would drop the first."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            line = key.start_mark.line + 1
+            if here in lines:
+                problems.append(Problem(_dotted(here), f"given twice, first in line {lines[here]}", line))
+            lines[here] = line
+            _walk(value, here, lines, problems)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*path, index)] = value.start_mark.line + 1
+            _walk(value, (*path, index), lines, problems)
+
+
+def _override(title: str, values: dict[str, Any], lines: dict[Path_, int], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise MucoError(f"--set {override}: the value is no YAML; quote it") from None
+    *parents, last = key.split(".")
+    place: Any = values
+    path: Path_ = ()
+    for part in parents:
+        step: str | int = int(part) if isinstance(place, list) and part.isdigit() else part
+        path = (*path, step)
+        try:
+            if isinstance(place, dict) and place.get(step) is None:
+                place[step] = {}
+            place = place[step]
+        except (KeyError, IndexError, TypeError):
+            place = None
+        if not isinstance(place, dict | list):
+            raise MucoError(f"--set {key}: {_dotted(path)} of {title} holds no keys")
+    step = int(last) if isinstance(place, list) and last.isdigit() else last
+    if isinstance(place, list) and not (isinstance(step, int) and step < len(place)):
+        raise MucoError(f"--set {key}: {_dotted(path)} has entries 0 to {len(place) - 1}")
+    place[step] = value
+    for stale in [known for known in lines if known[: len(path) + 1] == (*path, step)]:
+        del lines[stale]
+
+
+def _problem(
+    detail: ErrorDetails, values: Mapping[str, Any], lines: Mapping[Path_, int], registry: Registry
+) -> Problem:
+    loc: Path_ = tuple(detail["loc"])
+    kind = detail["type"]
+    if kind == "component_name":
+        loc = (*loc, "name")
+    line = next((lines[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
+    if kind == "extra_forbidden":
+        known = _fields_at(loc[:-1], values, registry)
+        near = did_you_mean(str(loc[-1]), known)
+        allowed = f" Allowed: {', '.join(known)}" if known and not near else ""
+        return Problem(_dotted(loc), f"no such key.{near}{allowed}", lines.get(loc))
+    if kind == "missing":
+        return Problem(_dotted(loc), "missing; it has no default", line)
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind not in ("component", "component_name", "features", "one_of", "value_error"):
+        shown = repr(detail["input"])
+        message = f"{message}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
+    return Problem(_dotted(loc), message, line)
+
+
+def _fields_at(path: Path_, values: Mapping[str, Any], registry: Registry) -> list[str]:
+    """Return the keys allowed at `path`, following the schema and the components picked there."""
+    model: type[BaseModel] | None = Recipe
+    place: Any = values
+    names: list[str] = []
+    annotation: Any = Recipe
+    for part in (*path, None):
+        model = _model_of(annotation, place, registry)
+        picks = _find(annotation, ComponentRef) is not None
+        names = (["name"] if picks else []) + (list(model.model_fields) if model else [])
+        if part is None:
+            return names
+        place = place[part] if isinstance(place, dict | list) else None
+        if model is not None and part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+        else:
+            annotation = get_args(annotation)[-1] if get_args(annotation) else None
+            if annotation is Ellipsis:
+                return []
+    return names
+
+
+def _model_of(annotation: Any, place: Any, registry: Registry) -> type[BaseModel] | None:
+    ref = _find(annotation, ComponentRef)
+    if ref is not None:
+        kind = get_args(get_args(ref)[0])[0] if get_args(get_args(ref)[0]) else get_args(ref)[0].kind
+        name = place.get("name") if isinstance(place, dict) else None
+        return registry.component(kind, name).Config if isinstance(name, str) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _find(annotation: Any, generic: type) -> Any:
+    """Return the part of `annotation` that is `generic[...]`, looking through unions."""
+    if getattr(annotation, "__origin__", None) is generic:
+        return annotation
+    if getattr(annotation, "__origin__", None) in (tuple, list, dict):
+        return None
+    return next((found for part in get_args(annotation) if (found := _find(part, generic))), None)
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(map(str, path))

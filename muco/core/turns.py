@@ -1,0 +1,141 @@
+"""Turns as tensors, between a backbone and a loss.
+
+N turns, D embedding size, H hidden size, T tokens of a chunk laid end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from muco.core.dialogue import TurnKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnIds:
+    """The identities of N turns; int64 [N], `is_negative` bool [N]. See `TurnKey`."""
+
+    sample_ids: Tensor
+    turn_ids: Tensor
+    form_ids: Tensor
+    group_ids: Tensor
+    content_ids: Tensor
+    task_ids: Tensor
+    is_negative: Tensor
+
+    @classmethod
+    def of(cls, keys: Sequence[TurnKey]) -> TurnIds:
+        """Return the keys as columns."""
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([getattr(key, name) for key in keys], dtype=torch.int64)
+
+        return TurnIds(
+            sample_ids=column("sample_id"),
+            turn_ids=column("turn_id"),
+            form_ids=column("form_id"),
+            group_ids=column("group_id"),
+            content_ids=column("content_id"),
+            task_ids=column("task_id"),
+            is_negative=column("is_negative").bool(),
+        )
+
+    def ids(self) -> TurnIds:
+        """Return the identities alone."""
+        return TurnIds(**{field.name: getattr(self, field.name) for field in fields(TurnIds)})
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def select(self, index: Tensor) -> Self:
+        """Return the rows at `index`, int64 or bool, with gradient."""
+        return self._each(lambda column: column[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the rows on `device`."""
+        return self._each(lambda column: column.to(device, non_blocking=True))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Return all rows of `parts`, in order."""
+        columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        return cls(**columns)
+
+    def _each(self, change) -> Self:  # type: ignore[no-untyped-def]
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnEmbeddings(TurnIds):
+    """N turns' embeddings beside their identities."""
+
+    vectors: Tensor
+    """[N, D], any float dtype, unit length."""
+
+    @classmethod
+    def join(cls, vectors: Tensor, ids: TurnIds) -> TurnEmbeddings:
+        """Return `vectors` [N, D] with the identities of the same N turns."""
+        columns = {field.name: getattr(ids, field.name) for field in fields(TurnIds)}
+        return cls(vectors=vectors, **columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnPlaces:
+    """Where N turns lie in a chunk's tokens, as indices into rows laid end to end; int64 [N].
+
+    A turn's span is its own tokens, `start` to before `stop`; the shared prefix is not in it.
+    """
+
+    token: Tensor
+    """The turn's embedding token."""
+    start: Tensor
+    stop: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInputs:
+    """One chunk: what a backbone encodes at once."""
+
+    tensors: dict[str, Tensor]
+    """What this backbone's `encode` reads, by its own names."""
+    places: TurnPlaces
+    ids: TurnIds
+    turn_index: Tensor
+    """int64 [N]: each turn's place among all turns of the dialogues that were collated."""
+    num_tokens: int
+    """Language-model tokens, padding left out."""
+    num_padding_tokens: int
+    num_patches: int
+    """Image patches that enter the vision tower."""
+
+    def to(self, device: torch.device | str) -> EncoderInputs:
+        """Return the chunk on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        places = TurnPlaces(**{f.name: move(getattr(self.places, f.name)) for f in fields(TurnPlaces)})
+        tensors = {name: move(tensor) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, places=places, ids=self.ids.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnStates:
+    """What a backbone makes of a chunk."""
+
+    hidden: Tensor
+    """[T, H]: the last hidden state of every token, rows laid end to end."""
+    places: TurnPlaces
+    ids: TurnIds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """What a vision tower makes of a chunk's images, in the chunk's order."""
+
+    tensors: tuple[Tensor, ...]
+    """The backbone's own; for most one tensor [image tokens, H]."""

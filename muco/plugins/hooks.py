@@ -1,0 +1,54 @@
+"""muco's own components, declared by the same hooks as anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from muco.core.hookspecs import hookimpl
+
+muco_contract = 1
+
+
+@hookimpl
+def muco_sources() -> Mapping[str, str]:
+    return {"scenes": "muco.plugins.sources.scenes:Scenes"}
+
+
+@hookimpl
+def muco_samplers() -> Mapping[str, str]:
+    return {"mixture": "muco.plugins.samplers.mixture:Mixture"}
+
+
+@hookimpl
+def muco_packers() -> Mapping[str, str]:
+    return {
+        "multi_turn": "muco.plugins.packers.multi_turn:MultiTurn",
+        "single_turn": "muco.plugins.packers.single_turn:SingleTurn",
+    }
+
+
+@hookimpl
+def muco_backbones() -> Mapping[str, str]:
+    return {"qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL"}
+
+
+@hookimpl
+def muco_poolers() -> Mapping[str, str]:
+    return {
+        "last_token": "muco.plugins.poolers.last_token:LastToken",
+        "mean": "muco.plugins.poolers.mean:Mean",
+        "turn_token": "muco.plugins.poolers.turn_token:TurnToken",
+    }
+
+
+@hookimpl
+def muco_losses() -> Mapping[str, str]:
+    return {
+        "infonce": "muco.plugins.losses.infonce:InfoNCE",
+        "multiturn_infonce": "muco.plugins.losses.multiturn_infonce:MultiTurnInfoNCE",
+    }
+
+
+@hookimpl
+def muco_suites() -> Mapping[str, str]:
+    return {"scenes": "muco.plugins.suites.scenes:ScenesSuite"}

@@ -34,15 +34,11 @@ class Processor(ABC):
         """Return what `dialogue` takes, without padding."""
 
     @abstractmethod
-    def collate(
-        self, dialogues: Sequence[Dialogue], *, budget: Cost | None = None
-    ) -> list[EncoderInputs]:
-        """Return chunks that can be encoded independently, on the CPU.
+    def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
+        """Render dialogues into one chunk, on the CPU; its turns are in the order given.
 
         Args:
-            dialogues: any number; none gives no chunk.
-            budget: the most that one chunk may take, padding included; a dialogue that takes more
-                is a chunk of its own. None puts all into one chunk.
+            dialogues: at least one. `muco.core.chunks` decides which ones go together.
 
         Raises:
             DataError: a dialogue that cannot be rendered, an unreadable image among them.

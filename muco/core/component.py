@@ -25,9 +25,7 @@ independent_targets: the packer gives each target a dialogue of its own.
 class ComponentConfig(BaseModel):
     """A component's settings: frozen, unknown keys rejected, fields documented by docstrings."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Component:

@@ -71,7 +71,7 @@ class ComponentRef(Generic[T]):
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        kind = _kind_of(get_args(source)[0])
+        kind = kind_of(get_args(source)[0])
 
         def validate(value: Any, info: ValidationInfo) -> ComponentRef[T]:
             return cls._validate(value, info, kind)
@@ -86,20 +86,12 @@ class ComponentRef(Generic[T]):
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        kind: Kind = schema["metadata"]["muco_kind"]  # type: ignore[typeddict-item]
-        registry = default_registry()
-        options: list[dict[str, Any]] = []
-        for entry in registry.entries(kind):
-            config = registry.component(kind, entry.name).Config
-            option = config.model_json_schema(ref_template=f"#/$defs/{kind}.{entry.name}.{{model}}")
-            option["properties"] = {"name": {"const": entry.name}, **option.get("properties", {})}
-            option["required"] = ["name", *option.get("required", [])]
-            option["title"] = f"{kind} {entry.name}"
-            options.append(option)
-        return {"oneOf": options, "title": kind}
+        # Filled in by `recipe_schema`, which knows all components.
+        return {"muco_kind": schema["metadata"]["muco_kind"]}  # type: ignore[typeddict-item]
 
 
-def _kind_of(argument: Any) -> Kind:
+def kind_of(argument: Any) -> Kind:
+    """Return the kind of a `ComponentRef`'s argument: a class of muco.core, or a literal name."""
     return argument.kind if isinstance(argument, type) else get_args(argument)[0]
 
 
@@ -143,6 +135,9 @@ class TrainSettings(ComponentConfig):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    chunk_tokens: PositiveInt | None = None
+    """The most language-model tokens (padding included) and image patches encoded at once: dialogues of
+    like lengths go together, so that smaller chunks hold less padding. None encodes a side at once."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device has it, float32 on a CPU."""
     num_workers: NonNegativeInt = 0
@@ -154,7 +149,7 @@ class TrainSettings(ComponentConfig):
     keep_checkpoints: PositiveInt = 2
     """Older ones are removed."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """The run stops when more samples than this cannot be read, of those read so far (1,000 at least)."""
+    """The run stops when a larger share of the samples so far (of 1,000 at least) cannot be read."""
 
 
 class EvaluateSettings(ComponentConfig):
@@ -164,6 +159,9 @@ class EvaluateSettings(ComponentConfig):
     """Run in order after training."""
     batch_tokens: PositiveInt = 16384
     """Language-model tokens and image patches that are encoded at once."""
+    ties: Literal["share", "first"] = "share"
+    """share: candidates that tie at the top share the credit. first: the one listed first has it all,
+    as in public MMEB code, which lists the right one first."""
     gallery_queries: NonNegativeInt = 4
     """Queries of each task that the report shows with what they retrieved."""
 

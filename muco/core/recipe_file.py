@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
-from muco.core.recipe import ComponentRef, Recipe
+from muco.core.recipe import ComponentRef, Recipe, kind_of
 from muco.core.registry import Registry, default_registry
 
 Path_ = tuple[str | int, ...]
@@ -42,9 +43,7 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def load_recipe(
-    name: str, overrides: Sequence[str] = (), *, registry: Registry | None = None
-) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
@@ -169,48 +168,55 @@ def _problem(
     message = detail["msg"].removeprefix("Value error, ")
     if kind not in ("component", "component_name", "features", "one_of", "value_error"):
         shown = repr(detail["input"])
+        message = message.replace("Input should be", "must be", 1)
         message = f"{message}, not {shown if len(shown) <= 60 else shown[:57] + '...'}"
     return Problem(_dotted(loc), message, line)
 
 
-def _fields_at(path: Path_, values: Mapping[str, Any], registry: Registry) -> list[str]:
+def _fields_at(path: Path_, values: Any, registry: Registry) -> list[str]:
     """Return the keys allowed at `path`, following the schema and the components picked there."""
-    model: type[BaseModel] | None = Recipe
-    place: Any = values
-    names: list[str] = []
     annotation: Any = Recipe
-    for part in (*path, None):
+    place: Any = values
+    for part in path:
         model = _model_of(annotation, place, registry)
-        picks = _find(annotation, ComponentRef) is not None
-        names = (["name"] if picks else []) + (list(model.model_fields) if model else [])
-        if part is None:
-            return names
-        place = place[part] if isinstance(place, dict | list) else None
-        if model is not None and part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
+        if model is None:
+            annotation = _item_of(annotation)
         else:
-            annotation = get_args(annotation)[-1] if get_args(annotation) else None
-            if annotation is Ellipsis:
-                return []
-    return names
+            field = model.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        inside = (isinstance(place, dict) and part in place) or isinstance(place, list)
+        place = place[part] if inside else None  # type: ignore[index]
+    model = _model_of(annotation, place, registry)
+    picks = ["name"] if _part_of(annotation, _is_component) is not None else []
+    return picks + list(model.model_fields) if model else []
 
 
 def _model_of(annotation: Any, place: Any, registry: Registry) -> type[BaseModel] | None:
-    ref = _find(annotation, ComponentRef)
-    if ref is not None:
-        kind = get_args(get_args(ref)[0])[0] if get_args(get_args(ref)[0]) else get_args(ref)[0].kind
-        name = place.get("name") if isinstance(place, dict) else None
-        return registry.component(kind, name).Config if isinstance(name, str) else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """Return the model that a value of this annotation is validated by, if any."""
+    ref = _part_of(annotation, _is_component)
+    if ref is None:
+        return _part_of(annotation, lambda part: isinstance(part, type) and issubclass(part, BaseModel))
+    name = place.get("name") if isinstance(place, dict) else place
+    return registry.component(kind_of(get_args(ref)[0]), name).Config if isinstance(name, str) else None
 
 
-def _find(annotation: Any, generic: type) -> Any:
-    """Return the part of `annotation` that is `generic[...]`, looking through unions."""
-    if getattr(annotation, "__origin__", None) is generic:
+def _is_component(annotation: Any) -> bool:
+    return get_origin(annotation) is ComponentRef
+
+
+def _part_of(annotation: Any, wanted: Callable[[Any], bool]) -> Any:
+    """Return the part of an annotation that is wanted, looking through unions."""
+    if wanted(annotation):
         return annotation
-    if getattr(annotation, "__origin__", None) in (tuple, list, dict):
+    if get_origin(annotation) not in (Union, UnionType):
         return None
-    return next((found for part in get_args(annotation) if (found := _find(part, generic))), None)
+    return next((part for part in get_args(annotation) if wanted(part)), None)
+
+
+def _item_of(annotation: Any) -> Any:
+    """Return the annotation of a dict's values or of a tuple's items."""
+    arguments = [part for part in get_args(annotation) if part is not Ellipsis]
+    return arguments[-1] if arguments else None
 
 
 def _dotted(path: Path_) -> str:

@@ -40,9 +40,7 @@ class Sampler(Component, ABC):
         """Return the number of batches of an epoch; the last one may be smaller, never padded."""
 
     @abstractmethod
-    def plan(
-        self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int
-    ) -> BatchPlan:
+    def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
         """Return the batch at `position` of `epoch`, in samples over all ranks.
 
         Raises:

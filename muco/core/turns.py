@@ -104,8 +104,6 @@ class EncoderInputs:
     """What this backbone's `encode` reads, by its own names."""
     places: TurnPlaces
     ids: TurnIds
-    turn_index: Tensor
-    """int64 [N]: each turn's place among all turns of the dialogues that were collated."""
     num_tokens: int
     """Language-model tokens, padding left out."""
     num_padding_tokens: int

@@ -1,0 +1,137 @@
+"""The command line: `muco` and its short form `muco-run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from muco.core.errors import MucoError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, ablate and evaluate universal multimodal embedding models.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
+make_app = typer.Typer(no_args_is_help=True, help="Make shards of data that muco draws itself.")
+app.add_typer(data_app, name="data")
+data_app.add_typer(make_app, name="make")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.num_steps=10. Repeatable."),
+]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="train or evaluate: that part alone.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
+) -> None:
+    """Train, evaluate and report what a recipe says, in ./runs/NAME."""
+    from muco.core.recipe_file import load_recipe
+
+    if only not in (None, "train", "evaluate"):
+        raise MucoError(f"--only {only}: choose train or evaluate")
+    if resume and fresh:
+        raise MucoError("--resume goes on and --fresh starts over: choose one")
+    loaded = load_recipe(recipe, overrides or [])
+    console = Console()
+    if check:
+        console.print(f"{recipe}: fine; it runs as {loaded.name}", highlight=False)
+        return
+    from muco.run import run
+
+    part: Any = only
+    run(loaded, resume=resume, fresh=fresh, only=part, console=console)
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,
+) -> None:
+    """List the components and who provides them."""
+    from muco.core.component import KINDS
+    from muco.core.errors import did_you_mean
+    from muco.core.registry import default_registry
+
+    if kind is not None and kind not in KINDS:
+        raise MucoError(f"no kind named {kind!r}.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "provider"):
+        table.add_column(column, no_wrap=True)
+    for entry in default_registry():
+        if kind in (None, entry.kind):
+            table.add_row(entry.kind, entry.name, entry.provider)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what muco would run on: versions, device, precision, attention, free disk."""
+    from muco.doctor import findings
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in findings().items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from muco.core.recipe_schema import recipe_schema
+    from muco.core.registry import default_registry
+
+    typer.echo(json.dumps(recipe_schema(default_registry()), indent=1))
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
+    """Write the report page of a run anew."""
+    from muco.report import write_report
+
+    typer.echo(write_report(run_folder))
+
+
+@make_app.command("scenes")
+def make_scenes(
+    to: Annotated[Path, typer.Option("--to", help="The folder to make; it must not exist.")],
+    overrides: Overrides = None,
+) -> None:
+    """Draw scenes and write them as shards; --set num_samples=1000 and the source's other settings."""
+    from muco.data.make import make_shards
+
+    console = Console()
+    made = make_shards("scenes", to, overrides or [], console)
+    console.print(f"{made:,} samples in {to}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `muco`; exit 2 on what the user can mend, 130 on Ctrl-C."""
+    try:
+        app(arguments, standalone_mode=False, prog_name="muco")
+    except MucoError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", 2))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+
+
+def run_main() -> None:
+    """Run `muco-run`, short for `muco run`."""
+    main(["run", *sys.argv[1:]])

@@ -1,0 +1,137 @@
+"""The layout of a sample in a shard, version 1; docs/shards.md is its specification."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from muco.core.errors import DataError
+from muco.core.image import EncodedImage
+from muco.core.sample import Content, Pair, Sample
+
+FORMAT_VERSION = 1
+
+_SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample in the tar: what follows the key, and the bytes."""
+
+    suffix: str
+    data: bytes
+
+
+def to_members(sample: Sample) -> list[Member]:
+    """Return the sample's files: `json` first, then each distinct image once."""
+    names: dict[int, str] = {}
+    images: list[Member] = []
+
+    def name_of(image: EncodedImage) -> str:
+        if image.content_id not in names:
+            names[image.content_id] = f"{len(images)}.{_suffix(image.data)}"
+            images.append(Member(names[image.content_id], image.data))
+        return names[image.content_id]
+
+    def record(content: Content) -> dict[str, Any]:
+        return {"text": content.text, "images": [name_of(image) for image in content.images]}
+
+    meta = {
+        "version": FORMAT_VERSION,
+        "sample_id": sample.sample_id,
+        "dataset": sample.dataset,
+        "images": [name_of(image) for image in sample.images],
+        "pairs": [
+            {
+                "task": pair.task,
+                "queries": [record(query) for query in pair.queries],
+                "target": record(pair.target),
+                "negatives": [record(negative) for negative in pair.negatives],
+            }
+            for pair in sample.pairs
+        ],
+    }
+    text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return [Member("json", text.encode()), *images]
+
+
+def from_members(members: Mapping[str, bytes]) -> Sample:
+    """Return the sample that `to_members` wrote.
+
+    Args:
+        members: bytes by suffix.
+
+    Raises:
+        DataError: not a sample of this format.
+    """
+    try:
+        meta = json.loads(members["json"])
+        if meta["version"] != FORMAT_VERSION:
+            raise DataError(
+                f"sample format {meta['version']}; this muco reads {FORMAT_VERSION}. Prepare the data anew."
+            )
+
+        def images(names: Sequence[str]) -> tuple[EncodedImage, ...]:
+            return tuple(EncodedImage(members[name]) for name in names)
+
+        def content(record: Mapping[str, Any]) -> Content:
+            return Content(record["text"], images(record["images"]))
+
+        pairs = tuple(
+            Pair(
+                task=pair["task"],
+                queries=tuple(map(content, pair["queries"])),
+                target=content(pair["target"]),
+                negatives=tuple(map(content, pair["negatives"])),
+            )
+            for pair in meta["pairs"]
+        )
+        return Sample(meta["sample_id"], meta["dataset"], images(meta["images"]), pairs)
+    except KeyError as error:
+        raise DataError(f"{error} is missing from the sample") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"not a sample: {error}") from None
+
+
+def tar_bytes(key: str, members: Sequence[Member]) -> bytes:
+    """Return the members as tar entries, the same bytes on every machine and day."""
+    buffer = io.BytesIO()
+    for member in members:
+        entry = tarfile.TarInfo(f"{key}.{member.suffix}")
+        entry.size = len(member.data)
+        entry.mode = 0o644
+        buffer.write(entry.tobuf(tarfile.USTAR_FORMAT))
+        buffer.write(member.data)
+        buffer.write(b"\0" * (-len(member.data) % tarfile.BLOCKSIZE))
+    return buffer.getvalue()
+
+
+def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
+    """Return the members by suffix of the one sample whose tar entries are `data`.
+
+    Raises:
+        DataError: the bytes are cut short, or are another sample's: the index does not fit the tar.
+    """
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for entry in tar:
+                found, _, suffix = entry.name.partition(".")
+                if found != key:
+                    raise DataError(f"the index says {key!r} lies here, the tar holds {entry.name!r}")
+                file = tar.extractfile(entry)
+                content = file.read() if file else b""
+                if len(content) != entry.size:
+                    raise DataError(f"{entry.name} is cut short: {len(content)} of {entry.size} bytes")
+                members[suffix] = content
+    except tarfile.TarError as error:
+        raise DataError(f"no tar entries where the index says {key!r} lies: {error}") from None
+    return members
+
+
+def _suffix(data: bytes) -> str:
+    return next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "bin")

@@ -1,0 +1,106 @@
+"""The index of a folder of shards: where each sample lies, so that any is read without scanning.
+
+`index.json` names the shards; `index.npy` holds a row a sample and is mapped, not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muco.core.errors import DataError
+
+INDEX_VERSION = 1
+INDEX_JSON, INDEX_ROWS = "index.json", "index.npy"
+
+ROW = np.dtype([("shard", "<u4"), ("key", "<u4"), ("offset", "<u8"), ("size", "<u8")])
+"""A sample: its shard's number, its key (nine digits in the tar), where its entries begin, their bytes."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file."""
+
+    file: str
+    num_bytes: int
+    num_samples: int
+    blake2b: str
+    """Hex digest of the whole file, 16 bytes."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the samples of one folder lie."""
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    rows: NDArray[np.void]
+    """`ROW` [samples], in the order in which they were written."""
+    about: dict[str, Any]
+    """What made the shards: source, settings, versions."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data: two folders with one fingerprint hold the same samples."""
+        from hashlib import blake2b
+
+        return blake2b("".join(shard.blake2b for shard in self.shards).encode(), digest_size=8).hexdigest()
+
+
+def write_index(
+    folder: Path,
+    shards: Sequence[Shard],
+    rows: Sequence[tuple[int, int, int, int]],
+    about: dict[str, Any],
+) -> None:
+    """Write both files; the JSON last, so that a folder with one is whole."""
+    np.save(folder / INDEX_ROWS, np.array(rows, dtype=ROW))
+    meta = {"version": INDEX_VERSION, "about": about, "num_samples": len(rows)}
+    meta["shards"] = [asdict(shard) for shard in shards]
+    (folder / INDEX_JSON).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """Open the index and check that every shard is there in its length.
+
+    Raises:
+        DataError: no index, a broken one, no samples, or shards that do not fit it.
+    """
+    if not (folder / INDEX_JSON).is_file():
+        raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards")
+    try:
+        meta = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
+        version = meta["version"]
+        shards = tuple(Shard(**shard) for shard in meta["shards"]) if version == INDEX_VERSION else ()
+        rows = np.load(folder / INDEX_ROWS, mmap_mode="r")
+        about = meta["about"]
+        num_samples = meta["num_samples"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: the index is broken: {error}. Remove the folder and make it anew."
+        ) from None
+    if version != INDEX_VERSION:
+        raise DataError(f"{folder}: index version {version}; this muco reads {INDEX_VERSION}")
+    if num_samples == 0:
+        raise DataError(f"{folder}: the shards hold no sample")
+    if rows.dtype != ROW or len(rows) != num_samples:
+        raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards anew")
+    for shard in shards:
+        path = folder / shard.file
+        if not path.is_file():
+            raise DataError(f"{path}: missing, though the index names it")
+        if path.stat().st_size != shard.num_bytes:
+            raise DataError(
+                f"{path}: {path.stat().st_size:,} bytes, the index says {shard.num_bytes:,}; "
+                "the file was cut short or changed. Make the shards anew."
+            )
+    return ShardIndex(folder, shards, rows, about)

@@ -1,0 +1,75 @@
+"""Writing samples as WebDataset shards, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from muco.core.errors import DataError
+from muco.core.sample import Sample
+from muco.data.format import tar_bytes, to_members
+from muco.data.index import Shard, write_index
+
+_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    max_shard_bytes: int = 256 * 2**20,
+) -> None:
+    """Write `samples` to `folder`, which appears only when all of it is written.
+
+    Args:
+        samples: in the order in which the index will number them.
+        folder: must not exist, or be replaced by another process that wrote the same meanwhile.
+        about: what made the samples; kept in the index.
+        max_shard_bytes: a shard is closed once it is larger.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write(samples, beside, about, max_shard_bytes)
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise DataError(f"{folder}: the shards cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write(samples: Iterable[Sample], folder: Path, about: dict[str, Any], max_shard_bytes: int) -> None:
+    shards: list[Shard] = []
+    rows: list[tuple[int, int, int, int]] = []
+    pending = iter(samples)
+    sample = next(pending, None)
+    while sample is not None:
+        file = f"shard-{len(shards):06d}.tar"
+        digest, offset, first = blake2b(digest_size=16), 0, len(rows)
+        with open(folder / file, "wb") as tar:
+            while sample is not None and offset < max_shard_bytes:
+                data = tar_bytes(f"{len(rows):09d}", to_members(sample))
+                rows.append((len(shards), len(rows), offset, len(data)))
+                tar.write(data)
+                digest.update(data)
+                offset += len(data)
+                sample = next(pending, None)
+            tar.write(_END)
+            digest.update(_END)
+        size = offset + len(_END)
+        shards.append(Shard(file, size, len(rows) - first, digest.hexdigest()))
+    write_index(folder, shards, rows, about)

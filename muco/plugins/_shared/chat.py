@@ -1,0 +1,102 @@
+"""Chat templates: a dialogue as pieces of text and images, each turn ending in one embedding token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from muco.core.dialogue import Dialogue, Turn
+from muco.core.image import EncodedImage
+from muco.core.sample import Content
+
+EMB = "<|emb|>"
+"""The token whose last hidden state is a turn's embedding."""
+MASK = "<|mask|>"
+"""Stands for hidden words of a counterpart in the reconstruction turn."""
+VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+
+TemplateName = Literal["chatml", "bare"]
+"""chatml: Qwen's roles, as the public MuCo weights were trained. bare: the content and the embedding
+token alone, for models trained from scratch: they have no chat to remember, and half the tokens."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """Text of the template itself: special tokens in it are special."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """Text of a user or a data set: special tokens in it are ordinary characters."""
+
+    text: str
+
+
+Piece = Markup | Said | EncodedImage
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A dialogue in pieces: the shared prefix, then each turn's own, `EMB` among them."""
+
+    prefix: tuple[Piece, ...]
+    turns: tuple[tuple[Piece, ...], ...]
+
+
+def pieces_of(dialogue: Dialogue, template: TemplateName) -> Pieces:
+    """Return the dialogue's pieces; with isolated turns each follows the prefix directly."""
+    make = {"chatml": _chatml, "bare": _bare}[template]
+    return make(dialogue)
+
+
+def _chatml(dialogue: Dialogue) -> Pieces:
+    system = (
+        (Markup("<|im_start|>system\n"), Said(dialogue.system), Markup("<|im_end|>\n"))
+        if dialogue.system
+        else ()
+    )
+    prefix = (*system, Markup("<|im_start|>user\n"), *_images(dialogue.images, "\n"))
+    turns = []
+    for place, turn in enumerate(dialogue.turns):
+        follows = place > 0 and dialogue.context == "causal"
+        opening = (Markup("\n<|im_start|>user\n"),) if follows else ()
+        turns.append((*opening, *_chatml_turn(turn)))
+    return Pieces(prefix, tuple(turns))
+
+
+def _chatml_turn(turn: Turn) -> Iterator[Piece]:
+    """Yield the turn from within its first user message to the end of its embedding's message."""
+    for place, message in enumerate(turn.messages):
+        if place:
+            yield Markup(f"<|im_start|>{message.role}\n")
+        yield from _content(message.content, "\n")
+        yield Markup("<|im_end|>\n")
+    yield Markup(f"<|im_start|>assistant\n{EMB}<|im_end|>")
+
+
+def _bare(dialogue: Dialogue) -> Pieces:
+    system = (Said(dialogue.system),) if dialogue.system else ()
+    turns = tuple(
+        (*(piece for message in turn.messages for piece in _content(message.content, "")), Markup(EMB))
+        for turn in dialogue.turns
+    )
+    return Pieces((*system, *_images(dialogue.images, "")), turns)
+
+
+def _content(content: Content, end: str) -> Iterator[Piece]:
+    """Yield the images, then the text closed by `end` unless it closes itself."""
+    yield from _images(content.images, end)
+    if content.text:
+        yield Said(content.text.removesuffix(end) if end else content.text)
+        if end:
+            yield Markup(end)
+
+
+def _images(images: tuple[EncodedImage, ...], end: str) -> Iterator[Piece]:
+    for image in images:
+        yield Markup(VISION_START)
+        yield image
+        yield Markup(VISION_END + end)

@@ -1,0 +1,194 @@
+"""The world of drawn scenes: a few coloured shapes on a 3 x 3 grid, every fact about them known.
+
+One arrangement of objects in eight is held out, by a hash of what it shows: training never draws it,
+on whatever background, and the `scenes` suite asks about nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from muco.core.component import ComponentConfig
+from muco.core.errors import MucoError, did_you_mean
+from muco.core.ids import stable_id
+
+Shape = Literal["circle", "square", "triangle", "star", "diamond", "cross", "heart", "arrow", "moon", "ring"]
+Color = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "gray"]
+Size = Literal["small", "large"]
+Place = Literal[
+    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"
+]  # fmt: skip
+Background = Literal[
+    "white", "pale gray", "pale pink", "pale yellow", "pale green", "pale blue",
+    "black", "dark gray", "dark red", "dark green", "dark blue", "dark purple",
+]  # fmt: skip
+Attribute = Literal["color", "shape", "size", "place", "background"]
+Split = Literal["train", "held_out"]
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+COLORS: tuple[Color, ...] = get_args(Color)
+SIZES: tuple[Size, ...] = get_args(Size)
+PLACES: tuple[Place, ...] = get_args(Place)
+"""In reading order."""
+BACKGROUNDS: tuple[Background, ...] = get_args(Background)
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
+
+CELLS = {place: divmod(index, 3) for index, place in enumerate(PLACES)}
+"""Row and column of each place."""
+
+ONE_HELD_OUT_IN = 8
+MAX_DRAWS = 1000
+"""Draws before a split is taken for empty; a split that holds one scene in eight never needs them."""
+
+
+def check_known(value: Any, kind: str, names: tuple[str, ...]) -> Any:
+    """Return `value`; raise ValueError, with the nearest of `names` and all of them, if it is none."""
+    if value not in names:
+        near = did_you_mean(str(value), names)
+        raise ValueError(f"no {kind} {value!r}.{near} Known: {', '.join(names)}")
+    return value
+
+
+def known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
+    """Return the check as a validator."""
+    return BeforeValidator(lambda value: check_known(value, kind, names))
+
+
+def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `values`; raise ValueError when one is there twice."""
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"given twice: {', '.join(twice)}")
+    return values
+
+
+class SceneWorld(ComponentConfig):
+    """What scenes are made of; a source and a suite that belong together share these settings."""
+
+    image_size_pixels: Annotated[int, Field(ge=32, le=2048)] = 56
+    """Height and width. Small shapes are hard to tell apart below 56."""
+    shapes: Annotated[tuple[Annotated[Shape, known("shape", SHAPES)], ...], AfterValidator(distinct)] = (
+        SHAPES[:6]
+    )
+    """The shapes that objects have: some of circle, square, triangle, star, diamond, cross, heart,
+    arrow, moon, ring."""
+    colors: Annotated[tuple[Annotated[Color, known("color", COLORS)], ...], AfterValidator(distinct)] = (
+        COLORS[:8]
+    )
+    """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
+    brown, gray."""
+    num_objects: Annotated[int, Field(ge=1, le=len(PLACES), validate_default=True)] = 2
+    """Objects in a picture, all of different shape, colour and place: at most 9, and no more than
+    there are shapes and colours."""
+
+    @field_validator("num_objects")
+    @classmethod
+    def _names_suffice(cls, num_objects: int, info: ValidationInfo) -> int:
+        for key in ("shapes", "colors"):
+            if len(names := info.data.get(key, PLACES)) < num_objects:
+                raise ValueError(
+                    f"{num_objects} objects need as many different {key}, and `{key}` has "
+                    f"{len(names)}. Lower `num_objects` or add {key}"
+                )
+        return num_objects
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """A shape on the grid, with the chance in its drawing."""
+
+    shape: Shape
+    color: Color
+    size: Size
+    place: Place
+    jitter: tuple[float, float, float]
+    """Off-centre to the right, downwards, and larger; each from -1 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture before it is drawn: no two objects share a shape, a colour or a place."""
+
+    objects: tuple[SceneObject, ...]
+    """In no particular order; a change keeps it, so an index names an object."""
+    background: Background
+    shade: tuple[int, int, int]
+    """Added to the background's red, green and blue."""
+    dust_seed: int
+    """Places faint specks on the background: no two pictures are equal."""
+
+    @property
+    def arrangement(self) -> str:
+        """What the objects are: equal for scenes that differ by background or chance only."""
+        parts = (f"{it.size} {it.color} {it.shape}, {it.place}" for it in reading_order(self))
+        return "; ".join(parts)
+
+    @property
+    def facts(self) -> str:
+        """What the picture shows: equal for scenes that differ by chance only."""
+        return f"{self.arrangement}; {self.background}"
+
+    @property
+    def split(self) -> Split:
+        """The split that the arrangement belongs to, whatever the settings and the seed."""
+        held_out = stable_id("scenes", self.arrangement) % ONE_HELD_OUT_IN == 0
+        return "held_out" if held_out else "train"
+
+
+def reading_order(scene: Scene) -> list[SceneObject]:
+    """Return the objects line by line, from left to right."""
+    return sorted(scene.objects, key=lambda it: CELLS[it.place])
+
+
+def seeded(*parts: str | int) -> random.Random:
+    """Return the generator that belongs to these words and numbers."""
+    return random.Random(stable_id("scenes", *map(str, parts)))
+
+
+def draw_scene(world: SceneWorld, rng: random.Random, split: Split) -> Scene:
+    """Return a scene of the split.
+
+    Raises:
+        MucoError: the world is so small that the split is empty.
+    """
+    for _ in range(MAX_DRAWS):
+        scene = _draw_any(world, rng)
+        if scene.split == split:
+            return scene
+    raise MucoError(
+        f"scenes: none of {MAX_DRAWS} scenes drawn belongs to the {split} split: too few can be made of "
+        f"{len(world.shapes)} shapes and {len(world.colors)} colors, {world.num_objects} at a time. "
+        "Add shapes or colors."
+    )
+
+
+def _draw_any(world: SceneWorld, rng: random.Random) -> Scene:
+    count = world.num_objects
+    traits = zip(
+        rng.sample(world.shapes, count),
+        rng.sample(world.colors, count),
+        rng.choices(SIZES, k=count),
+        rng.sample(PLACES, count),
+        strict=True,
+    )
+    objects = tuple(SceneObject(*trait, jitter=_jitter(rng)) for trait in traits)
+    return Scene(objects, rng.choice(BACKGROUNDS), _shade(rng), rng.getrandbits(32))
+
+
+def _jitter(rng: random.Random) -> tuple[float, float, float]:
+    return rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-1, 1)
+
+
+def _shade(rng: random.Random) -> tuple[int, int, int]:
+    return rng.randint(-5, 5), rng.randint(-5, 5), rng.randint(-5, 5)
+
+
+def drawn_again(scene: Scene, rng: random.Random) -> Scene:
+    """Return the same objects on another background, with other chance in their drawing."""
+    objects = tuple(replace(it, jitter=_jitter(rng)) for it in scene.objects)
+    others: list[Background] = [name for name in BACKGROUNDS if name != scene.background]
+    return Scene(objects, rng.choice(others), _shade(rng), rng.getrandbits(32))

@@ -1,0 +1,39 @@
+"""A small tokenizer trained on the data, for backbones that start from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE: any text can be encoded, and common words are one token.
+
+    Args:
+        texts: what to learn from; the same texts give the same tokenizer.
+        vocab_size: at most this many tokens, the 256 bytes and the special tokens among them.
+        special_tokens: the first is the padding token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=special_tokens[0],
+        additional_special_tokens=list(special_tokens[1:]),
+    )

@@ -1,0 +1,172 @@
+"""The Qwen-VL backbone: pretrained or from scratch, causal or isolated turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+
+from muco.core.backbone import Backbone
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError, MucoError
+from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.chat import EMB, MASK, TemplateName
+from muco.plugins._shared.strand import branch_mask
+from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
+from muco.plugins.backbones.qwen_vl.scratch import (
+    ScratchSettings,
+    scratch_config,
+    scratch_tokenizer,
+)
+
+_FAMILIES = ("qwen2_vl",)
+_UNUSED_WEIGHTS = ("lm_head.",)
+"""The head of a generating checkpoint; an embedder has none."""
+
+
+class QwenVL(Backbone):
+    """Qwen2-VL without its language-model head.
+
+    References:
+        Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
+    """
+
+    class Config(ComponentConfig):
+        pretrained: str | None = None
+        """Folder or hub name of a checkpoint in the transformers layout."""
+        scratch: ScratchSettings | None = None
+        """Random weights of this size instead, and a tokenizer trained on the training texts."""
+        template: TemplateName = "chatml"
+        """chatml: Qwen's roles. bare: content and embedding token alone, for models from scratch."""
+        min_pixels: PositiveInt = 256 * 28 * 28
+        """Smaller images are enlarged to this area."""
+        max_pixels: PositiveInt = 1280 * 28 * 28
+        """Larger images are reduced to this area."""
+        dtype: Literal["float32", "bfloat16"] = "float32"
+        """Of the weights."""
+
+        @model_validator(mode="after")
+        def _one_origin(self) -> QwenVL.Config:
+            if (self.pretrained is None) == (self.scratch is None):
+                raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+            if self.min_pixels > self.max_pixels:
+                raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+            return self
+
+    @classmethod
+    def offers(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"causal_context", "isolated_turns", "image_targets"})
+
+    def __init__(self, model: nn.Module, processor: QwenVLProcessor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.hidden_dim = model.config.get_text_config().hidden_size  # type: ignore[union-attr]
+
+    @classmethod
+    def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
+        from transformers import AutoTokenizer, Qwen2VLModel
+
+        if config.scratch is None:
+            assert config.pretrained is not None
+            model = _pretrained(config.pretrained, config.dtype)
+            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+            _add_tokens(model, tokenizer)
+            return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+        tokenizer = scratch_tokenizer(config.scratch, texts)
+        model = Qwen2VLModel(scratch_config(config.scratch, tokenizer)).to(_dtype(config.dtype))
+        return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+
+    @classmethod
+    def load(cls, config: Config, folder: Path) -> Self:
+        from transformers import AutoTokenizer
+
+        model = _pretrained(str(folder), config.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        self.processor.save(folder)
+
+    def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
+        tensors = inputs.tensors
+        embeds_RLH = self.model.get_input_embeddings()(tensors["input_ids"])  # type: ignore[operator]
+        features = images or self.encode_images(inputs)
+        if features is not None:
+            embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
+        branches = tensors.get("branches")
+        hidden_RLH = self.model.language_model(  # type: ignore[operator]
+            inputs_embeds=embeds_RLH,
+            attention_mask=None if branches is None else branch_mask(branches),
+            position_ids=tensors["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
+        return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+
+    def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
+        if "pixel_values" not in inputs.tensors:
+            return None
+        found = self.model.get_image_features(  # type: ignore[operator]
+            inputs.tensors["pixel_values"], inputs.tensors["image_grid_thw"]
+        ).pooler_output
+        return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+
+
+def _place(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
+    """Return the embeddings with image features in place of the placeholder's."""
+    flat = embeds_RLH.flatten(0, 1)
+    return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)
+
+
+def _pretrained(name: str, dtype: str) -> Any:
+    """Load a checkpoint; a weight that is missing or unexpected is an error, never random."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        family = AutoConfig.from_pretrained(name).model_type
+        if family not in _FAMILIES:
+            raise MucoError(f"{name} is a {family} model; qwen_vl loads {', '.join(_FAMILIES)}")
+        model, report = AutoModel.from_pretrained(name, dtype=_dtype(dtype), output_loading_info=True)
+    except OSError as error:
+        raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
+    strange = [key for key in report["unexpected_keys"] if not key.startswith(_UNUSED_WEIGHTS)]
+    wrong = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(strange),
+        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{what}: {', '.join(keys[:5])}" for what, keys in wrong.items() if keys)
+        raise DataError(f"{name}: the weights do not fit a {family} model. {told}")
+    return model
+
+
+def _add_tokens(model: Any, tokenizer: Any) -> None:
+    """Add `<|emb|>` and `<|mask|>`; the matrix grows only where its spare rows do not suffice."""
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [EMB, MASK]}, replace_extra_special_tokens=False
+    )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def _image_processor(config: QwenVL.Config, model: Any) -> Any:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    vision = model.config.vision_config
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

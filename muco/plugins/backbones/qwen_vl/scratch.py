@@ -1,0 +1,88 @@
+"""A small Qwen2-VL with random weights, its tokenizer trained on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import PositiveInt
+
+from muco.core.component import ComponentConfig
+from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VISION_END, VISION_START
+from muco.plugins._shared.scratch_tokenizer import train_tokenizer
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    VISION_START,
+    VISION_END,
+    IMAGE_PAD,
+    "<|video_pad|>",
+    EMB,
+    MASK,
+)
+
+
+class ScratchSettings(ComponentConfig):
+    """The size of a Qwen2-VL built from random weights."""
+
+    hidden_dim: PositiveInt = 128
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    num_kv_heads: PositiveInt = 2
+    mlp_dim: PositiveInt = 512
+    vision_dim: PositiveInt = 128
+    vision_layers: PositiveInt = 4
+    vision_heads: PositiveInt = 4
+    patch_size_pixels: PositiveInt = 14
+    merge_size: PositiveInt = 2
+    """Patches a side that become one token."""
+    vocab_size: PositiveInt = 1024
+    """At most this many tokens are learnt from the data."""
+
+
+def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
+    """Train the tokenizer; its special tokens carry Qwen2-VL's names."""
+    return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
+
+
+def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
+    """Return the `Qwen2VLConfig` of that size, for that tokenizer."""
+    from transformers import Qwen2VLConfig
+
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+    half = settings.hidden_dim // settings.num_heads // 2
+    temporal = half // 4
+    height = (half - temporal) // 2
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": settings.hidden_dim,
+            "intermediate_size": settings.mlp_dim,
+            "num_hidden_layers": settings.num_layers,
+            "num_attention_heads": settings.num_heads,
+            "num_key_value_heads": settings.num_kv_heads,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [temporal, height, half - temporal - height],
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": settings.vision_layers,
+            "embed_dim": settings.vision_dim,
+            "hidden_size": settings.hidden_dim,
+            "num_heads": settings.vision_heads,
+            "patch_size": settings.patch_size_pixels,
+            "spatial_merge_size": settings.merge_size,
+        },
+        image_token_id=ids[IMAGE_PAD],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+    )

@@ -1,0 +1,48 @@
+"""One pair, one dialogue: the packing of every embedder before MuCo, and the baseline to hold against."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.dialogue import Dialogue, DialoguePair
+from muco.core.packer import Packer
+from muco.core.sample import Content, Sample
+from muco.plugins._shared.prompting import SYSTEM, alone, draw_query, for_inference, turn_key
+
+
+class SingleTurn(Packer):
+    """Give every query and every target a dialogue of its own."""
+
+    class Config(ComponentConfig):
+        turns: Literal["one", "all"] = "one"
+        """one: a pair drawn from each sample. all: every pair, the image encoded anew for each."""
+        system: str = SYSTEM
+        """Opens every dialogue; empty for none."""
+
+    @classmethod
+    def offers(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"independent_targets"})
+
+    def __init__(self, config: Config) -> None:
+        self.turns = config.turns
+        self.system = config.system
+
+    def pack(
+        self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
+    ) -> DialoguePair:
+        chosen = range(len(sample.pairs))
+        if self.turns == "one":
+            chosen = [sample_random.randrange(len(sample.pairs))]
+        queries, targets = [], []
+        for index in chosen:
+            pair, key = sample.pairs[index], turn_key(sample, index)
+            asked = draw_query(pair, sample_random)
+            query = Content(asked.text, sample.images + asked.images)
+            queries.append(alone(query, key, system=self.system))
+            targets.append(alone(pair.target, key, system=self.system))
+        return DialoguePair(tuple(queries), tuple(targets))
+
+    def inference(self, content: Content) -> Dialogue:
+        return for_inference(content, system=self.system)

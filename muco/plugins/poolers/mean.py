@@ -1,0 +1,32 @@
+"""The mean of a turn's own hidden states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muco.core.component import ComponentConfig
+from muco.core.pooler import Pooler
+from muco.core.turns import TurnStates
+
+
+class Mean(Pooler):
+    """Average the states of each turn's span; the shared prefix is not in it."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def __init__(self, config: Config, *, hidden_dim: int) -> None:
+        super().__init__()
+        self.embedding_dim = hidden_dim
+
+    def pool(self, states: TurnStates) -> Tensor:
+        places = states.places
+        length_N = places.stop - places.start
+        # Every turn's tokens side by side: token t of the list belongs to turn `owner_T[t]`.
+        owner_T = torch.repeat_interleave(length_N)
+        first_N = length_N.cumsum(0) - length_N
+        within_T = torch.arange(len(owner_T), device=owner_T.device) - first_N[owner_T]
+        token_TH = states.hidden[places.start[owner_T] + within_T].float()
+        sum_NH = token_TH.new_zeros(len(length_N), token_TH.shape[1]).index_add_(0, owner_T, token_TH)
+        return sum_NH / length_N[:, None]

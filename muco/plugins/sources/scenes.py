@@ -1,0 +1,112 @@
+"""Drawn scenes with exact ground truth: a data set that needs no download."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
+
+from muco.core.component import Feature
+from muco.core.sample import Content, Pair, Sample
+from muco.core.source import Source
+from muco.plugins._shared.scene import SceneWorld, check_known, draw_scene, seeded
+from muco.plugins._shared.scene_drawing import draw_image
+from muco.plugins._shared.scene_questions import QUESTIONS
+from muco.plugins._shared.scene_tasks import PAIR_TASKS, PairTask
+
+PAIR_WEIGHTS: dict[PairTask, float] = {
+    "caption_to_image": 3.0,
+    "edit_to_image": 3.0,
+    "crop_grounding": 3.0,
+    "same_scene": 1.0,
+    "caption_paraphrase": 1.0,
+    "caption_to_captioned_image": 1.0,
+    "edit_to_captioned_image": 1.0,
+    "same_scene_to_captioned_image": 1.0,
+}
+
+
+class Scenes(Source):
+    """Draw coloured shapes, and ask about them as M3T and MMEB ask about photographs.
+
+    A share of the samples are turns: one picture and the seven questions of M3T. The others hold one
+    pair each, and between them they lead from text, image and both to text, image and both. Sample i
+    depends on the settings, the seed and i alone.
+
+    One arrangement of objects in eight is held out for the `scenes` suite, by a hash of what it
+    shows. None is ever drawn or captioned here, on either side of a pair and on whatever background,
+    for any seed and settings.
+
+    References:
+        Gu et al. 2026, arXiv:2602.06393: M3T, seven kinds of question about one image.
+        Jiang et al. 2024, arXiv:2410.05160: MMEB, instructions before queries of any modality.
+    """
+
+    class Config(SceneWorld):
+        num_samples: PositiveInt = 12000
+        """Samples in the data set."""
+        seed: NonNegativeInt = 0
+        """Other seeds, other samples."""
+        turn_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+        """The share of samples with the seven turns, from 0 to 1; the others are single pairs."""
+        pairs: dict[PairTask, NonNegativeFloat] = PAIR_WEIGHTS
+        """Kinds of single pair and their weights; a kind that is left out does not occur."""
+
+        @field_validator("pairs", mode="before")
+        @classmethod
+        def _kinds_exist(cls, pairs: Any) -> Any:
+            for kind in pairs if isinstance(pairs, dict) else ():
+                check_known(kind, "kind of pair", tuple(PAIR_TASKS))
+            return pairs
+
+        @field_validator("pairs")
+        @classmethod
+        def _some_weight(cls, pairs: dict[PairTask, float]) -> dict[PairTask, float]:
+            if not any(pairs.values()):
+                raise ValueError(
+                    "no kind of pair has a weight above 0. Give one a weight; or, for turns alone, set "
+                    "`turn_share: 1` and leave `pairs` out"
+                )
+            return pairs
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        image_targets = any(
+            config.pairs.get(name) for name, task in PAIR_TASKS.items() if task.has_image_targets
+        )
+        return frozenset({"image_targets"} if config.turn_share < 1 and image_targets else ())
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.weights = {name: config.pairs.get(name, 0.0) for name in PAIR_TASKS}
+
+    def __len__(self) -> int:
+        return self.config.num_samples
+
+    def samples(self, start: int = 0) -> Iterator[Sample]:
+        for index in range(start, len(self)):
+            rng = seeded("train", self.config.seed, index)
+            draw = self._turns if rng.random() < self.config.turn_share else self._single_pair
+            yield draw(f"{index:09d}", rng)
+
+    def _turns(self, sample_id: str, rng: random.Random) -> Sample:
+        scene = draw_scene(self.config, rng, "train")
+        pairs = []
+        for question in QUESTIONS:
+            subject = rng.randrange(len(scene.objects))
+            queries = tuple(map(Content, question.queries(scene, subject)))
+            pairs.append(Pair(question.task, queries, Content(question.answer(scene, subject))))
+        image = draw_image(scene, self.config.image_size_pixels)
+        return Sample(sample_id, "scenes", (image,), tuple(pairs))
+
+    def _single_pair(self, sample_id: str, rng: random.Random) -> Sample:
+        (name,) = rng.choices(list(self.weights), list(self.weights.values()))
+        task = PAIR_TASKS[name]
+        problem = task.pose(self.config, rng, "train")
+        pair = Pair(name, tuple(map(Content, problem.queries)), task.content(problem.right, self.config))
+        images = ()
+        if problem.picture is not None:
+            images = (draw_image(problem.picture, self.config.image_size_pixels),)
+        return Sample(sample_id, "scenes", images, (pair,))

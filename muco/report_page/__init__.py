@@ -1,0 +1,1 @@
+"""The report page of a run: its files read, its charts laid out, its templates."""

@@ -1,0 +1,250 @@
+"""A run from its recipe to its report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rich.console import Console
+from rich.progress import track
+
+from muco.core.errors import MucoError
+from muco.core.recipe import Recipe
+from muco.run_folder import RunFolder, blocks_resume, differences, versions
+
+Only = Literal["train", "evaluate"]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    only: Only | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train, evaluate and report.
+
+    Args:
+        recipe: a validated recipe.
+        folder: where the run goes; by default `runs/<name>` of the working folder.
+        resume: go on from the last checkpoint.
+        fresh: remove the run that is there.
+        only: one part of the run.
+        console: what is told; by default the terminal.
+
+    Returns:
+        The contents of summary.json.
+
+    Raises:
+        MucoError: something that the user can mend; another run in the folder among them.
+    """
+    console = console or Console()
+    place = RunFolder(folder or Path("runs") / recipe.name)
+    began = time.perf_counter()
+    if fresh:
+        place.clear()
+    done = _look_around(place, recipe, resume, only)
+    if done is not None:
+        console.print(f"{place.path}: this run is done; --fresh runs it again", highlight=False)
+    else:
+        done = _run(recipe, place, only, console, began)
+    _tell(done, place, console)
+    return done
+
+
+def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> dict[str, Any] | None:
+    """Return the summary of a run that is done; raise where another run is in the way."""
+    old = place.recipe()
+    if old is None:
+        if only == "evaluate":
+            raise MucoError(f"{place.path}: no run to evaluate; train it first, without --only evaluate")
+        return None
+    changed = differences(old, recipe.dump())
+    if not changed and only is None and _covers(place.summary(), recipe):
+        return place.summary()
+    blocking = [each for each in changed if blocks_resume(each)]
+    if blocking:
+        raise MucoError(
+            f"{place.path} holds another run. Its recipe differs in\n  "
+            + "\n  ".join(blocking[:12])
+            + "\nGive this run another `--set name=...`, or remove the old one with --fresh."
+        )
+    if not resume and only != "evaluate":
+        raise MucoError(
+            f"{place.path} holds an unfinished run of this recipe. "
+            "Go on with --resume, or start over with --fresh."
+        )
+    return None
+
+
+def _covers(summary: dict[str, Any] | None, recipe: Recipe) -> bool:
+    """Say whether a summary holds all that the recipe asks for."""
+    if summary is None or summary["steps"] < recipe.train.num_steps:
+        return False
+    return all(f"{suite.name}/mean" in summary["metrics"] for suite in recipe.evaluate.suites)
+
+
+def _run(
+    recipe: Recipe, place: RunFolder, only: Only | None, console: Console, began: float
+) -> dict[str, Any]:
+    import torch
+
+    from muco.training.checkpoint import Progress, checkpoints
+
+    _quiet_libraries()
+    place.path.mkdir(parents=True, exist_ok=True)
+    before = place.environment()
+    if before is not None:
+        # Sums split over another number of threads round differently.
+        torch.set_num_threads(before["num_threads"])
+    place.write_recipe(recipe)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    place.write_environment(device=device, num_threads=torch.get_num_threads())
+
+    saved = checkpoints(place.path)
+    progress = saved[-1].progress() if saved else Progress()
+    if only != "evaluate":
+        progress = _train(recipe, place, console)
+    summary = {
+        "name": recipe.name,
+        "steps": progress.step,
+        "samples_seen": progress.samples_seen,
+        "pairs_seen": progress.pairs_seen,
+        "train_seconds": round(progress.train_seconds, 2),
+        "wall_seconds": 0.0,
+        "metrics": {},
+    }
+    if only != "train":
+        summary["metrics"] = _evaluate(recipe, place, progress.step, console)
+    earlier = (place.summary() or {}).get("wall_seconds", 0.0) if only == "evaluate" else 0.0
+    summary["wall_seconds"] = round(earlier + time.perf_counter() - began, 2)
+    place.write_summary(summary)
+
+    from muco.report import write_report
+
+    write_report(place.path)
+    return summary
+
+
+def _train(recipe: Recipe, place: RunFolder, console: Console) -> Any:
+    from muco.training.batches import StepBatches
+    from muco.training.build import build_model, build_packer, build_sampler, make, open_data
+    from muco.training.checkpoint import Progress, checkpoints, restore
+    from muco.training.trainer import Trainer
+
+    def show(samples: Iterable[Any], number: int) -> Iterable[Any]:
+        return _track(samples, number, "making shards", console)
+
+    readers = open_data(recipe, show)
+    sampler = build_sampler(recipe, readers)
+    saved = checkpoints(place.path)
+    optimizer_state = None
+    if saved:
+        progress = saved[-1].progress()
+        model, optimizer_state = restore(saved[-1], recipe, make(recipe.loss))
+        console.print(f"resuming after step {progress.step}", highlight=False)
+    else:
+        progress = Progress()
+        model = build_model(recipe, readers)
+    batches = StepBatches(
+        readers=readers,
+        sampler=sampler,
+        packer=build_packer(recipe),
+        processor=model.encoder.backbone.processor,
+        samples_per_step=recipe.train.samples_per_step,
+        seed=recipe.seed,
+        chunk_tokens=recipe.train.chunk_tokens,
+    )
+    size = sum(weight.numel() for weight in model.encoder.parameters())
+    samples = sum(map(len, readers.values()))
+    console.print(
+        f"{recipe.name}: {size / 1e6:.1f}M parameters, {samples:,} samples, "
+        f"{batches.steps_per_epoch} steps an epoch",
+        highlight=False,
+    )
+    if progress.step < recipe.train.num_steps:
+        Trainer(recipe, place.path, model, batches, progress, console, optimizer_state).train()
+    _publish(place)
+    return progress
+
+
+def _quiet_libraries() -> None:
+    """Keep transformers from drawing bars of its own over ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _publish(place: RunFolder) -> None:
+    """Put the last checkpoint's model where the run's model is looked for."""
+    from muco.training.checkpoint import checkpoints
+
+    beside = place.path / ".model.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(checkpoints(place.path)[-1].folder / "model", beside)
+    shutil.rmtree(place.model, ignore_errors=True)
+    beside.rename(place.model)
+
+
+def _evaluate(recipe: Recipe, place: RunFolder, step: int, console: Console) -> dict[str, float]:
+    import torch
+
+    from muco.evaluation.encode import Encoder
+    from muco.evaluation.run import run_suite, write_result
+    from muco.training.build import build_packer, make
+    from muco.training.model_folder import load_encoder, weights_hash
+
+    encoder = load_encoder(recipe, place.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    settings = recipe.evaluate
+    coder = Encoder(encoder, build_packer(recipe), batch_tokens=settings.batch_tokens)
+    metrics: dict[str, float] = {}
+    for ref in settings.suites:
+        result = run_suite(
+            ref.name,
+            make(ref),
+            coder,
+            ties=settings.ties,
+            gallery_queries=settings.gallery_queries,
+            track=lambda task: lambda chunks, number: _track(chunks, number, task, console),
+        )
+        depends_on = {
+            "weights": weights_hash(place.model),
+            "step": step,
+            "suite": ref.dump(),
+            "packer": recipe.packer.dump(),
+            "backbone": recipe.backbone.dump(),
+            "pooler": recipe.pooler.dump(),
+            "ties": settings.ties,
+            "versions": versions(),
+        }
+        write_result(result, place.eval, depends_on)
+        metrics |= result.metrics()
+        for warning in result.warnings:
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+    return metrics
+
+
+def _track(items: Iterable[Any], number: int, what: str, console: Console) -> Iterable[Any]:
+    """Show a bar on a terminal, else a line at the start."""
+    if not console.is_terminal:
+        console.print(f"{what}: {number:,}", highlight=False)
+        return items
+    return track(items, description=what, total=number, console=console, transient=True)
+
+
+def _tell(summary: dict[str, Any], place: RunFolder, console: Console) -> None:
+    metrics = cast(dict[str, float], summary["metrics"])
+    for name, score in metrics.items():
+        console.print(f"{name:<36} {score:.3f}", highlight=False)
+    console.print(
+        f"{summary['steps']} steps, {summary['pairs_seen']:,} pairs, {summary['wall_seconds']:.0f} s. "
+        f"Report: {place.path / 'report.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,165 @@
+"""A run's folder: what is in it, whose it is, and whether the run in it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muco.core.errors import MucoError
+from muco.core.recipe import Recipe
+
+_REPORTED = (
+    "muco",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "webdataset",
+)
+_FREE_ON_RESUME = (
+    "train.num_steps",
+    "train.num_workers",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "evaluate",
+)
+"""Keys that may differ between a run and its resumption: the steps already done do not depend on them."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>`."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return self.path / "model"
+
+    @property
+    def eval(self) -> Path:
+        """One result a suite."""
+        return self.path / "eval"
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return what a run that ended wrote; None for one that did not."""
+        return _json(self.path / "summary.json")
+
+    def environment(self) -> dict[str, Any] | None:
+        """Return what the run ran on."""
+        return _json(self.path / "environment.json")
+
+    def recipe(self) -> dict[str, Any] | None:
+        """Return the resolved recipe of the run in the folder; None where there is none."""
+        try:
+            return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, yaml.YAMLError) as error:
+            raise MucoError(f"{self.path / 'recipe.yaml'}: cannot be read: {error}") from error
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe; it runs again as it is."""
+        text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True, width=100)
+        write_text(self.path / "recipe.yaml", text)
+
+    def write_environment(self, *, device: str, num_threads: int) -> None:
+        """Write versions, device, threads, git commit and command."""
+        values = {
+            "versions": versions(),
+            "device": device,
+            "num_threads": num_threads,
+            "git_commit": git_commit(),
+            "command": sys.argv,
+        }
+        write_text(self.path / "environment.json", json.dumps(values, indent=1) + "\n")
+
+    def write_summary(self, values: dict[str, Any]) -> None:
+        """Write the run's result; from here on the run counts as ended."""
+        write_text(self.path / "summary.json", json.dumps(values, indent=1) + "\n")
+
+    def clear(self) -> None:
+        """Remove the run in the folder; a folder that holds no run is left alone.
+
+        Raises:
+            MucoError: the folder holds files, and no recipe.yaml among them.
+        """
+        if not self.path.exists():
+            return
+        if self.recipe() is None and any(self.path.iterdir()):
+            raise MucoError(f"{self.path} holds no muco run; --fresh will not remove it. Move it away.")
+        shutil.rmtree(self.path)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return `key: old -> new` for each leaf that differs between two resolved recipes."""
+    told = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            told += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            told.append(f"{prefix}{key}: {before} -> {after}")
+    return told
+
+
+def blocks_resume(difference: str) -> bool:
+    """Say whether a difference between recipes makes the steps already done another run's."""
+    return not difference.startswith(_FREE_ON_RESUME)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working folder, with `-dirty` where it has changes."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise MucoError(f"{path}: cannot be read: {error}") from error

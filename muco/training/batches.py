@@ -1,0 +1,162 @@
+"""From a step's number to what its rank encodes: plan, read, pack, collate, in a data worker."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from muco.core.backbone import Cost, Processor
+from muco.core.chunks import plan_chunks
+from muco.core.dialogue import Dialogue, DialoguePair
+from muco.core.errors import DataError
+from muco.core.ids import stable_id
+from muco.core.packer import Packer
+from muco.core.sample import Sample
+from muco.core.sampler import Catalog, Sampler
+from muco.core.turns import EncoderInputs, TurnIds
+from muco.data.read import ShardReader
+
+
+@dataclass(frozen=True)
+class SideInputs:
+    """Queries or targets of one rank's share of a step."""
+
+    chunks: tuple[EncoderInputs, ...]
+    """Each distinct dialogue once."""
+    row_index: Tensor
+    """int64 [N]: where each turn's embedding lies among the chunks' laid end to end."""
+    ids: TurnIds
+    """Of the N turns."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A sample that could not be read, and why."""
+
+    sample: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One rank's share of a step."""
+
+    step: int
+    epoch: int
+    queries: SideInputs
+    targets: SideInputs
+    samples: tuple[str, ...]
+    """Where the samples lie, in words."""
+    unreadable: tuple[Unreadable, ...]
+
+
+class StepBatches(Dataset[StepInputs]):
+    """Item `s` is the inputs of step `s`: a pure function of the step, whichever worker makes it."""
+
+    def __init__(
+        self,
+        *,
+        readers: Mapping[str, ShardReader],
+        sampler: Sampler,
+        packer: Packer,
+        processor: Processor,
+        samples_per_step: int,
+        seed: int,
+        chunk_tokens: int | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        self.readers = readers
+        self.catalog: Catalog = {name: len(reader) for name, reader in readers.items()}
+        self.sampler = sampler
+        self.packer = packer
+        self.processor = processor
+        self.samples_per_step = samples_per_step
+        self.seed = seed
+        self.budget = Cost(chunk_tokens, chunk_tokens) if chunk_tokens else None
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=samples_per_step)
+
+    def __getitem__(self, step: int) -> StepInputs:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        plan = self.sampler.plan(
+            self.catalog,
+            batch_size=self.samples_per_step,
+            seed=self.seed,
+            epoch=epoch,
+            position=position,
+        )
+        packed: dict[str, DialoguePair] = {}
+        broken: list[Unreadable] = []
+        for ref in plan.samples[self.rank :: self.num_ranks]:
+            reader = self.readers[ref.dataset]
+            name = f"{ref.dataset}/{reader.name(ref.index)}"
+            try:
+                packed[name] = self._pack(reader[ref.index], epoch, step)
+            except DataError as error:
+                broken.append(Unreadable(name, str(error)))
+        try:
+            queries, targets = self._sides(packed)
+        except DataError:
+            broken += self._sift(packed)
+            queries, targets = self._sides(packed)
+        return StepInputs(step, epoch, queries, targets, tuple(packed), tuple(broken))
+
+    def _sift(self, packed: dict[str, DialoguePair]) -> list[Unreadable]:
+        """Take out the samples that cannot be collated, a broken image among their dialogues."""
+        broken: list[Unreadable] = []
+        for name, pair in list(packed.items()):
+            try:
+                self.processor.collate(pair.queries + pair.targets + pair.negatives)
+            except DataError as error:
+                broken.append(Unreadable(name, str(error)))
+                del packed[name]
+        return broken
+
+    def _pack(self, sample: Sample, epoch: int, step: int) -> DialoguePair:
+        """Pack under generators that depend on what is packed alone."""
+        moment = (str(self.seed), str(epoch), str(step))
+        return self.packer.pack(
+            sample,
+            batch_random=random.Random(stable_id("batch", *moment)),
+            sample_random=random.Random(stable_id("sample", *moment, sample.dataset, sample.sample_id)),
+        )
+
+    def _sides(self, packed: Mapping[str, DialoguePair]) -> tuple[SideInputs, SideInputs]:
+        queries = [dialogue for pair in packed.values() for dialogue in pair.queries]
+        targets = [dialogue for pair in packed.values() for dialogue in pair.targets + pair.negatives]
+        return self._side(queries), self._side(targets)
+
+    def _side(self, dialogues: Sequence[Dialogue]) -> SideInputs:
+        """Collate each distinct dialogue once, and note which rows belong to each turn asked for."""
+        places: dict[object, int] = {}
+        distinct: list[Dialogue] = []
+        kinds: list[int] = []
+        for dialogue in dialogues:
+            kind = places.setdefault(dialogue.content_key, len(distinct))
+            if kind == len(distinct):
+                distinct.append(dialogue)
+            kinds.append(kind)
+        costs = [self.processor.count(dialogue) for dialogue in distinct] if self.budget else []
+        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget)
+        first_row: dict[int, int] = {}
+        row = 0
+        for place in (place for chunk in plan for place in chunk):
+            first_row[place] = row
+            row += len(distinct[place].turns)
+        rows = [
+            first_row[kind] + turn
+            for kind, dialogue in zip(kinds, dialogues, strict=True)
+            for turn in range(len(dialogue.turns))
+        ]
+        return SideInputs(
+            chunks=tuple(self.processor.collate([distinct[place] for place in chunk]) for chunk in plan),
+            row_index=torch.tensor(rows, dtype=torch.int64),
+            ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
+        )

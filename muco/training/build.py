@@ -1,0 +1,101 @@
+"""From a recipe to the parts of a run; the one place where names become objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from muco.core.backbone import Backbone
+from muco.core.encoder import TurnEncoder
+from muco.core.errors import MucoError
+from muco.core.loss import Loss
+from muco.core.packer import Packer
+from muco.core.pooler import Pooler
+from muco.core.recipe import ComponentRef, Recipe
+from muco.core.sampler import Sampler
+from muco.core.source import Source
+from muco.data.cache import Progress, cached_shards
+from muco.data.read import ShardReader
+
+_TEXTS_FROM = 2000
+"""Samples of each data set that a backbone may learn its tokenizer from."""
+
+
+def make(ref: ComponentRef[Any]) -> Any:
+    """Return the component of a kind that is built from its settings alone."""
+    return cast(Any, ref.cls)(ref.config)
+
+
+def open_data(recipe: Recipe, progress: Progress) -> dict[str, ShardReader]:
+    """Return a reader for each data set, making shards that a source is to provide.
+
+    Raises:
+        MucoError: shards that are not there, or do not fit their index.
+    """
+    readers = {}
+    for name, settings in recipe.data.items():
+        if settings.source is not None:
+            source: Source = make(settings.source)
+            folder = cached_shards(settings.source.name, settings.source.config, source, progress)
+        else:
+            folder = Path(cast(str, settings.shards)).expanduser()
+        readers[name] = ShardReader(folder)
+    return readers
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained: the encoder, and the loss where it has parameters."""
+
+    encoder: TurnEncoder
+    loss: Loss
+
+
+def build_model(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Model:
+    """Return the untrained model; random weights follow from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    backbone: Backbone = cast(Any, recipe.backbone.cls).build(recipe.backbone.config, texts=_texts(readers))
+    return Model(with_pooler(recipe, backbone), make(recipe.loss))
+
+
+def with_pooler(recipe: Recipe, backbone: Backbone) -> TurnEncoder:
+    """Return the encoder of a backbone and the recipe's pooler."""
+    pooler: Pooler = cast(Any, recipe.pooler.cls)(recipe.pooler.config, hidden_dim=backbone.hidden_dim)
+    return TurnEncoder(backbone, pooler)
+
+
+def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:
+    """Return the sampler.
+
+    Raises:
+        MucoError: an epoch would end in a batch of one sample, which has no negative.
+    """
+    sampler: Sampler = make(recipe.sampler)
+    catalog = {name: len(reader) for name, reader in readers.items()}
+    size = recipe.train.samples_per_step
+    last = sampler.num_batches(catalog, batch_size=size) - 1
+    plan = sampler.plan(catalog, batch_size=size, seed=recipe.seed, epoch=0, position=last)
+    if len(plan.samples) == 1 and recipe.train.num_steps > last:
+        raise MucoError(
+            f"train.samples_per_step: {sum(catalog.values()):,} samples in batches of {size} leave one for "
+            "the last batch of an epoch, and one sample has no negatives. Take another batch size."
+        )
+    return sampler
+
+
+def build_packer(recipe: Recipe) -> Packer:
+    """Return the packer."""
+    return make(recipe.packer)
+
+
+def _texts(readers: Mapping[str, ShardReader]) -> Iterator[str]:
+    for reader in readers.values():
+        for number in islice(range(len(reader)), _TEXTS_FROM):
+            for pair in reader[number].pairs:
+                yield from (query.text for query in pair.queries)
+                yield pair.target.text

@@ -1,0 +1,111 @@
+"""Checkpoints: written beside, then renamed, so that one that has its name is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from muco.core.errors import DataError, MucoError
+from muco.core.recipe import Recipe
+from muco.training.build import Model
+from muco.training.model_folder import load_encoder, save_encoder
+
+
+@dataclass
+class Progress:
+    """How far a run has come; all that is not a tensor."""
+
+    step: int = 0
+    """Updates done."""
+    samples_seen: int = 0
+    pairs_seen: int = 0
+    tokens_seen: int = 0
+    unreadable: int = 0
+    train_seconds: float = 0.0
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last logged step."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder."""
+
+    folder: Path
+    step: int
+
+    def progress(self) -> Progress:
+        """Return how far the run had come."""
+        try:
+            return Progress(**json.loads((self.folder / "progress.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{self.folder}: broken checkpoint: {error}") from error
+
+
+def checkpoints(run_folder: Path) -> list[Checkpoint]:
+    """Return the run's checkpoints, oldest first."""
+    found = (run_folder / "checkpoints").glob("step-[0-9]*")
+    return sorted((Checkpoint(path, int(path.name[5:])) for path in found), key=lambda each: each.step)
+
+
+def save_checkpoint(
+    run_folder: Path, recipe: Recipe, model: Model, optimizer: Optimizer, progress: Progress
+) -> Path:
+    """Write a checkpoint and remove those beyond `train.keep_checkpoints`.
+
+    Raises:
+        MucoError: it cannot be written; the earlier ones stay.
+    """
+    parent = run_folder / "checkpoints"
+    folder = parent / f"step-{progress.step:06d}"
+    beside = parent / f".{folder.name}.partial"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_encoder(model.encoder, recipe, beside / "model")
+        state = {"optimizer": optimizer.state_dict(), "loss": model.loss.state_dict()}
+        torch.save(state, beside / "training.pt")
+        (beside / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+        for file in [path for path in beside.rglob("*") if path.is_file()]:
+            _sync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(beside, folder)
+        _sync(parent)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        kept = checkpoints(run_folder)
+        rest = f"The last good one is {kept[-1].folder}" if kept else "There is none yet"
+        raise MucoError(
+            f"the checkpoint of step {progress.step} cannot be written to {parent}: {error}\n"
+            f"{rest}. Make room and go on with --resume."
+        ) from error
+    for old in checkpoints(run_folder)[: -recipe.train.keep_checkpoints]:
+        shutil.rmtree(old.folder, ignore_errors=True)
+    return folder
+
+
+def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, dict[str, Any]]:
+    """Return the model of a checkpoint, and its optimizer's state."""
+    encoder = load_encoder(recipe, checkpoint.folder / "model")
+    try:
+        state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to go on from the one before."
+        ) from error
+    loss.load_state_dict(state["loss"])
+    return Model(encoder, loss), state["optimizer"]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

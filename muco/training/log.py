@@ -1,0 +1,77 @@
+"""What a run tells while it trains: train.jsonl, TensorBoard, a line or a bar on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG_FILE = "train.jsonl"
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drop the lines after `step` from a JSONL file: what a killed run wrote beyond its checkpoint."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # the last line of a run that was killed as it wrote
+            break
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class TrainLog:
+    """Opened for one stretch of training; a line is on disk before the next step begins."""
+
+    def __init__(self, run_folder: Path, *, start: int, num_steps: int, console: Console) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        cut_lines(run_folder / LOG_FILE, start)
+        self._file = open(run_folder / LOG_FILE, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start + 1)
+        self._console = console
+        self._num_steps = num_steps
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=num_steps, completed=start, note="")
+
+    def __enter__(self) -> TrainLog:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Log one line of values; `step` is among them."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        step = values["step"]
+        for name, value in values.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(f"train/{name}", value, step)
+        for name, value in values["counts"].items():
+            self._board.add_scalar(f"counts/{name}", value, step)
+        note = f"loss {values['loss']:.3f}  {values['pairs_per_second']:,.0f} pairs/s"
+        self._bar.update(self._task, note=note)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}/{self._num_steps}  {note}", highlight=False)

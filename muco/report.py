@@ -73,7 +73,7 @@ def _templates() -> Environment:
 
 
 def _own(name: str) -> Markup:
-    return Markup((_PAGE / name).read_text(encoding="utf-8"))  # noqa: S704
+    return Markup((_PAGE / name).read_text(encoding="utf-8"))
 
 
 def _policy(css: str, js: str) -> str:
@@ -89,7 +89,8 @@ def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
     for suite in run.suites:
         yield from (f"{suite.suite}: {warning}" for warning in suite.warnings)
     if training and training.broken_steps:
-        yield f"The loss is not finite in logged steps: {', '.join(map(str, training.broken_steps[:5]))}."
+        steps = training.broken_steps
+        yield f"Logged steps whose loss is not finite: {len(steps)}, the first is step {steps[0]}."
     if run.unreadable:
         yield f"Training left out samples that could not be read: {len(run.unreadable)}."
 

@@ -77,8 +77,9 @@ def value_axis(values: Sequence[float], *, num_ticks: int = 4) -> Axis:
     low, high = min(finite), max(finite)
     if low >= 0 and low < 0.6 * high:
         low = 0.0
-    if low == high:
-        low, high = (0.0, 2 * high) if high > 0 else (low - 1, high + 1)
+    if high - low <= max(1e-30, 1e-9 * abs(high)):  # a level curve runs through the middle
+        reach = abs(high) if abs(high) > 1e-30 else 1.0
+        low, high = low - reach, high + reach
     size = _round_size((high - low) / num_ticks)
     first, last = floor(low / size + 1e-9), ceil(high / size - 1e-9)
     return Axis(first * size, last * size, tuple(i * size for i in range(first, last + 1)))

@@ -91,17 +91,14 @@ def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Itera
 # How problems are posed.
 
 
-def about(question: Question, scene: Scene, subject: int) -> Problem:
-    """Return a question about an object of a scene, or about the whole."""
-    return Problem(question.queries(scene, subject), scene, View(scene, subject), _others(scene, subject))
+def _ask(question: Question, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
+    scene, subject = draw_scene(world, rng, split), rng.randrange(world.num_objects)
+    queries = question.queries(scene, subject)
+    return Problem(queries, scene, View(scene, subject), _others(scene, subject))
 
 
 def _others(scene: Scene, subject: int) -> tuple[View, ...]:
     return tuple(View(scene, other) for other in range(len(scene.objects)) if other != subject)
-
-
-def _ask(question: Question, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
-    return about(question, draw_scene(world, rng, split), rng.randrange(world.num_objects))
 
 
 def _tell(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from muco.plugins._shared.scene import Place, Scene, SceneObject, reading_order
+from muco.plugins._shared.scene import Scene, SceneObject, reading_order
 from muco.plugins._shared.scene_changes import Change
 
 
@@ -19,7 +19,7 @@ def listed(phrases: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def at(place: Place) -> str:
+def at(place: str) -> str:
     """Return where an object is, as in "at the top left"."""
     return f"in the {place}" if place == "center" else f"at the {place}"
 
@@ -56,7 +56,7 @@ def edit_text(scene: Scene, change: Change) -> str:
     it = scene.objects[change.subject]
     named = f"the {it.color} {it.shape}"
     if change.attribute == "place":
-        return f"put {named} {at(change.apply(scene).objects[change.subject].place)}"
+        return f"put {named} {at(change.value)}"
     if change.attribute == "shape":
         return f"turn {named} into {a(change.value)}"
     return f"make {named} {change.value}"

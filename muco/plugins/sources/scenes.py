@@ -80,7 +80,7 @@ class Scenes(Source):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.weights = {name: config.pairs.get(name, 0.0) for name in PAIR_TASKS}
+        self.weights: dict[PairTask, float] = {name: config.pairs.get(name, 0.0) for name in PAIR_TASKS}
 
     def __len__(self) -> int:
         return self.config.num_samples

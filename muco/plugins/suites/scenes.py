@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from math import comb
 from typing import Annotated, Any
 
@@ -36,9 +37,6 @@ from muco.plugins._shared.scene_tasks import (
 TaskName = TurnTask | PairTask
 TASKS: dict[TaskName, SceneTask] = {**TURN_TASKS, **PAIR_TASKS}
 
-BANK_PER_CANDIDATE = 20
-"""Right answers that the random wrong ones come from, for each candidate, also if queries are few."""
-
 
 class ScenesSuite(Suite):
     """Ask about held-out scenes; each query is searched among a few candidates of its own.
@@ -49,7 +47,7 @@ class ScenesSuite(Suite):
     A query's first candidate is the right one, all others are wrong. About half of these nearly fit:
     another object of the same picture, the picture before the edit, one attribute changed, one
     attribute traded between two objects; they may be of any split. The rest are right answers to
-    other queries of the task. All are made in the same words and by the same drawing.
+    other problems of the task. All are made in the same words and by the same drawing.
     """
 
     class Config(SceneWorld):
@@ -90,33 +88,41 @@ class ScenesSuite(Suite):
 
     def tasks(self) -> Iterable[Task]:
         for name in self.config.tasks:
-            yield self._task(name)
+            yield _TaskBuilder(name, self.config).build()
 
-    def _task(self, name: TaskName) -> Task:
-        num_queries, num_candidates = self.config.num_queries, self.config.num_candidates
-        num_problems = max(num_queries, BANK_PER_CANDIDATE * num_candidates)
-        problems = [self._problem(name, index) for index in range(num_problems)]
-        bank = [problem.right for problem in problems]
-        pool = _Pool(TASKS[name], self.config)
+
+class _TaskBuilder:
+    """Makes one task; problems are posed and contents made when they are first asked for."""
+
+    def __init__(self, name: TaskName, config: ScenesSuite.Config) -> None:
+        self.name: TaskName = name
+        self.config = config
+        self.task = TASKS[name]
+        self.pool: list[Content] = []
+        self._problem = cache(self._pose)
+        self._place = cache(self._add_to_pool)
+        self._place_by_id: dict[int, int] = {}
+
+    def build(self) -> Task:
         queries, candidates = [], []
-        for index, problem in enumerate(problems[:num_queries]):
-            rng = seeded("candidates", name, self.config.seed, index)
+        for index in range(self.config.num_queries):
+            rng = seeded("candidates", self.name, self.config.seed, index)
+            problem = self._problem(index)
             queries.append(self._query(problem, rng))
-            views = self._candidates(name, problem, bank, rng)
-            candidates.append(tuple(pool.index(view) for view in views))
+            candidates.append(tuple(map(self._place, self._candidates(problem, rng))))
         return Task(
-            name=name,
-            meta_task=TASKS[name].meta_task,
+            name=self.name,
+            meta_task=self.task.meta_task,
             queries=queries,
-            pool=pool.contents,
+            pool=self.pool,
             candidates=candidates,
             relevant=[row[:1] for row in candidates],
-            groups=("turns",) if name in TURN_TASKS else ("pairs",),
+            groups=("turns",) if self.name in TURN_TASKS else ("pairs",),
         )
 
-    def _problem(self, name: TaskName, index: int) -> Problem:
-        rng = seeded("held_out", name, self.config.seed, index)
-        return TASKS[name].pose(self.config, rng, "held_out")
+    def _pose(self, index: int) -> Problem:
+        rng = seeded("held_out", self.name, self.config.seed, index)
+        return self.task.pose(self.config, rng, "held_out")
 
     def _query(self, problem: Problem, rng: random.Random) -> Content:
         text = rng.choice(problem.queries)
@@ -124,51 +130,41 @@ class ScenesSuite(Suite):
             return Content(text)
         return Content(text, (draw_image(problem.picture, self.config.image_size_pixels),))
 
-    def _candidates(
-        self, name: TaskName, problem: Problem, bank: list[View], rng: random.Random
-    ) -> list[View]:
+    def _candidates(self, problem: Problem, rng: random.Random) -> list[View]:
         """Return the right view, then wrong ones: those that nearly fit, then random ones."""
-        key, wanted = TASKS[name].key, self.config.num_candidates
-        chosen = {key(problem.right): problem.right}
+        wanted = self.config.num_candidates
+        chosen = {self.task.key(problem.right): problem.right}
 
         def add(views: Iterable[View], up_to: int) -> None:
             views = iter(views)
             while len(chosen) < up_to and (view := next(views, None)) is not None:
-                chosen.setdefault(key(view), view)
+                chosen.setdefault(self.task.key(view), view)
 
         num_near = (wanted - 1) // 2
         add(rng.sample(problem.traps, len(problem.traps)), 1 + num_near // 2)
         add(near_views(problem, self.config, rng), 1 + num_near)
-        add((rng.choice(bank) for _ in range(len(bank))), wanted)
+        add(self._random_views(rng), wanted)
         add(near_views(problem, self.config, rng), wanted)
         if len(chosen) < wanted:
             raise MucoError(
-                f"scenes: {len(chosen)} different answers were found for a query of {name}, and "
+                f"scenes: {len(chosen)} different answers were found for a query of {self.name}, and "
                 f"`num_candidates` is {wanted}. Lower it, add shapes or colors, or list `tasks` without "
-                f"{name}."
+                f"{self.name}."
             )
         return list(chosen.values())
 
+    def _random_views(self, rng: random.Random) -> Iterator[View]:
+        """Yield right answers to problems of this task, those of the queries among them."""
+        num_problems = max(self.config.num_queries, 20 * self.config.num_candidates)
+        for _ in range(num_problems):
+            yield self._problem(rng.randrange(num_problems)).right
 
-class _Pool:
-    """Unique contents, each made when its view is first chosen."""
-
-    def __init__(self, task: SceneTask, world: SceneWorld) -> None:
-        self.contents: list[Content] = []
-        self._task = task
-        self._world = world
-        self._by_view: dict[View, int] = {}
-        self._by_content: dict[int, int] = {}
-
-    def index(self, view: View) -> int:
-        """Return the place of the view's content in `contents`."""
-        if view not in self._by_view:
-            content = self._task.content(view, self._world)
-            index = self._by_content.setdefault(content.content_id, len(self.contents))
-            if index == len(self.contents):
-                self.contents.append(content)
-            self._by_view[view] = index
-        return self._by_view[view]
+    def _add_to_pool(self, view: View) -> int:
+        content = self.task.content(view, self.config)
+        place = self._place_by_id.setdefault(content.content_id, len(self.pool))
+        if place == len(self.pool):
+            self.pool.append(content)
+        return place
 
 
 def _few_answers(world: Mapping[str, Any]) -> dict[TaskName, int]:

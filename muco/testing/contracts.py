@@ -1,0 +1,150 @@
+"""What any source, sampler, packer, pooler, loss and suite must keep; each raises AssertionError."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, cast
+
+import torch
+
+from muco.core.component import Component, ComponentConfig, Kind
+from muco.core.dialogue import DialoguePair, TurnKey
+from muco.core.loss import Loss
+from muco.core.packer import Packer
+from muco.core.pooler import Pooler
+from muco.core.registry import Registry
+from muco.core.sample import Content, Sample
+from muco.core.sampler import Sampler
+from muco.core.source import Source
+from muco.core.suite import Suite
+from muco.core.turns import TurnEmbeddings, TurnIds, TurnPlaces, TurnStates
+
+
+def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the class and its settings, having checked what every kind must keep."""
+    cls = registry.component(kind, name)
+    assert issubclass(cls, Component)
+    config = cls.Config.model_validate(dict(settings))
+    assert isinstance(config, ComponentConfig)
+    assert cls.Config.model_validate(config.model_dump(mode="json")) == config, "the settings change on a round trip"
+    for field, info in cls.Config.model_fields.items():
+        assert info.description, f"{name}.{field} has no docstring"
+    return cls, config
+
+
+def check_source(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
+    """The same settings give the same samples, from any start, as many as promised."""
+    cls, config = config_of(registry, "source", name, settings)
+    source: Source = cls(config)
+    samples = list(source.samples())
+    assert len(samples) == len(source)
+    assert list(cls(config).samples()) == samples
+    middle = len(samples) // 2
+    assert list(islice(source.samples(middle), 3)) == samples[middle : middle + 3]
+    assert len({sample.sample_id for sample in samples}) == len(samples), "sample ids are not unique"
+
+
+def check_sampler(registry: Registry, name: str, settings: Mapping[str, Any], *, catalog: Mapping[str, int]) -> None:
+    """Plans are pure, within the catalog, in full batches but for the last."""
+    cls, config = config_of(registry, "sampler", name, settings)
+    sampler: Sampler = cls(config)
+    number = sampler.num_batches(catalog, batch_size=4)
+    assert number > 0
+    for position in range(number):
+        where = {"batch_size": 4, "seed": 1, "epoch": 2, "position": position}
+        plan = sampler.plan(catalog, **where)
+        assert plan == cls(config).plan(catalog, **where), "a plan depends on more than its arguments"
+        assert (plan.epoch, plan.position) == (2, position)
+        assert len(plan.samples) == 4 or position == number - 1
+        assert 0 < len(plan.samples) <= 4
+        assert all(0 <= ref.index < catalog[ref.dataset] for ref in plan.samples)
+
+
+def check_packer(registry: Registry, name: str, settings: Mapping[str, Any], *, samples: Sequence[Sample]) -> None:
+    """Every query turn has a target turn of its key; packing depends on the generators alone."""
+    cls, config = config_of(registry, "packer", name, settings)
+    packer: Packer = pickle.loads(pickle.dumps(cls(config)))
+    for sample in samples:
+
+        def packed(seed: int, sample: Sample = sample) -> DialoguePair:
+            return packer.pack(
+                sample, batch_random=random.Random(seed), sample_random=random.Random(seed + 1)
+            )
+
+        pair = packed(0)
+        assert pair == packed(0), "packing depends on more than the sample and the generators"
+        queries = [turn.key for dialogue in pair.queries for turn in dialogue.turns]
+        targets = [turn.key for dialogue in pair.targets for turn in dialogue.turns]
+        assert queries
+        assert not any(key.is_negative for key in queries + targets)
+        answered = {(key.sample_id, key.turn_id) for key in targets}
+        assert {(key.sample_id, key.turn_id) for key in queries} == answered
+        assert {key.group_id for key in queries + targets} == {sample.group_id}
+        for dialogue in pair.negatives:
+            assert all(turn.key.is_negative for turn in dialogue.turns)
+    alone = packer.inference(Content("a red circle"))
+    assert len(alone.turns) == 1
+
+
+def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
+    """Vectors have unit length, depend on their turn's span alone, and carry a gradient."""
+    cls, config = config_of(registry, "pooler", name, settings)
+    torch.manual_seed(0)
+    pooler: Pooler = cls(config, hidden_dim=6)
+    hidden = torch.randn(10, 6, requires_grad=True)
+    # Tokens 0 to 3 are a shared prefix; turns are 4 to 6 and 7 to 9, their embedding tokens 5 and 8.
+    places = TurnPlaces(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
+    found: TurnEmbeddings = pooler(TurnStates(hidden=hidden, places=places, ids=TurnIds.of([_key(0), _key(1)])))
+    assert found.vectors.shape == (2, pooler.embedding_dim)
+    torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(2))
+    (gradient,) = torch.autograd.grad(found.vectors[0].sum(), hidden)
+    assert not gradient[:4].any(), "the shared prefix is in the embedding"
+    assert not gradient[7:].any(), "another turn is in the embedding"
+    assert gradient[4:7].any()
+
+
+def check_loss(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
+    """One finite number a query turn; the order of targets is irrelevant; both sides get gradient."""
+    cls, config = config_of(registry, "loss", name, settings)
+    loss: Loss = cls(config)
+    keys = [_key(sample, turn) for sample in range(4) for turn in range(sample % 2 + 1)]
+    torch.manual_seed(0)
+    sides = torch.nn.functional.normalize(torch.randn(2, len(keys), 8, dtype=torch.float64), dim=-1)
+    sides.requires_grad_()
+    query, target = (TurnEmbeddings.join(side, TurnIds.of(keys)) for side in sides)
+    terms = loss(query, target)
+    assert terms.per_turn.shape == (len(keys),)
+    assert torch.isfinite(terms.per_turn).all()
+    assert all(count.ndim == 0 for count in terms.counts.values())
+    shuffled = target.select(torch.randperm(len(keys)))
+    torch.testing.assert_close(loss(query, shuffled).per_turn, terms.per_turn)
+    (gradient,) = torch.autograd.grad(terms.per_turn.sum(), sides)
+    assert gradient.flatten(1).any(1).all(), "a side gets no gradient"
+    restored = cls(config)
+    restored.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(restored(query, target).per_turn, terms.per_turn, rtol=0, atol=0)
+
+
+def check_suite(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
+    """The same settings give the same tasks; pools hold each candidate once."""
+    cls, config = config_of(registry, "suite", name, settings)
+    suite: Suite = cls(config)
+    tasks = list(suite.tasks())
+    assert tasks
+    assert len({task.name for task in tasks}) == len(tasks)
+    for task, again in zip(tasks, cls(config).tasks(), strict=True):
+        ids = [content.content_id for content in task.pool]
+        assert len(set(ids)) == len(ids), f"{task.name}: a candidate stands twice in the pool"
+        assert ids == [content.content_id for content in again.pool]
+        assert list(task.queries) == list(again.queries)
+        assert task.candidates == again.candidates
+        assert task.relevant == again.relevant
+
+
+def _key(sample: int, turn: int = 0) -> TurnKey:
+    return TurnKey(
+        sample_id=sample, turn_id=turn, group_id=sample, content_id=cast(int, 10 * sample + turn), task_id=turn
+    )

@@ -1,0 +1,105 @@
+"""What any backbone must keep; raises AssertionError."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muco.core.backbone import Backbone
+from muco.core.dialogue import Dialogue, Message, Turn, TurnKey
+from muco.core.image import EncodedImage
+from muco.core.registry import Registry
+from muco.core.sample import Content
+from muco.testing.contracts import config_of
+
+
+def check_backbone(
+    registry: Registry,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    texts: Iterable[str],
+    images: Sequence[EncodedImage],
+    folder: Path,
+    tolerance: float = 1e-5,
+) -> None:
+    """Batching, packing, image features and a round trip to disk leave every embedding as it is.
+
+    Args:
+        registry: knows the backbone.
+        name: of the backbone.
+        settings: of a small one.
+        texts: what it may train a tokenizer on.
+        images: at least two.
+        folder: empty; the backbone is saved there.
+        tolerance: greatest difference in float32.
+    """
+    cls, config = config_of(registry, "backbone", name, settings)
+    torch.manual_seed(0)
+    backbone: Backbone = cls.build(config, texts=list(texts)).eval()
+    dialogues = [
+        dialogue_of(["what is it?"], images[:1]),
+        dialogue_of(["a"], ()),
+        dialogue_of(["a longer text about nothing much at all"], images[:2]),
+    ]
+    apart = torch.cat([states(backbone, [dialogue]) for dialogue in dialogues])
+    _close(states(backbone, dialogues), apart, tolerance, "a batch differs from one by one")
+    offered = cls.offers(config)
+    if "isolated_turns" in offered:
+        asked = ["what is it?", "a", "where is the red circle?"]
+        together = states(backbone, [dialogue_of(asked, images[:1], context="isolated")])
+        alone = torch.cat([states(backbone, [dialogue_of([text], images[:1])]) for text in asked])
+        _close(together, alone, tolerance, "isolated turns differ from single-turn passes")
+    if "causal_context" in offered:
+        first = states(backbone, [dialogue_of(["what is it?", "a"], images[:1])])[:1]
+        _close(first, apart[:1], tolerance, "a first turn sees a later one")
+    _check_seams(backbone, dialogues, tolerance)
+    backbone.save(folder)
+    again = cls.load(config, folder).eval()
+    _close(states(again, dialogues), states(backbone, dialogues), 0.0, "saving changes an embedding")
+
+
+def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: Any = "causal") -> Dialogue:
+    """Return a dialogue of one user message a turn."""
+    turns = tuple(
+        Turn(
+            (Message("user", Content(text)),),
+            TurnKey(sample_id=1, turn_id=turn, group_id=2, content_id=3 + turn, task_id=0),
+        )
+        for turn, text in enumerate(texts)
+    )
+    return Dialogue("", tuple(images), turns, context)
+
+
+@torch.no_grad()
+def states(backbone: Backbone, dialogues: Sequence[Dialogue]) -> Tensor:
+    """Return the hidden state of each turn's embedding token, [N, H]."""
+    found = backbone.encode(backbone.processor.collate(dialogues))
+    return found.hidden[found.places.token]
+
+
+def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
+    processor = pickle.loads(pickle.dumps(backbone.processor))
+    inputs = processor.collate(dialogues)
+    costs = [processor.count(dialogue) for dialogue in dialogues]
+    assert sum(cost.tokens for cost in costs) == inputs.num_tokens, "count and collate disagree on tokens"
+    assert sum(cost.patches for cost in costs) == inputs.num_patches, "count and collate disagree on patches"
+    keys = [turn.key.turn_id for dialogue in dialogues for turn in dialogue.turns]
+    assert inputs.ids.turn_ids.tolist() == keys, "turns left their order"
+    places = inputs.places
+    assert ((places.start <= places.token) & (places.token < places.stop)).all()
+    with torch.no_grad():
+        whole = backbone.encode(inputs).hidden
+        given = backbone.encode(inputs, backbone.encode_images(inputs)).hidden
+    assert whole.shape[1] == backbone.hidden_dim
+    _close(given, whole, tolerance, "image features given differ from image features made")
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
+    difference = float((found - expected).abs().max())
+    assert difference <= tolerance, f"{message}: by {difference:.2e}"

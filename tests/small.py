@@ -1,0 +1,49 @@
+"""Small real things: a Qwen2-VL of two random layers, pictures, a quick recipe."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageDraw
+
+from muco.core import EncodedImage
+
+SMALL = {
+    "template": "bare",
+    "min_pixels": 56 * 56,
+    "max_pixels": 84 * 84,
+    "scratch": {
+        "hidden_dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "mlp_dim": 48,
+        "vision_dim": 32,
+        "vision_layers": 2,
+        "vision_heads": 2,
+        "vocab_size": 400,
+    },
+}
+"""Settings of the smallest backbone that is still a Qwen2-VL."""
+
+TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
+
+QUICK = [
+    "data.scenes.source.num_samples=90",
+    "train.num_steps=12",
+    "train.samples_per_step=8",
+    "train.checkpoint_every=4",
+    "train.log_every=1",
+    "evaluate.suites.0.num_queries=8",
+    *(f"backbone.scratch.{key}={value}" for key, value in SMALL["scratch"].items()),
+]
+"""Overrides that make the quickstart a matter of seconds: 12 steps over an epoch's edge."""
+
+
+def picture(colour: str, size: tuple[int, int]) -> EncodedImage:
+    """Return a PNG with a coloured disc."""
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).ellipse((1, 1, size[0] // 2, size[1] // 2), fill=colour)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return EncodedImage(buffer.getvalue())

@@ -1,0 +1,46 @@
+"""Random turns for tests of losses and poolers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from muco.core import TurnEmbeddings, TurnIds, TurnKey
+
+
+def random_turns(
+    turn_counts: Sequence[int], seed: int, *, dim: int = 6, num_contents: int = 1000, num_negatives: int = 0
+) -> tuple[TurnEmbeddings, TurnEmbeddings]:
+    """Return float64 queries and shuffled targets of samples with these numbers of turns."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=generator))
+
+    keys = [
+        TurnKey(sample_id=sample, turn_id=turn, group_id=sample % 7, content_id=draw(num_contents), task_id=turn)
+        for sample, count in enumerate(turn_counts)
+        for turn in range(count)
+    ]
+    extra = [
+        TurnKey(
+            sample_id=keys[index % len(keys)].sample_id,
+            turn_id=keys[index % len(keys)].turn_id,
+            group_id=keys[index % len(keys)].group_id,
+            content_id=num_contents + index,
+            task_id=0,
+            is_negative=True,
+        )
+        for index in range(num_negatives)
+    ]
+    order = torch.randperm(len(keys) + len(extra), generator=generator)
+    query = TurnEmbeddings.join(_vectors(len(keys), dim, generator), TurnIds.of(keys))
+    target = TurnEmbeddings.join(_vectors(len(keys) + len(extra), dim, generator), TurnIds.of(keys + extra))
+    return query, target.select(order)
+
+
+def _vectors(number: int, dim: int, generator: torch.Generator) -> torch.Tensor:
+    vectors = F.normalize(torch.randn(number, dim, generator=generator, dtype=torch.float64), dim=-1)
+    return vectors.requires_grad_()

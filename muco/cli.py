@@ -120,16 +120,12 @@ def make_scenes(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run `muco`; exit 2 on what the user can mend, 130 on Ctrl-C."""
+    """Run `muco` and exit: 2 on what the user can mend, 130 on Ctrl-C."""
     try:
-        app(arguments, standalone_mode=False, prog_name="muco")
+        app(arguments, prog_name="muco")
     except MucoError as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 2))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
 
 
 def run_main() -> None:

@@ -3,6 +3,8 @@
 Names are resolved on first use, so that importing one contract does not import torch for all.
 """
 
+# pyright: reportUnusedImport=false
+
 from __future__ import annotations
 
 import importlib

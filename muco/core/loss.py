@@ -19,7 +19,7 @@ class LossTerms:
 
     per_turn: Tensor
     """float [N], in nats."""
-    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Scalar statistics by name, summed over ranks by the caller: negatives masked, hits, ..."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeGuard, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -53,12 +53,13 @@ class ComponentRef(Generic[T]):
     @classmethod
     def _validate(cls, value: Any, info: ValidationInfo, kind: Kind) -> ComponentRef[T]:
         if isinstance(value, ComponentRef):
-            return value
+            return cast(ComponentRef[T], value)
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        if not is_mapping(value) or not isinstance(value.get("name"), str):
             raise PydanticCustomError("component", f"must be a mapping with the `name` of a {kind}")
-        registry: Registry = (info.context or {}).get("registry") or default_registry()
+        context: dict[str, Any] = info.context or {}
+        registry: Registry = context.get("registry") or default_registry()
         try:
             component = registry.component(kind, value["name"])
         except LookupError as error:
@@ -92,7 +93,12 @@ class ComponentRef(Generic[T]):
 
 def kind_of(argument: Any) -> Kind:
     """Return the kind of a `ComponentRef`'s argument: a class of muco.core, or a literal name."""
-    return argument.kind if isinstance(argument, type) else get_args(argument)[0]
+    return cast(type[Component], argument).kind if isinstance(argument, type) else get_args(argument)[0]
+
+
+def is_mapping(value: Any) -> TypeGuard[dict[Any, Any]]:
+    """Say whether a value of a recipe holds keys."""
+    return isinstance(value, dict)
 
 
 def _check_name(name: str) -> str:
@@ -116,6 +122,9 @@ class DatasetSettings(ComponentConfig):
         return self
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainSettings(ComponentConfig):
     """How the encoder is trained."""
 
@@ -131,7 +140,7 @@ class TrainSettings(ComponentConfig):
     """After the warm-up: constant, or a half cosine to zero at `num_steps`."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's; matrices only, not on biases, norms and embeddings."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
@@ -185,7 +194,9 @@ class Recipe(ComponentConfig):
 
     @model_validator(mode="after")
     def _components_fit(self) -> Recipe:
-        parts = [self.sampler, self.packer, self.backbone, self.pooler, self.loss]
+        sources = [settings.source for settings in self.data.values() if settings.source is not None]
+        step = [self.sampler, self.packer, self.backbone, self.pooler, self.loss]
+        parts: list[ComponentRef[Any]] = [*sources, *step, *self.evaluate.suites]
         offered = frozenset[Feature]().union(*(part.cls.offers(part.config) for part in parts))
         for part in parts:
             missing = sorted(part.cls.needs(part.config) - offered)

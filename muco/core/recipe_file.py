@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeGuard, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
-from muco.core.recipe import ComponentRef, Recipe, kind_of
+from muco.core.recipe import ComponentRef, Recipe, is_mapping, kind_of
 from muco.core.registry import Registry, default_registry
 
 Path_ = tuple[str | int, ...]
+
+_MOST_KEYS = 10_000
+"""Keys and entries of a recipe, aliases written out: a few lines of YAML can stand for billions."""
 
 
 def find_recipe(name: str) -> Path:
@@ -32,7 +35,7 @@ def find_recipe(name: str) -> Path:
         return path
     shipped = Path(str(files("muco.recipes")))
     relative = path.relative_to("recipes") if path.parts[:1] == ("recipes",) else path
-    for candidate in (shipped / relative, shipped / relative.with_suffix(".yaml")):
+    for candidate in (shipped / relative, (shipped / relative).with_suffix(".yaml")):
         if candidate.is_file() and not path.is_absolute() and ".." not in path.parts:
             return candidate
     ours = sorted(file.relative_to(shipped).as_posix() for file in shipped.rglob("*.yaml"))
@@ -84,21 +87,24 @@ def validate_recipe(
 
 
 def _parse(title: str, text: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+    lines: dict[Path_, int] = {}
+    problems: list[Problem] = []
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = cast(Any, yaml).compose(text, Loader=yaml.SafeLoader)  # its stubs are untyped here
         values = yaml.safe_load(text)
+        _walk(node, (), lines, problems)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         raise RecipeError(title, [Problem("", f"not YAML: {error.problem}", line)]) from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(title, [Problem("", f"not YAML: {error}")]) from None
-    if not isinstance(values, dict):
+    except RecursionError:
+        told = "nested too deeply, or too large once its aliases are written out"
+        raise RecipeError(title, [Problem("", told)]) from None
+    if not is_mapping(values):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
         raise RecipeError(title, [Problem("", f"a recipe is a mapping of keys; this is {found}")])
-    lines: dict[Path_, int] = {}
-    problems: list[Problem] = []
-    _walk(node, (), lines, problems)
     if problems:
         raise RecipeError(title, problems)
     return values, lines
@@ -106,6 +112,8 @@ def _parse(title: str, text: str) -> tuple[dict[str, Any], dict[Path_, int]]:
 
 def _walk(node: Any, path: Path_, lines: dict[Path_, int], problems: list[Problem]) -> None:
     """Note the line of every key, and keys that are given twice: YAML would drop the first."""
+    if len(lines) > _MOST_KEYS:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, key.value)
@@ -126,28 +134,43 @@ def _override(title: str, values: dict[str, Any], lines: dict[Path_, int], overr
         raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise MucoError(f"--set {override}: the value is no YAML; quote it") from None
     *parents, last = key.split(".")
     place: Any = values
     path: Path_ = ()
     for part in parents:
-        step: str | int = int(part) if isinstance(place, list) and part.isdigit() else part
+        step = _step(place, part)
         path = (*path, step)
-        try:
-            if isinstance(place, dict) and place.get(step) is None:
-                place[step] = {}
-            place = place[step]
-        except (KeyError, IndexError, TypeError):
-            place = None
-        if not isinstance(place, dict | list):
+        place = _inside(place, step)
+        if place is None:
             raise MucoError(f"--set {key}: {_dotted(path)} of {title} holds no keys")
-    step = int(last) if isinstance(place, list) and last.isdigit() else last
-    if isinstance(place, list) and not (isinstance(step, int) and step < len(place)):
+    step = _step(place, last)
+    if _is_list(place) and not (isinstance(step, int) and step < len(place)):
         raise MucoError(f"--set {key}: {_dotted(path)} has entries 0 to {len(place) - 1}")
-    place[step] = value
+    cast(Any, place)[step] = value
     for stale in [known for known in lines if known[: len(path) + 1] == (*path, step)]:
         del lines[stale]
+
+
+def _step(place: Any, part: str) -> str | int:
+    """Return one part of a dotted key: a number where it picks from a list."""
+    return int(part) if _is_list(place) and part.isdecimal() else part
+
+
+def _inside(place: Any, step: str | int) -> Any:
+    """Return what holds keys at `step`, a new mapping where there is nothing; None for a plain value."""
+    try:
+        if is_mapping(place) and place.get(step) is None:
+            place[step] = {}
+        found: Any = place[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return found if is_mapping(found) or _is_list(found) else None
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def _problem(
@@ -196,7 +219,7 @@ def _model_of(annotation: Any, place: Any, registry: Registry) -> type[BaseModel
     ref = _part_of(annotation, _is_component)
     if ref is None:
         return _part_of(annotation, lambda part: isinstance(part, type) and issubclass(part, BaseModel))
-    name = place.get("name") if isinstance(place, dict) else place
+    name = place.get("name") if is_mapping(place) else place
     return registry.component(kind_of(get_args(ref)[0]), name).Config if isinstance(name, str) else None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from muco.core.component import KINDS
-from muco.core.recipe import Recipe
+from muco.core.recipe import Recipe, is_mapping
 from muco.core.registry import Registry
 
 
@@ -31,8 +31,8 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
 def _refer(schema: Any) -> Any:
     """Return the schema with `$ref` where a `ComponentRef` left its mark."""
     if isinstance(schema, list):
-        return [_refer(item) for item in schema]
-    if not isinstance(schema, dict):
+        return [_refer(item) for item in cast(list[Any], schema)]
+    if not is_mapping(schema):
         return schema
     if "muco_kind" in schema:
         rest = {key: _refer(value) for key, value in schema.items() if key != "muco_kind"}

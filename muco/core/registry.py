@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 
@@ -103,7 +103,9 @@ class Registry:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise PluginError(f"{blame} cannot be imported: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, Component) and found.kind == kind):
+        if not (
+            isinstance(found, type) and issubclass(found, Component) and getattr(found, "kind", None) == kind
+        ):
             raise PluginError(f"{blame} is no {kind}: it must derive from muco.core.{kind.title()}")
         config = getattr(found, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
@@ -113,7 +115,8 @@ class Registry:
 
 def _misspelt(plugin: Any, provider: str) -> str | None:
     known = list(hookspecs.HOOKS.values())
-    for name, value in vars(plugin).items():
+    members = cast(dict[str, Any], vars(plugin))
+    for name, value in members.items():
         if hasattr(value, f"{hookspecs.PROJECT}_impl") and name not in known:
             near = did_you_mean(name, known)
             return f"plugin {plugin.__name__} ({provider}): no hook named {name!r}.{near}"

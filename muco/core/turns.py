@@ -5,7 +5,7 @@ N turns, D embedding size, H hidden size, T tokens of a chunk laid end to end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -65,7 +65,7 @@ class TurnIds:
         columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
         return cls(**columns)
 
-    def _each(self, change) -> Self:  # type: ignore[no-untyped-def]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 

@@ -84,7 +84,7 @@ def read_index(folder: Path) -> ShardIndex:
         rows = np.load(folder / INDEX_ROWS, mmap_mode="r")
         about = meta["about"]
         num_samples = meta["num_samples"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder}: the index is broken: {error}. Remove the folder and make it anew."
         ) from None

@@ -41,7 +41,10 @@ def make_shards(name: str, folder: Path, settings: Sequence[str], console: Conso
         key, equals, text = setting.partition("=")
         if not equals:
             raise MucoError(f"--set {setting}: write KEY=VALUE")
-        values[key] = yaml.safe_load(text)
+        try:
+            values[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise MucoError(f"--set {setting}: the value is no YAML; quote it") from None
     try:
         config = cls.Config.model_validate(values)
     except ValidationError as error:

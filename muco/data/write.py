@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
@@ -37,9 +37,9 @@ def write_shards(
     Raises:
         DataError: the disk is full or not writable.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    beside = folder.parent / f".{folder.name}.{uuid4().hex}"
     try:
+        beside.mkdir(parents=True)
         _write(samples, beside, about, max_shard_bytes)
         try:
             os.rename(beside, folder)

@@ -120,7 +120,7 @@ class Trainer:
                 "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
             )
         self._accelerator.backward(result.mean)
-        norm = self._accelerator.clip_grad_norm_(
+        norm: Any = self._accelerator.clip_grad_norm_(
             [weight for group in self._optimizer.param_groups for weight in group["params"]],
             self.recipe.train.max_grad_norm,
         )

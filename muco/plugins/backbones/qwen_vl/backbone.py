@@ -78,7 +78,8 @@ class QwenVL(Backbone):
             _add_tokens(model, tokenizer)
             return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
         tokenizer = scratch_tokenizer(config.scratch, texts)
-        model = Qwen2VLModel(scratch_config(config.scratch, tokenizer)).to(_dtype(config.dtype))
+        model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
+        model = model.to(_dtype(config.dtype))
         return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
 
     @classmethod

@@ -142,5 +142,5 @@ def _size(image: EncodedImage) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(image.data)) as opened:
             return opened.height, opened.width
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"broken image: {error}") from error

@@ -52,6 +52,9 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
     from transformers import Qwen2VLConfig
 
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+    # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it leaves
+    # every branch near zero, and training starts slowly.
+    std = settings.hidden_dim**-0.5
     half = settings.hidden_dim // settings.num_heads // 2
     temporal = half // 4
     height = (half - temporal) // 2
@@ -64,6 +67,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
             "num_attention_heads": settings.num_heads,
             "num_key_value_heads": settings.num_kv_heads,
             "max_position_embeddings": 4096,
+            "initializer_range": std,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
@@ -76,11 +80,13 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
         vision_config={
             "depth": settings.vision_layers,
             "embed_dim": settings.vision_dim,
+            "initializer_range": std,
             "hidden_size": settings.hidden_dim,
             "num_heads": settings.vision_heads,
             "patch_size": settings.patch_size_pixels,
             "spatial_merge_size": settings.merge_size,
         },
+        initializer_range=std,
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],

@@ -1,0 +1,40 @@
+"""What nearly every test needs: the registry, some shards, and a cache folder that is not the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from muco.core.registry import Registry, default_registry
+from muco.data.write import write_shards
+
+# A busy machine is no failure.
+settings.register_profile("muco", deadline=None)
+settings.load_profile("muco")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep shards that tests make out of the user's cache, for subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUCO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    """Every installed component."""
+    return default_registry()
+
+
+@pytest.fixture(scope="session")
+def shards(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 drawn samples, dialogues of seven turns and single pairs, in three shards."""
+    scenes = registry.component("source", "scenes")
+    source = scenes(scenes.Config(num_samples=48))
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_shards(source.samples(), folder, about={"source": "scenes"}, max_shard_bytes=2**16)
+    return folder

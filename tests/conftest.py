@@ -32,7 +32,7 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="session")
 def shards(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 48 drawn samples, dialogues of seven turns and single pairs, in three shards."""
+    """A folder of 48 drawn samples, dialogues of seven turns and single pairs, in several shards."""
     scenes = registry.component("source", "scenes")
     source = scenes(scenes.Config(num_samples=48))
     folder = tmp_path_factory.mktemp("data") / "scenes"

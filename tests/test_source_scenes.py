@@ -38,7 +38,7 @@ TURNS = [
 ]
 PLACES = {place for line in GRID for place in line}
 NAMES = {"shapes": SHAPES, "colors": COLORS}
-LARGE = {"image_size_pixels": 84}  # the reader of pixels is cruder than an eye
+LARGE = {"image_size_pixels": 84, "cells_per_side": 3}  # the reader of pixels is cruder than an eye
 
 
 def draw(count: int, **config) -> list:

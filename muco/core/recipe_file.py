@@ -17,6 +17,8 @@ from muco.core.recipe import ComponentRef, Recipe, is_mapping, kind_of
 from muco.core.registry import Registry, default_registry
 
 Path_ = tuple[str | int, ...]
+Lines = dict[Path_, int | None]
+"""The line of each key and entry; None where an override put it."""
 
 _MOST_KEYS = 10_000
 """Keys and entries of a recipe, aliases written out: a few lines of YAML can stand for billions."""
@@ -73,7 +75,7 @@ def validate_recipe(
     values: Mapping[str, Any],
     *,
     title: str,
-    lines: Mapping[Path_, int] | None = None,
+    lines: Lines | None = None,
     registry: Registry | None = None,
 ) -> Recipe:
     """Return the typed recipe; raise RecipeError with all problems, each with its line."""
@@ -86,8 +88,8 @@ def validate_recipe(
         raise RecipeError(title, sorted(problems, key=lambda problem: problem.line or 0)) from None
 
 
-def _parse(title: str, text: str) -> tuple[dict[str, Any], dict[Path_, int]]:
-    lines: dict[Path_, int] = {}
+def _parse(title: str, text: str) -> tuple[dict[str, Any], Lines]:
+    lines: Lines = {}
     problems: list[Problem] = []
     try:
         node = cast(Any, yaml).compose(text, Loader=yaml.SafeLoader)  # its stubs are untyped here
@@ -110,7 +112,7 @@ def _parse(title: str, text: str) -> tuple[dict[str, Any], dict[Path_, int]]:
     return values, lines
 
 
-def _walk(node: Any, path: Path_, lines: dict[Path_, int], problems: list[Problem]) -> None:
+def _walk(node: Any, path: Path_, lines: Lines, problems: list[Problem]) -> None:
     """Note the line of every key, and keys that are given twice: YAML would drop the first."""
     if len(lines) > _MOST_KEYS:
         raise RecursionError
@@ -128,7 +130,7 @@ def _walk(node: Any, path: Path_, lines: dict[Path_, int], problems: list[Proble
             _walk(value, (*path, index), lines, problems)
 
 
-def _override(title: str, values: dict[str, Any], lines: dict[Path_, int], override: str) -> None:
+def _override(title: str, values: dict[str, Any], lines: Lines, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
@@ -151,6 +153,7 @@ def _override(title: str, values: dict[str, Any], lines: dict[Path_, int], overr
     cast(Any, place)[step] = value
     for stale in [known for known in lines if known[: len(path) + 1] == (*path, step)]:
         del lines[stale]
+    lines[(*path, step)] = None
 
 
 def _step(place: Any, part: str) -> str | int:
@@ -173,9 +176,7 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def _problem(
-    detail: ErrorDetails, values: Mapping[str, Any], lines: Mapping[Path_, int], registry: Registry
-) -> Problem:
+def _problem(detail: ErrorDetails, values: Mapping[str, Any], lines: Lines, registry: Registry) -> Problem:
     loc: Path_ = tuple(detail["loc"])
     kind = detail["type"]
     if kind == "component_name":

@@ -49,11 +49,12 @@ class Registry:
                 f"plugin {plugin.__name__} ({provider}) {stated}; this muco speaks contract "
                 f"{hookspecs.CONTRACT}. Install a release of the plugin that does."
             )
-        self._manager.register(plugin)
         try:
+            self._manager.register(plugin)
             self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise PluginError(_misspelt(plugin, provider) or str(error)) from None
+        except (pluggy.PluginValidationError, ValueError) as error:
+            told = _misspelt(plugin, provider) or f"plugin {plugin.__name__} ({provider}): {error}"
+            raise PluginError(told) from None
         for kind, hook in hookspecs.HOOKS.items():
             declare = getattr(plugin, hook, None)
             if declare is not None:

@@ -79,21 +79,21 @@ def from_members(members: Mapping[str, bytes]) -> Sample:
             return tuple(EncodedImage(members[name]) for name in names)
 
         def content(record: Mapping[str, Any]) -> Content:
-            return Content(record["text"], images(record["images"]))
+            return Content(_text(record["text"]), images(record["images"]))
 
         pairs = tuple(
             Pair(
-                task=pair["task"],
+                task=_text(pair["task"]),
                 queries=tuple(map(content, pair["queries"])),
                 target=content(pair["target"]),
                 negatives=tuple(map(content, pair["negatives"])),
             )
             for pair in meta["pairs"]
         )
-        return Sample(meta["sample_id"], meta["dataset"], images(meta["images"]), pairs)
+        return Sample(_text(meta["sample_id"]), _text(meta["dataset"]), images(meta["images"]), pairs)
     except KeyError as error:
         raise DataError(f"{error} is missing from the sample") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"not a sample: {error}") from None
 
 
@@ -131,6 +131,12 @@ def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
     except tarfile.TarError as error:
         raise DataError(f"no tar entries where the index says {key!r} lies: {error}") from None
     return members
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where text belongs")
+    return value
 
 
 def _suffix(data: bytes) -> str:

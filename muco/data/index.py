@@ -92,10 +92,12 @@ def read_index(folder: Path) -> ShardIndex:
         raise DataError(f"{folder}: index version {version}; this muco reads {INDEX_VERSION}")
     if num_samples == 0:
         raise DataError(f"{folder}: the shards hold no sample")
-    if rows.dtype != ROW or len(rows) != num_samples:
+    if rows.dtype != ROW or len(rows) != num_samples or rows[-1]["shard"] != len(shards) - 1:
         raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards anew")
     for shard in shards:
         path = folder / shard.file
+        if path.name != shard.file:
+            raise DataError(f"{folder}: the index names {shard.file!r}; a shard lies beside its index")
         if not path.is_file():
             raise DataError(f"{path}: missing, though the index names it")
         if path.stat().st_size != shard.num_bytes:

@@ -1,4 +1,4 @@
-"""The world of drawn scenes: a few coloured shapes on a 3 x 3 grid, every fact about them known.
+"""The world of drawn scenes: a few coloured shapes on a small grid, every fact about them known.
 
 One arrangement of objects in eight is held out, by a hash of what it shows: training never draws it,
 on whatever background, and the `scenes` suite asks about nothing else.
@@ -23,7 +23,8 @@ Place = Literal[
     "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"
 ]  # fmt: skip
 Background = Literal[
-    "white", "pale gray", "pale pink", "pale yellow", "pale green", "pale blue",
+    "white", "pale gray", "pale pink", "pale orange", "pale yellow",
+    "pale green", "pale cyan", "pale blue", "pale purple", "pale brown",
     "black", "dark gray", "dark red", "dark green", "dark blue", "dark purple",
 ]  # fmt: skip
 Attribute = Literal["color", "shape", "size", "place", "background"]
@@ -38,7 +39,8 @@ BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 
 CELLS = {place: divmod(index, 3) for index, place in enumerate(PLACES)}
-"""Row and column of each place."""
+"""Row and column of each place on a grid of 3 x 3; on one of 2 x 2 there are the corners."""
+CORNERS: tuple[Place, ...] = ("top left", "top right", "bottom left", "bottom right")
 
 ONE_HELD_OUT_IN = 8
 MAX_DRAWS = 1000
@@ -81,13 +83,25 @@ class SceneWorld(ComponentConfig):
     )
     """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
     brown, gray."""
+    backgrounds: Annotated[
+        tuple[Annotated[Background, known("background", BACKGROUNDS)], ...], AfterValidator(distinct)
+    ] = BACKGROUNDS[:10]
+    """The backgrounds that objects lie on: white, the pale ones, and if wanted black, dark gray, dark red,
+    dark green, dark blue, dark purple; a mixture of pale and dark makes objects harder to learn."""
+    cells_per_side: Literal[2, 3] = 2
+    """The grid that objects lie on: 2 has the four corners for places, 3 has nine, and smaller objects."""
     num_objects: Annotated[int, Field(ge=1, le=len(PLACES), validate_default=True)] = 2
-    """Objects in a picture, all of different shape, colour and place: at most 9, and no more than
-    there are shapes and colours."""
+    """Objects in a picture, all of different shape, colour and place: no more than there are of each."""
 
     @field_validator("num_objects")
     @classmethod
     def _names_suffice(cls, num_objects: int, info: ValidationInfo) -> int:
+        num_places = info.data.get("cells_per_side", 3) ** 2
+        if num_places < num_objects:
+            raise ValueError(
+                f"{num_objects} objects need as many places, and there are {num_places}. "
+                "Lower `num_objects` or set `cells_per_side` to 3"
+            )
         for key in ("shapes", "colors"):
             if len(names := info.data.get(key, PLACES)) < num_objects:
                 raise ValueError(
@@ -95,6 +109,11 @@ class SceneWorld(ComponentConfig):
                     f"{len(names)}. Lower `num_objects` or add {key}"
                 )
         return num_objects
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Return the names of the grid's cells, in reading order."""
+        return CORNERS if self.cells_per_side == 2 else PLACES
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,8 @@ class Scene:
     background: Background
     shade: tuple[int, int, int]
     """Added to the background's red, green and blue."""
+    cells_per_side: int
+    """Of the grid that `objects` lie on."""
     dust_seed: int
     """Places faint specks on the background: no two pictures are equal."""
 
@@ -172,11 +193,11 @@ def _draw_any(world: SceneWorld, rng: random.Random) -> Scene:
         rng.sample(world.shapes, count),
         rng.sample(world.colors, count),
         rng.choices(SIZES, k=count),
-        rng.sample(PLACES, count),
+        rng.sample(world.places, count),
         strict=True,
     )
     objects = tuple(SceneObject(*trait, jitter=_jitter(rng)) for trait in traits)
-    return Scene(objects, rng.choice(BACKGROUNDS), _shade(rng), rng.getrandbits(32))
+    return Scene(objects, rng.choice(world.backgrounds), _shade(rng), world.cells_per_side, rng.getrandbits(32))
 
 
 def _jitter(rng: random.Random) -> tuple[float, float, float]:
@@ -187,8 +208,8 @@ def _shade(rng: random.Random) -> tuple[int, int, int]:
     return rng.randint(-5, 5), rng.randint(-5, 5), rng.randint(-5, 5)
 
 
-def drawn_again(scene: Scene, rng: random.Random) -> Scene:
+def drawn_again(scene: Scene, world: SceneWorld, rng: random.Random) -> Scene:
     """Return the same objects on another background, with other chance in their drawing."""
     objects = tuple(replace(it, jitter=_jitter(rng)) for it in scene.objects)
-    others: list[Background] = [name for name in BACKGROUNDS if name != scene.background]
-    return Scene(objects, rng.choice(others), _shade(rng), rng.getrandbits(32))
+    others: list[Background] = [name for name in world.backgrounds if name != scene.background]
+    return Scene(objects, rng.choice(others), _shade(rng), scene.cells_per_side, rng.getrandbits(32))

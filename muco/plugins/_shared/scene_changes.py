@@ -9,9 +9,7 @@ from itertools import combinations, zip_longest
 
 from muco.plugins._shared.scene import (
     ATTRIBUTES,
-    BACKGROUNDS,
     MAX_DRAWS,
-    PLACES,
     SIZES,
     Attribute,
     Scene,
@@ -61,8 +59,8 @@ def _with_values(scene: Scene, attribute: Attribute, values: dict[int, str]) -> 
 def changes(scene: Scene, attribute: Attribute, world: SceneWorld) -> list[Change]:
     """Return every change of one attribute after which shapes, colours and places still differ."""
     if attribute == "background":
-        return [Change(attribute, name) for name in BACKGROUNDS if name != scene.background]
-    values = {"color": world.colors, "shape": world.shapes, "size": SIZES, "place": PLACES}[attribute]
+        return [Change(attribute, name) for name in world.backgrounds if name != scene.background]
+    values = {"color": world.colors, "shape": world.shapes, "size": SIZES, "place": world.places}[attribute]
     present = [getattr(it, attribute) for it in scene.objects]
     return [
         Change(attribute, value, subject)

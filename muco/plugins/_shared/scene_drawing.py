@@ -27,11 +27,15 @@ COLOR_RGB: dict[Color, tuple[int, int, int]] = {
 }
 BACKGROUND_RGB: dict[Background, tuple[int, int, int]] = {
     "white": (252, 252, 252),
-    "pale gray": (205, 205, 208),
-    "pale pink": (255, 200, 205),
-    "pale yellow": (255, 248, 195),
-    "pale green": (190, 238, 190),
-    "pale blue": (180, 212, 255),
+    "pale gray": (212, 212, 215),
+    "pale pink": (255, 203, 215),
+    "pale orange": (255, 220, 178),
+    "pale yellow": (255, 249, 188),
+    "pale green": (203, 243, 196),
+    "pale cyan": (192, 250, 250),
+    "pale blue": (190, 213, 255),
+    "pale purple": (226, 203, 255),
+    "pale brown": (224, 204, 184),
     "black": (5, 5, 5),
     "dark gray": (68, 68, 72),
     "dark red": (88, 10, 20),
@@ -40,8 +44,8 @@ BACKGROUND_RGB: dict[Background, tuple[int, int, int]] = {
     "dark purple": (75, 15, 90),
 }
 
-RADIUS = {"small": 0.25, "large": 0.42}
-"""In cells; the grid has three a side."""
+RADIUS = {"small": 0.28, "large": 0.45}
+"""In cells."""
 SUPERSAMPLING = 3
 NUM_SPECKS = 6
 
@@ -86,19 +90,25 @@ def draw_image(scene: Scene, size_pixels: int) -> EncodedImage:
 
 
 def draw_part(scene: Scene, subject: int, size_pixels: int) -> EncodedImage:
-    """Return the ninth of the picture that object `subject` lies in, enlarged to the picture's size."""
-    box = cell_box(scene.objects[subject].place, size_pixels)
+    """Return the cell of the picture that object `subject` lies in, enlarged to the picture's size."""
+    box = cell_box(scene.objects[subject].place, scene.cells_per_side, size_pixels)
     part = _pixels(scene, size_pixels).crop(box)
     return _encode(part.resize((size_pixels, size_pixels), Image.Resampling.BICUBIC))
 
 
-def cell_box(place: Place, size_pixels: int) -> tuple[int, int, int, int]:
+def cell_box(place: Place, cells_per_side: int, size_pixels: int) -> tuple[int, int, int, int]:
     """Return left, top, right, bottom of a place, to whole pixels."""
-    row, column = CELLS[place]
+    row, column = cell_of(place, cells_per_side)
     left, top, right, bottom = (
-        round(size_pixels * third / 3) for third in (column, row, column + 1, row + 1)
+        round(size_pixels * border / cells_per_side) for border in (column, row, column + 1, row + 1)
     )
     return left, top, right, bottom
+
+
+def cell_of(place: Place, cells_per_side: int) -> tuple[int, int]:
+    """Return row and column of a place."""
+    row, column = CELLS[place]
+    return (row, column) if cells_per_side == 3 else (row // 2, column // 2)
 
 
 def _pixels(scene: Scene, size_pixels: int) -> Image.Image:
@@ -110,7 +120,7 @@ def _pixels(scene: Scene, size_pixels: int) -> Image.Image:
         box = (left, top, left + SUPERSAMPLING - 1, top + SUPERSAMPLING - 1)
         pen.rectangle(box, fill=tuple(value + lighter for value in ground))
     for it in scene.objects:
-        pen.polygon(_outline(it, large / 3), fill=COLOR_RGB[it.color])
+        pen.polygon(_outline(it, scene.cells_per_side, large), fill=COLOR_RGB[it.color])
     return image.reduce(SUPERSAMPLING)
 
 
@@ -126,12 +136,13 @@ def _specks(scene: Scene, size_pixels: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _outline(it: SceneObject, cell: float) -> list[Point]:
+def _outline(it: SceneObject, cells_per_side: int, size: float) -> list[Point]:
     """Return the polygon in pixels; jitter never takes it out of its cell."""
     right, down, larger = it.jitter
     radius = RADIUS[it.size] * (1 + 0.05 * larger)
-    slack = min(0.14, 0.49 - radius)
-    row, column = CELLS[it.place]
+    slack = min(0.04, 0.49 - radius)
+    row, column = cell_of(it.place, cells_per_side)
+    cell = size / cells_per_side
     x = (column + 0.5 + slack * right) * cell
     y = (row + 0.5 + slack * down) * cell
     return [(x + radius * cell * dx, y + radius * cell * dy) for dx, dy in POLYGONS[it.shape]]

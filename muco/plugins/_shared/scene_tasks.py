@@ -114,7 +114,7 @@ def _edit(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split
 
 def _repeat(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:
     scene = draw_scene(world, rng, split)
-    return Problem(prompts, scene, View(drawn_again(scene, rng)))
+    return Problem(prompts, scene, View(drawn_again(scene, world, rng)))
 
 
 def _point(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:

@@ -18,8 +18,8 @@ class Mixture(Sampler):
     """Shuffle all samples of all data sets into one epoch.
 
     Without weights an epoch holds every sample once. With weights it is as long, but each data set
-    fills its share: a small one comes again, newly shuffled, once all of it was seen, and a large one
-    goes on in the next epoch where it stopped.
+    fills its share: a small one comes again, after every epoch each sample as often or once more, and
+    a large one goes on in the next epoch where it stopped.
     """
 
     class Config(ComponentConfig):

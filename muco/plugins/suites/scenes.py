@@ -21,7 +21,7 @@ from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
-from muco.plugins._shared.scene import BACKGROUNDS, PLACES, SIZES, SceneWorld, distinct, known, seeded
+from muco.plugins._shared.scene import SIZES, SceneWorld, distinct, known, seeded
 from muco.plugins._shared.scene_drawing import draw_image
 from muco.plugins._shared.scene_questions import TurnTask
 from muco.plugins._shared.scene_tasks import (
@@ -59,7 +59,7 @@ class ScenesSuite(Suite):
         """The tasks to run; all by default."""
         num_queries: PositiveInt = 256
         """Queries of each task."""
-        num_candidates: Annotated[int, Field(ge=10, validate_default=True)] = 12
+        num_candidates: Annotated[int, Field(ge=10, validate_default=True)] = 10
         """Candidates of each query; one divided by it is the chance level."""
         seed: NonNegativeInt = 0
         """Other seeds, other queries."""
@@ -67,7 +67,7 @@ class ScenesSuite(Suite):
         @field_validator("num_candidates")
         @classmethod
         def _answers_suffice(cls, num_candidates: int, info: ValidationInfo) -> int:
-            if not {"shapes", "colors", "num_objects", "tasks"} <= info.data.keys():
+            if not {"shapes", "colors", "backgrounds", "cells_per_side", "num_objects", "tasks"} <= info.data.keys():
                 return num_candidates
             for task, num_answers in _few_answers(info.data).items():
                 if task in info.data["tasks"] and num_answers < num_candidates:
@@ -173,7 +173,7 @@ def _few_answers(world: Mapping[str, Any]) -> dict[TaskName, int]:
     num_objects = world["num_objects"]
     return {
         "classification": comb(shapes, num_objects) if num_objects > 1 else len(SIZES) * shapes,
-        "global_vqa_1": len(BACKGROUNDS),
+        "global_vqa_1": len(world["backgrounds"]),
         "local_vqa_1": len(SIZES) * colors,
-        "local_vqa_2": len(PLACES) * shapes,
+        "local_vqa_2": world["cells_per_side"] ** 2 * shapes,
     }

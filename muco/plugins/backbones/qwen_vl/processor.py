@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
@@ -111,7 +109,7 @@ class QwenVLProcessor(Processor):
 
     def _grid(self, image: EncodedImage) -> tuple[int, int, int]:
         """Return frames, rows and columns of patches after the processor's resizing."""
-        height, width = _size(image)
+        width, height = image.size
         patch, merge = self.image_processor.patch_size, self.image_processor.merge_size
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -134,13 +132,3 @@ class QwenVLProcessor(Processor):
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
         return tuple(ids["input_ids"])
-
-
-@lru_cache(maxsize=4096)
-def _size(image: EncodedImage) -> tuple[int, int]:
-    """Return height and width from the file's header, without decoding."""
-    try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            return opened.height, opened.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"broken image: {error}") from error

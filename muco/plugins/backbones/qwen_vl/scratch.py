@@ -24,6 +24,10 @@ SPECIAL_TOKENS = (
 )
 
 
+_ROPE_THETA = 100.0
+"""Of Qwen2-VL's 10,000 the frequencies for height and width hardly turn within a picture of few tokens."""
+
+
 class ScratchSettings(ComponentConfig):
     """The size of a Qwen2-VL built from random weights."""
 
@@ -70,7 +74,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
             "initializer_range": std,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                "rope_theta": _ROPE_THETA,
                 "mrope_section": [temporal, height, half - temporal - height],
             },
             "bos_token_id": None,
@@ -86,7 +90,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
             "patch_size": settings.patch_size_pixels,
             "spatial_merge_size": settings.merge_size,
         },
-        initializer_range=std,
+        initializer_range=std,  # pyright: ignore[reportCallIssue]
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],

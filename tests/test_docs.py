@@ -1,0 +1,282 @@
+"""The documentation against the code: names, settings, defaults, commands, examples."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from typer.main import get_command
+
+from muco.cli import app
+from muco.core.component import KINDS, Kind
+from muco.core.errors import PluginError, RecipeError
+from muco.core.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainSettings
+from muco.core.registry import Registry
+from muco.testing import check_pooler
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+QUICKSTART_LINE = (
+    "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/muco-run recipes/quickstart.yaml"
+)
+TESTS_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest"
+
+RECIPE_TABLES: list[tuple[str, type[BaseModel]]] = [
+    ("Top level", Recipe),
+    ("data", DatasetSettings),
+    ("train", TrainSettings),
+    ("evaluate", EvaluateSettings),
+]
+
+
+def component_page(kind: Kind) -> Path:
+    return DOCS / "components" / f"{kind}{'es' if kind == 'loss' else 's'}.md"
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Return the text below each heading of the second level."""
+    _, *parts = re.split(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def table(text: str) -> dict[str, str]:
+    """Return key and default of the rows of the settings tables: those headed `| setting | default |`."""
+    rows: dict[str, str] = {}
+    inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[:2] in (["setting", "default"], ["key", "default"]):
+            inside = True
+        elif inside and cells[0].startswith("`"):
+            assert cells[0] not in rows, f"{cells[0]} stands twice"
+            rows[cells[0].strip("`")] = cells[1]
+    return rows
+
+
+def settings(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted name and default (`...` where there is none) of each setting, nested ones too."""
+    plain = config.model_construct().model_dump(mode="json")
+    for name, field in config.model_fields.items():
+        yield prefix + name, ... if field.is_required() else plain[name]
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            nested = isinstance(part, type) and issubclass(part, BaseModel)
+            if nested and part not in (TrainSettings, EvaluateSettings, DatasetSettings):
+                yield from settings(part, f"{prefix}{name}.")
+
+
+def check_table(config: type[BaseModel], rows: dict[str, str]) -> None:
+    """The rows are the settings, no more and no fewer; a default in code marks is the true one."""
+    expected = dict(settings(config))
+    assert rows.keys() == expected.keys()
+    for name, default in expected.items():
+        told = rows[name]
+        if default is ...:
+            assert told == "required", name
+        elif told.startswith("`"):
+            assert yaml.safe_load(told.strip("`")) == default, name
+        else:
+            assert re.fullmatch(r"optional|all( \w+)?", told), f"{name}: {told}"
+
+
+def code_blocks(page: Path) -> list[tuple[str, str]]:
+    """Return (info string, text) of each fenced block."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of each `muco` and `muco-run` command, in code blocks and within lines."""
+    text = page.read_text(encoding="utf-8")
+    spans = [*re.findall(r"`(muco(?:-run)? [^`\n]+)`", text)]
+    for _, block in code_blocks(page):
+        spans += re.findall(r"^\s*(?:\$ )?(muco(?:-run)? [^#\n]+)", block, re.MULTILINE)
+    return [shlex.split(span) for span in spans]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_component_has_a_heading_and_every_heading_a_component(kind, registry):
+    ours = {entry.name for entry in registry.entries(kind) if entry.provider.startswith("muco ")}
+    assert set(sections(component_page(kind))) == ours
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_documented_with_its_default(kind, registry):
+    found = sections(component_page(kind))
+    for entry in registry.entries(kind):
+        if entry.name in found:
+            check_table(registry.component(kind, entry.name).Config, table(found[entry.name]))
+
+
+@pytest.mark.parametrize(("heading", "model"), RECIPE_TABLES)
+def test_every_key_of_a_recipe_is_documented_with_its_default(heading, model):
+    check_table(model, table(sections(DOCS / "recipes.md")[heading]))
+
+
+def test_every_setting_has_a_docstring():
+    undescribed = [
+        f"{model.__name__}.{name}"
+        for _, model in RECIPE_TABLES
+        for name, field in model.model_fields.items()
+        # A component's key is explained by its kind.
+        if not field.description and name not in (*KINDS, "train", "evaluate", "data")
+    ]
+    assert undescribed == []
+
+
+def test_the_readme_has_both_set_up_lines_each_alone_in_a_block():
+    blocks = [text.strip() for _, text in code_blocks(ROOT / "README.md")]
+    assert blocks.count(QUICKSTART_LINE) == 1
+    assert blocks.count(TESTS_LINE) == 1
+    assert [block for block in blocks if "pip install" in block] == [QUICKSTART_LINE, TESTS_LINE]
+
+
+def test_ci_finds_the_line_of_the_readme():
+    inside = [line for _, text in code_blocks(ROOT / "README.md") for line in text.splitlines()]
+    assert [line for line in inside if line.endswith("pytest")] == [TESTS_LINE]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_commands_that_exist(page):
+    for words in commands(page):
+        command: Any = get_command(app)
+        if words[0] == "muco-run":
+            command, words = command.commands["run"], words[1:]
+        else:
+            words = words[1:]
+            while hasattr(command, "commands"):
+                assert words, page
+                assert words[0] in command.commands, f"{page.name}: no subcommand {words[0]!r}"
+                command, words = command.commands[words[0]], words[1:]
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word in known | {"--help"}, f"{page.name}: no option {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
+    from muco.core.recipe_file import load_recipe
+
+    for words in commands(page):
+        if words[0] != "muco-run" or "quickstart" not in words[1] or "multi_turn_infonce" in str(words):
+            continue
+        given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        load_recipe(words[1], [each for each in given if "projected" not in each])
+
+
+def test_the_recipe_shown_is_valid():
+    from muco.core.recipe_file import validate_recipe
+
+    shown = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
+    validate_recipe(yaml.safe_load(shown), title="recipes.md")
+
+
+def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):
+    from muco.core.recipe_file import load_recipe
+
+    shown = next(text for _, text in code_blocks(DOCS / "recipes.md") if text.startswith("$ "))
+    command, _, told = shown.partition("\n")
+    words = shlex.split(command)
+    given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(words[2], given, registry=ours)
+    assert str(caught.value) == told.strip()
+
+
+@pytest.fixture
+def ours() -> Registry:
+    """muco's own components, whatever else is installed."""
+    registry = Registry()
+    registry.add(importlib.import_module("muco.plugins.hooks"), provider="muco 0.1.0")
+    return registry
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch) -> Iterator[Any]:
+    """The package of plugins.md, importable; returns a function that adds it to a registry."""
+    package = tmp_path / "muco_projected"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for info, text in code_blocks(DOCS / "plugins.md"):
+        if found := re.fullmatch(r'python title="muco_projected/(.+)"', info):
+            (package / found[1]).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def registered(*, change: tuple[str, str] = ("", ""), into: Registry | None = None) -> Registry:
+        hooks = types.ModuleType("muco_projected.hooks")
+        exec((package / "hooks.py").read_text().replace(*change), vars(hooks))
+        plugins = into or Registry()
+        plugins.add(hooks, provider="muco-projected 0.1.0")
+        return plugins
+
+    yield registered
+    for name in [name for name in sys.modules if name.startswith("muco_projected")]:
+        del sys.modules[name]
+
+
+def test_the_example_plugin_keeps_the_contract(example):
+    check_pooler(example(), "projected", {"embedding_dim": 8})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("muco_contract = 1", ""),
+        ("muco_contract = 1", "muco_contract = 2"),
+        ("def muco_poolers", "def muco_pooler"),
+        ('"projected":', '"mean":'),
+        (":Projected", ":Projection"),
+    ],
+    ids=lambda change: change[1] or "none",
+)
+def test_the_errors_that_plugins_md_quotes_are_those_one_gets(example, ours, change):
+    with pytest.raises(PluginError) as caught:
+        example(change=change, into=ours).component("pooler", "projected")
+    assert str(caught.value) in (DOCS / "plugins.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_kinds_names_hooks_and_checks_that_exist():
+    import muco.testing
+    from muco.core.hookspecs import HOOKS
+
+    rows = sections(DOCS / "plugins.md")["What to write for each kind"]
+    assert set(re.findall(r"`(muco_\w+)`", rows)) == set(HOOKS.values())
+    assert set(re.findall(r"`(check_\w+)`", rows)) == set(muco.testing.__all__)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    loaded = re.compile(
+        r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+rel="(?:stylesheet|preload)"[^>]+href="https?:'
+    )
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert pages
+    assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []

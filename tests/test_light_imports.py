@@ -1,0 +1,71 @@
+"""What a fresh interpreter has imported, and how long it took, when muco has answered."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "torchvision", "transformers", "accelerate", "tensorboard", "numpy", "PIL", "webdataset"}
+
+ANSWER = """
+import sys
+from muco.cli import main, run_main
+sys.argv = sys.argv[1:]
+try:
+    run_main() if sys.argv[0] == "muco-run" else main()
+finally:
+    print("modules", *sys.modules)
+"""
+
+
+def modules_after(code: str, *arguments: str) -> set[str]:
+    told = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    return set(told.stdout.splitlines()[-1].split()[1:])
+
+
+def answers_within(seconds: float, *arguments: str) -> bool:
+    """Say whether the best of three runs keeps the bar, in the processor's time: others may be busy."""
+
+    def run() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", ANSWER, *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    return any(run() < seconds for _ in range(3))
+
+
+@pytest.mark.parametrize("module", ["muco", "muco.core", "muco.plugins.hooks", "muco.cli"])
+def test_importing_a_face_imports_nothing_heavy(module):
+    assert not modules_after(f"import sys, {module}; print('modules', *sys.modules)") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("muco", "list"), ("muco", "list", "packer"), ("muco", "--help"), ("muco-run", "--help")],
+    ids=" ".join,
+)
+def test_listing_and_help_import_nothing_heavy(arguments):
+    assert not modules_after(ANSWER, *arguments) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "arguments", [("muco", "list"), ("muco", "--help"), ("muco-run", "--help")], ids=" ".join
+)
+def test_listing_and_help_answer_within_half_a_second(arguments):
+    assert answers_within(0.5, *arguments)
+
+
+def test_checking_a_recipe_imports_no_model_class():
+    modules = modules_after(ANSWER, "muco-run", "quickstart", "--check")
+    assert not [name for name in modules if name.startswith("transformers")]
+
+
+def test_checking_a_recipe_takes_less_than_three_seconds():
+    assert answers_within(3, "muco-run", "quickstart", "--check")

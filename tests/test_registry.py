@@ -1,0 +1,216 @@
+"""Which components there are, and what a plugin package is told that cannot be used."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, version
+from types import ModuleType
+
+import pytest
+
+from muco.core import CONTRACT, Component, ComponentConfig, PluginError, hookimpl
+from muco.core import registry as registry_module
+from muco.core.component import KINDS
+from muco.core.hookspecs import HOOKS
+from muco.core.registry import Registry
+
+PROVIDER = "muco-shapes 0.3.1"
+
+
+def plugin(
+    contract: int | None = CONTRACT, *, name: str = "muco_shapes.hooks", **declared: dict[str, str]
+) -> ModuleType:
+    """Return a plugin module with these hooks: `plugin(muco_losses={"mine": "package.module:Class"})`."""
+    module = ModuleType(name)
+    if contract is not None:
+        module.muco_contract = contract
+    for hook, components in declared.items():
+
+        def declare(components: dict[str, str] = components) -> dict[str, str]:
+            return components
+
+        declare.__name__ = hook
+        setattr(module, hook, hookimpl(declare))
+    return module
+
+
+def registry_of(*plugins: ModuleType) -> Registry:
+    registry = Registry()
+    for each in plugins:
+        registry.add(each, provider=PROVIDER)
+    return registry
+
+
+def refusal(*plugins: ModuleType) -> str:
+    with pytest.raises(PluginError) as caught:
+        registry_of(*plugins)
+    return str(caught.value)
+
+
+def refusal_of(target: str) -> str:
+    """Return what is said of a loss `mine` that is declared to lie at `target`."""
+    registry = registry_of(plugin(muco_losses={"mine": target}))
+    with pytest.raises(PluginError) as caught:
+        registry.component("loss", "mine")
+    message = str(caught.value)
+    assert PROVIDER in message
+    assert "muco_losses" in message
+    assert target in message
+    return message
+
+
+class Unkind(Component):
+    """Derives from no interface."""
+
+    Config = ComponentConfig
+
+
+def test_our_own_components_are_listed_by_kind_and_name(registry):
+    listed = {(entry.kind, entry.name) for entry in registry if entry.provider.startswith("muco ")}
+    assert listed >= {
+        ("source", "scenes"),
+        ("sampler", "mixture"),
+        ("packer", "multi_turn"),
+        ("packer", "single_turn"),
+        ("backbone", "qwen_vl"),
+        ("pooler", "last_token"),
+        ("pooler", "mean"),
+        ("pooler", "turn_token"),
+        ("loss", "infonce"),
+        ("loss", "multiturn_infonce"),
+        ("suite", "scenes"),
+    }
+    assert {entry.provider for entry in registry} >= {f"muco {version('muco')}"}
+    order = [(KINDS.index(entry.kind), entry.name) for entry in registry]
+    assert order == sorted(order)
+
+
+def test_every_declared_component_can_be_imported(registry):
+    for entry in registry:
+        cls = registry.component(entry.kind, entry.name)
+        assert cls.kind == entry.kind
+        assert cls.__doc__
+        assert cls.__name__.lower().startswith(entry.name.replace("_", ""))
+
+
+def test_declaring_a_component_does_not_import_it():
+    registry = registry_of(plugin(muco_losses={"mine": "no.such.module:Loss"}))
+    assert [entry.target for entry in registry.entries("loss")] == ["no.such.module:Loss"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_has_its_hook(kind):
+    registry = registry_of(plugin(**{HOOKS[kind]: {"mine": "somewhere:Mine"}}))
+    entry = registry.find(kind, "mine")
+    assert (entry.kind, entry.name, entry.provider) == (kind, "mine", PROVIDER)
+
+
+def test_an_unknown_name_is_told_with_those_that_there_are(registry):
+    with pytest.raises(LookupError) as caught:
+        registry.find("loss", "multi_turn_infonce")
+    message = caught.value.args[0]
+    assert "no loss named 'multi_turn_infonce'. Did you mean 'multiturn_infonce'?" in message
+    assert f"infonce (muco {version('muco')})" in message
+
+
+def test_a_misspelt_hook_is_refused():
+    message = refusal(plugin(muco_loses={"mine": "muco_shapes.loss:Mine"}))
+    assert "muco_shapes.hooks" in message
+    assert PROVIDER in message
+    assert "no hook named 'muco_loses'. Did you mean 'muco_losses'?" in message
+
+
+def test_a_hook_with_arguments_of_its_own_is_refused():
+    module = plugin()
+    module.muco_losses = hookimpl(lambda recipe: {"mine": "muco_shapes.loss:Mine"})
+    message = refusal(module)
+    assert "muco_shapes.hooks" in message
+    assert PROVIDER in message
+    assert "muco_losses" in message
+
+
+def test_a_module_that_is_declared_twice_is_refused():
+    module = plugin(muco_losses={"mine": "muco_shapes.loss:Mine"})
+    message = refusal(module, module)
+    assert "muco_shapes.hooks" in message
+    assert PROVIDER in message
+
+
+def test_a_name_that_is_taken_is_refused():
+    other = plugin(name="other.hooks", muco_losses={"mine": "other.loss:Mine"})
+    message = refusal(plugin(muco_losses={"mine": "muco_shapes.loss:Mine"}), other)
+    assert "two loss components are named 'mine'" in message
+    assert "muco_shapes.loss:Mine" in message
+    assert "other.loss:Mine" in message
+    assert PROVIDER in message
+    assert "muco_losses" in message
+
+
+def test_one_name_may_serve_two_kinds():
+    both = plugin(muco_losses={"mine": "shapes:Loss"}, muco_suites={"mine": "shapes:Suite"})
+    assert len(list(registry_of(both))) == 2
+
+
+@pytest.mark.parametrize(
+    ("contract", "told"), [(None, "states no `muco_contract`"), (CONTRACT + 1, f"contract {CONTRACT + 1}")]
+)
+def test_another_contract_or_none_is_refused(contract, told):
+    message = refusal(plugin(contract, muco_losses={"mine": "shapes:Loss"}))
+    assert "muco_shapes.hooks" in message
+    assert PROVIDER in message
+    assert told in message
+    assert f"this muco speaks contract {CONTRACT}" in message
+
+
+@pytest.mark.parametrize("target", ["muco_shapes.loss:Mine", "muco.core.loss:Mine", "muco.core.loss"])
+def test_a_target_that_cannot_be_imported_is_refused(target):
+    assert "cannot be imported" in refusal_of(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "muco.plugins.poolers.mean:Mean",
+        "muco.core.loss:same_turn",
+        "muco.core.component:ComponentConfig",
+        f"{__name__}:Unkind",
+    ],
+)
+def test_a_class_of_another_kind_is_refused(target):
+    assert "it must derive from muco.core.Loss" in refusal_of(target)
+
+
+def test_a_class_without_settings_is_refused():
+    assert "has no `Config` that derives from muco.core.ComponentConfig" in refusal_of("muco.core.loss:Loss")
+
+
+@pytest.fixture
+def one_entry_point(monkeypatch):
+    """Let the installed packages be one, whose entry point leads where a test says."""
+    find = registry_module.default_registry.__wrapped__
+
+    def registry(target: str) -> Registry:
+        points = [EntryPoint("shapes", target, "muco")]
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: points)
+        return find()
+
+    return registry
+
+
+def test_a_package_whose_hooks_cannot_be_imported_is_named(one_entry_point, tmp_path, monkeypatch):
+    (tmp_path / "muco_shapes_hooks.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=r"muco_shapes_hooks.* cannot be imported: .*no licence"):
+        one_entry_point("muco_shapes_hooks")
+
+
+def test_an_installed_package_is_found_by_its_entry_point(one_entry_point, tmp_path, monkeypatch):
+    (tmp_path / "muco_more_shapes.py").write_text(
+        "from muco.core import hookimpl\n"
+        "muco_contract = 1\n"
+        "@hookimpl\n"
+        "def muco_losses():\n"
+        "    return {'mine': 'muco.plugins.losses.infonce:InfoNCE'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = one_entry_point("muco_more_shapes")
+    assert registry.component("loss", "mine").__name__ == "InfoNCE"

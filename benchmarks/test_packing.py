@@ -57,7 +57,9 @@ def text(*seed: int) -> str:
 
 def side(processor, dialogues) -> SideInputs:
     chunk: EncoderInputs = processor.collate(dialogues)
-    return SideInputs((chunk,), torch.arange(len(chunk.ids)), TurnIds.of([t.key for d in dialogues for t in d.turns]))
+    return SideInputs(
+        (chunk,), torch.arange(len(chunk.ids)), TurnIds.of([t.key for d in dialogues for t in d.turns])
+    )
 
 
 @pytest.fixture(scope="module")

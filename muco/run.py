@@ -67,7 +67,7 @@ def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | No
     changed = differences(old, recipe.dump())
     if not changed and only is None and _covers(place.summary(), recipe):
         return place.summary()
-    blocking = [each for each in changed if blocks_resume(each)]
+    blocking = [each for each in changed if blocks_resume(each, recipe)]
     if blocking:
         raise MucoError(
             f"{place.path} holds another run. Its recipe differs in\n  "
@@ -76,7 +76,7 @@ def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | No
         )
     if not resume and only != "evaluate":
         raise MucoError(
-            f"{place.path} holds an unfinished run of this recipe. "
+            f"{place.path} holds an unfinished run of this recipe, or one with other suites. "
             "Go on with --resume, or start over with --fresh."
         )
     return None
@@ -98,10 +98,10 @@ def _run(
 
     _quiet_libraries()
     place.path.mkdir(parents=True, exist_ok=True)
-    before = place.environment()
-    if before is not None:
+    ran_on = place.environment()
+    if ran_on is not None:
         # Sums split over another number of threads round differently.
-        torch.set_num_threads(before["num_threads"])
+        torch.set_num_threads(ran_on["num_threads"])
     place.write_recipe(recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place.write_environment(device=device, num_threads=torch.get_num_threads())
@@ -119,9 +119,12 @@ def _run(
         "wall_seconds": 0.0,
         "metrics": {},
     }
+    before = place.summary() or {}
     if only != "train":
-        summary["metrics"] = _evaluate(recipe, place, progress.step, console)
-    earlier = (place.summary() or {}).get("wall_seconds", 0.0) if only == "evaluate" else 0.0
+        summary["metrics"] = _evaluate(recipe, place, console)
+    elif before.get("steps") == progress.step:
+        summary["metrics"] = before["metrics"]
+    earlier = before.get("wall_seconds", 0.0) if only == "evaluate" else 0.0
     summary["wall_seconds"] = round(earlier + time.perf_counter() - began, 2)
     place.write_summary(summary)
 
@@ -192,13 +195,13 @@ def _publish(place: RunFolder) -> None:
     beside.rename(place.model)
 
 
-def _evaluate(recipe: Recipe, place: RunFolder, step: int, console: Console) -> dict[str, float]:
+def _evaluate(recipe: Recipe, place: RunFolder, console: Console) -> dict[str, float]:
     import torch
 
     from muco.evaluation.encode import Encoder
     from muco.evaluation.run import run_suite, write_result
     from muco.training.build import build_packer, make
-    from muco.training.model_folder import load_encoder, weights_hash
+    from muco.training.model_folder import load_encoder, trained_steps, weights_hash
 
     encoder = load_encoder(recipe, place.model).to("cuda" if torch.cuda.is_available() else "cpu")
     settings = recipe.evaluate
@@ -215,7 +218,7 @@ def _evaluate(recipe: Recipe, place: RunFolder, step: int, console: Console) -> 
         )
         depends_on = {
             "weights": weights_hash(place.model),
-            "step": step,
+            "step": trained_steps(place.model),
             "suite": ref.dump(),
             "packer": recipe.packer.dump(),
             "backbone": recipe.backbone.dump(),

@@ -36,7 +36,8 @@ _FREE_ON_RESUME = (
     "train.keep_checkpoints",
     "evaluate",
 )
-"""Keys that may differ between a run and its resumption: the steps already done do not depend on them."""
+"""Keys that may differ between a run and its resumption: the steps already done do not depend on them,
+but for `train.num_steps` under a cosine schedule."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return told
 
 
-def blocks_resume(difference: str) -> bool:
+def blocks_resume(difference: str, recipe: Recipe) -> bool:
     """Say whether a difference between recipes makes the steps already done another run's."""
+    if difference.startswith("train.num_steps") and recipe.train.schedule == "cosine":
+        return True
     return not difference.startswith(_FREE_ON_RESUME)
 
 

@@ -48,7 +48,9 @@ def test_a_query_without_negative_is_an_error():
 
 
 def test_merged_targets_score_as_one():
-    keys = [TurnKey(sample_id=i, turn_id=0, group_id=i, content_id=c, task_id=0) for i, c in enumerate([7, 7, 8])]
+    keys = [
+        TurnKey(sample_id=i, turn_id=0, group_id=i, content_id=c, task_id=0) for i, c in enumerate([7, 7, 8])
+    ]
     vectors = F.normalize(torch.randn(3, 4, dtype=torch.float64), dim=-1)
     target_vectors = vectors.roll(1, 0)
     target_vectors = torch.stack([target_vectors[0], target_vectors[0], target_vectors[2]])

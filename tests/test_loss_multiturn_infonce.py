@@ -37,7 +37,8 @@ def slow_multiturn_infonce(query, target, temperature, duplicates):
                 seen.add(content)
                 rows = [k for k in range(len(target)) if int(target.content_ids[k]) == content]
                 own = equal or any(
-                    query.sample_ids[i] == target.sample_ids[k] and query.turn_ids[i] == target.turn_ids[k]
+                    query.sample_ids[i] == target.sample_ids[k]
+                    and query.turn_ids[i] == target.turn_ids[k]
                     and not target.is_negative[k]
                     for k in rows
                 )
@@ -67,9 +68,7 @@ def test_keeps_the_contract(registry):
     num_negatives=integers(0, 4),
 )
 def test_matches_the_formula_written_as_loops(turn_counts, seed, duplicates, num_contents, num_negatives):
-    query, target = random_turns(
-        turn_counts, seed, num_contents=num_contents, num_negatives=num_negatives
-    )
+    query, target = random_turns(turn_counts, seed, num_contents=num_contents, num_negatives=num_negatives)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates=duplicates))
     expected = slow_multiturn_infonce(query, target, 0.1, duplicates)
     if expected is None:

@@ -22,7 +22,9 @@ from tests.small import QUICK
 MUCO_RUN = [sys.executable, "-c", "from muco.cli import run_main; run_main()"]
 
 
-def start(folder: Path, *arguments: str, recipe: str = "recipes/quickstart.yaml", **popen) -> subprocess.Popen:
+def start(
+    folder: Path, *arguments: str, recipe: str = "recipes/quickstart.yaml", **popen
+) -> subprocess.Popen:
     overrides = [part for setting in QUICK for part in ("--set", setting)]
     command = [*MUCO_RUN, recipe, *overrides, *arguments]
     return subprocess.Popen(
@@ -72,7 +74,7 @@ def test_a_run_leaves_what_the_design_says(whole):
     left = {path.name for path in run.iterdir()}
     assert left >= {"recipe.yaml", "environment.json", "train.jsonl", "tensorboard", "checkpoints", "model",
                     "eval", "summary.json", "report.html"}  # fmt: skip
-    assert not [path for path in run.rglob("*.partial")]
+    assert not list(run.rglob("*.partial"))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 12
     assert summary["samples_seen"] == 12 * 8 - (8 - 90 % 8)
@@ -85,7 +87,12 @@ def test_a_run_leaves_what_the_design_says(whole):
     turns = [task["score"] for task in tasks.values() if "turns" in task["groups"]]
     assert len(turns) == 7
     assert summary["metrics"]["scenes/turns"] == pytest.approx(sum(turns) / 7)
-    assert {task["meta_task"] for task in tasks.values()} == {"classification", "vqa", "retrieval", "grounding"}
+    assert {task["meta_task"] for task in tasks.values()} == {
+        "classification",
+        "vqa",
+        "retrieval",
+        "grounding",
+    }
     assert all(task["chance"] <= 0.1 for task in tasks.values())
     assert [line["step"] for line in log(whole)] == list(range(1, 13))
 

@@ -209,7 +209,10 @@ def test_nothing_that_is_asked_for_was_ever_trained_on():
         ({"tasks": []}, "at least 1 item"),
         ({"tasks": ["creative", "creative"]}, "given twice: creative"),
         ({"num_candidates": 11}, "11 candidates, but in this world global_vqa_1 has 10 different answers"),
-        ({"num_objects": 5, "cells_per_side": 3}, "10 candidates, but in this world classification has 6 different answers"),
+        (
+            {"num_objects": 5, "cells_per_side": 3},
+            "10 candidates, but in this world classification has 6 different answers",
+        ),
         ({"colors": ["red", "blue"]}, "local_vqa_1 has 4 different answers. Lower `num_candidates`; change"),
         ({"num_objects": 7}, "7 objects need as many different shapes"),
         ({"num_queries": 0}, "greater than 0"),

@@ -20,7 +20,9 @@ def random_turns(
         return int(torch.randint(high, (1,), generator=generator))
 
     keys = [
-        TurnKey(sample_id=sample, turn_id=turn, group_id=sample % 7, content_id=draw(num_contents), task_id=turn)
+        TurnKey(
+            sample_id=sample, turn_id=turn, group_id=sample % 7, content_id=draw(num_contents), task_id=turn
+        )
         for sample, count in enumerate(turn_counts)
         for turn in range(count)
     ]

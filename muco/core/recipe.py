@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
@@ -166,6 +167,16 @@ class EvaluateSettings(ComponentConfig):
 
     suites: tuple[ComponentRef[Literal["suite"]], ...] = ()
     """Run in order after training."""
+
+    @field_validator("suites")
+    @classmethod
+    def _each_once(cls, suites: tuple[ComponentRef[Any], ...]) -> tuple[ComponentRef[Any], ...]:
+        names = [suite.name for suite in suites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"listed twice: {', '.join(twice)}; each suite has one result file")
+        return suites
+
     batch_tokens: PositiveInt = 16384
     """Language-model tokens and image patches that are encoded at once."""
     ties: Literal["share", "first"] = "share"

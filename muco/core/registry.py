@@ -102,7 +102,7 @@ class Registry:
         module, _, attribute = entry.target.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise PluginError(f"{blame} cannot be imported: {error}") from error
         if not (
             isinstance(found, type) and issubclass(found, Component) and getattr(found, "kind", None) == kind

@@ -1,6 +1,13 @@
 """Contract checks that a component's first test runs; for plugin packages as for muco itself."""
 
-from muco.testing.contracts import check_loss, check_packer, check_pooler, check_sampler, check_source, check_suite
+from muco.testing.contracts import (
+    check_loss,
+    check_packer,
+    check_pooler,
+    check_sampler,
+    check_source,
+    check_suite,
+)
 from muco.testing.encoding import check_backbone
 
 __all__ = [

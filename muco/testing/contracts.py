@@ -29,7 +29,9 @@ def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, 
     assert issubclass(cls, Component)
     config = cls.Config.model_validate(dict(settings))
     assert isinstance(config, ComponentConfig)
-    assert cls.Config.model_validate(config.model_dump(mode="json")) == config, "the settings change on a round trip"
+    assert cls.Config.model_validate(config.model_dump(mode="json")) == config, (
+        "the settings change on a round trip"
+    )
     for field, info in cls.Config.model_fields.items():
         assert info.description, f"{name}.{field} has no docstring"
     return cls, config
@@ -47,7 +49,9 @@ def check_source(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     assert len({sample.sample_id for sample in samples}) == len(samples), "sample ids are not unique"
 
 
-def check_sampler(registry: Registry, name: str, settings: Mapping[str, Any], *, catalog: Mapping[str, int]) -> None:
+def check_sampler(
+    registry: Registry, name: str, settings: Mapping[str, Any], *, catalog: Mapping[str, int]
+) -> None:
     """Plans are pure, within the catalog, in full batches but for the last."""
     cls, config = config_of(registry, "sampler", name, settings)
     sampler: Sampler = cls(config)
@@ -63,7 +67,9 @@ def check_sampler(registry: Registry, name: str, settings: Mapping[str, Any], *,
         assert all(0 <= ref.index < catalog[ref.dataset] for ref in plan.samples)
 
 
-def check_packer(registry: Registry, name: str, settings: Mapping[str, Any], *, samples: Sequence[Sample]) -> None:
+def check_packer(
+    registry: Registry, name: str, settings: Mapping[str, Any], *, samples: Sequence[Sample]
+) -> None:
     """Every query turn has a target turn of its key; packing depends on the generators alone."""
     cls, config = config_of(registry, "packer", name, settings)
     packer: Packer = pickle.loads(pickle.dumps(cls(config)))
@@ -97,7 +103,9 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     hidden = torch.randn(10, 6, requires_grad=True)
     # Tokens 0 to 3 are a shared prefix; turns are 4 to 6 and 7 to 9, their embedding tokens 5 and 8.
     places = TurnPlaces(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
-    found: TurnEmbeddings = pooler(TurnStates(hidden=hidden, places=places, ids=TurnIds.of([_key(0), _key(1)])))
+    found: TurnEmbeddings = pooler(
+        TurnStates(hidden=hidden, places=places, ids=TurnIds.of([_key(0), _key(1)]))
+    )
     assert found.vectors.shape == (2, pooler.embedding_dim)
     torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(2))
     (gradient,) = torch.autograd.grad(found.vectors[0].sum(), hidden)
@@ -146,5 +154,9 @@ def check_suite(registry: Registry, name: str, settings: Mapping[str, Any]) -> N
 
 def _key(sample: int, turn: int = 0) -> TurnKey:
     return TurnKey(
-        sample_id=sample, turn_id=turn, group_id=sample, content_id=cast(int, 10 * sample + turn), task_id=turn
+        sample_id=sample,
+        turn_id=turn,
+        group_id=sample,
+        content_id=cast(int, 10 * sample + turn),
+        task_id=turn,
     )

@@ -43,6 +43,14 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A sample's dialogues, and where it lies in words."""
+
+    sample: str
+    pair: DialoguePair
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """One rank's share of a step."""
 
@@ -92,32 +100,35 @@ class StepBatches(Dataset[StepInputs]):
             epoch=epoch,
             position=position,
         )
-        packed: dict[str, DialoguePair] = {}
+        packed: list[Packed] = []
         broken: list[Unreadable] = []
         for ref in plan.samples[self.rank :: self.num_ranks]:
             reader = self.readers[ref.dataset]
             name = f"{ref.dataset}/{reader.name(ref.index)}"
             try:
-                packed[name] = self._pack(reader[ref.index], epoch, step)
+                packed.append(Packed(name, self._pack(reader[ref.index], epoch, step)))
             except DataError as error:
                 broken.append(Unreadable(name, str(error)))
         try:
             queries, targets = self._sides(packed)
         except DataError:
-            broken += self._sift(packed)
+            packed, more = self._sift(packed)
+            broken += more
             queries, targets = self._sides(packed)
-        return StepInputs(step, epoch, queries, targets, tuple(packed), tuple(broken))
+        names = tuple(each.sample for each in packed)
+        return StepInputs(step, epoch, queries, targets, names, tuple(broken))
 
-    def _sift(self, packed: dict[str, DialoguePair]) -> list[Unreadable]:
-        """Take out the samples that cannot be collated, a broken image among their dialogues."""
+    def _sift(self, packed: Sequence[Packed]) -> tuple[list[Packed], list[Unreadable]]:
+        """Part the samples that can be collated from those that cannot, a broken image among them."""
+        whole: list[Packed] = []
         broken: list[Unreadable] = []
-        for name, pair in list(packed.items()):
+        for each in packed:
             try:
-                self.processor.collate(pair.queries + pair.targets + pair.negatives)
+                self.processor.collate(each.pair.queries + each.pair.targets + each.pair.negatives)
+                whole.append(each)
             except DataError as error:
-                broken.append(Unreadable(name, str(error)))
-                del packed[name]
-        return broken
+                broken.append(Unreadable(each.sample, str(error)))
+        return whole, broken
 
     def _pack(self, sample: Sample, epoch: int, step: int) -> DialoguePair:
         """Pack under generators that depend on what is packed alone."""
@@ -128,9 +139,9 @@ class StepBatches(Dataset[StepInputs]):
             sample_random=random.Random(stable_id("sample", *moment, sample.dataset, sample.sample_id)),
         )
 
-    def _sides(self, packed: Mapping[str, DialoguePair]) -> tuple[SideInputs, SideInputs]:
-        queries = [dialogue for pair in packed.values() for dialogue in pair.queries]
-        targets = [dialogue for pair in packed.values() for dialogue in pair.targets + pair.negatives]
+    def _sides(self, packed: Sequence[Packed]) -> tuple[SideInputs, SideInputs]:
+        queries = [dialogue for each in packed for dialogue in each.pair.queries]
+        targets = [dialogue for each in packed for dialogue in each.pair.targets + each.pair.negatives]
         return self._side(queries), self._side(targets)
 
     def _side(self, dialogues: Sequence[Dialogue]) -> SideInputs:

@@ -68,7 +68,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_encoder(model.encoder, recipe, beside / "model")
+        save_encoder(model.encoder, recipe, beside / "model", step=progress.step)
         state = {"optimizer": optimizer.state_dict(), "loss": model.loss.state_dict()}
         torch.save(state, beside / "training.pt")
         (beside / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")

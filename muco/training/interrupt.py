@@ -10,7 +10,7 @@ from typing import Any
 from muco.core.errors import MucoError
 
 
-class Interrupted(MucoError):
+class Interrupted(MucoError):  # noqa: N818 - a wish fulfilled, no error
     """The run was asked to stop, and left a checkpoint."""
 
     def __init__(self, message: str, signum: int) -> None:

@@ -33,7 +33,7 @@ class TrainLog:
         from torch.utils.tensorboard import SummaryWriter
 
         cut_lines(run_folder / LOG_FILE, start)
-        self._file = open(run_folder / LOG_FILE, "a", encoding="utf-8")
+        self._file = open(run_folder / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
         self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start + 1)
         self._console = console
         self._num_steps = num_steps

@@ -17,7 +17,7 @@ from muco.training.build import with_pooler
 _FORMAT = 1
 
 
-def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path) -> None:
+def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: int) -> None:
     """Write backbone, processor, pooler and the recipe's parts that inference needs."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
@@ -29,7 +29,7 @@ def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path) -> None:
         "backbone": recipe.backbone.dump(),
         "pooler": recipe.pooler.dump(),
     }
-    (folder / "muco.json").write_text(json.dumps({"format": _FORMAT, **parts}, indent=1) + "\n")
+    (folder / "muco.json").write_text(json.dumps({"format": _FORMAT, "step": step, **parts}, indent=1) + "\n")
 
 
 def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
@@ -45,6 +45,11 @@ def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
     weights = folder / "pooler.safetensors"
     encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
     return encoder
+
+
+def trained_steps(folder: Path) -> int:
+    """Return after how many updates the model was saved."""
+    return json.loads((folder / "muco.json").read_text())["step"]
 
 
 def weights_hash(folder: Path) -> str:

@@ -63,7 +63,6 @@ class Trainer:
         self._encoder = accelerator.prepare(self.model.encoder)
         self._accelerator = accelerator
 
-        last_saved = self.progress.step
         start = self.progress.step
         cut_lines(self.folder / UNREADABLE_FILE, start)
         with (
@@ -74,18 +73,18 @@ class Trainer:
             for inputs in self._loader(start):
                 self._wait = time.perf_counter() - began
                 self._step(inputs)
-                self.progress.train_seconds += time.perf_counter() - began
-                self._count("seconds", time.perf_counter() - began)
-                began = time.perf_counter()
+                now = time.perf_counter()
+                self.progress.train_seconds += now - began
+                self._count("seconds", now - began)
+                began = now
                 self._log(log, inputs)
                 step = self.progress.step
                 due = step % settings.checkpoint_every == 0 or step == settings.num_steps
                 if due or wish.signum:
                     self._save()
-                    last_saved = step
-                if wish.signum and step < settings.num_steps:
+                if wish.signum:
                     raise Interrupted(
-                        f"stopped after step {last_saved} of {settings.num_steps}; the checkpoint is written. "
+                        f"stopped after step {step} of {settings.num_steps}; the checkpoint is written. "
                         "Go on with --resume.",
                         wish.signum,
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from muco.core.dialogue import Dialogue, Message, Turn, TurnKey
 from muco.core.ids import stable_id
@@ -37,6 +38,12 @@ def draw_query(pair: Pair, draw: random.Random) -> Content:
 def alone(content: Content, key: TurnKey, *, system: str) -> Dialogue:
     """Return a dialogue of one turn, its images in the shared prefix."""
     return Dialogue(system, content.images, (user_turn(Content(content.text), key),))
+
+
+def hard_negatives(pair: Pair, key: TurnKey, *, system: str) -> list[Dialogue]:
+    """Return a dialogue for each of the pair's wrong targets; they keep their owner's identity."""
+    keys = [replace(key, content_id=wrong.content_id, is_negative=True) for wrong in pair.negatives]
+    return [alone(wrong, own, system=system) for wrong, own in zip(pair.negatives, keys, strict=True)]
 
 
 def for_inference(content: Content, *, system: str) -> Dialogue:

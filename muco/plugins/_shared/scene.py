@@ -74,12 +74,21 @@ class SceneWorld(ComponentConfig):
     image_size_pixels: Annotated[int, Field(ge=32, le=2048)] = 56
     """Height and width. Small shapes are hard to tell apart below 56."""
     shapes: Annotated[tuple[Annotated[Shape, known("shape", SHAPES)], ...], AfterValidator(distinct)] = (
-        SHAPES[:6]
+        "circle",
+        "square",
+        "triangle",
+        "star",
+        "cross",
     )
     """The shapes that objects have: some of circle, square, triangle, star, diamond, cross, heart,
     arrow, moon, ring."""
     colors: Annotated[tuple[Annotated[Color, known("color", COLORS)], ...], AfterValidator(distinct)] = (
-        COLORS[:8]
+        "red",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "purple",
     )
     """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
     brown, gray."""
@@ -197,7 +206,9 @@ def _draw_any(world: SceneWorld, rng: random.Random) -> Scene:
         strict=True,
     )
     objects = tuple(SceneObject(*trait, jitter=_jitter(rng)) for trait in traits)
-    return Scene(objects, rng.choice(world.backgrounds), _shade(rng), world.cells_per_side, rng.getrandbits(32))
+    return Scene(
+        objects, rng.choice(world.backgrounds), _shade(rng), world.cells_per_side, rng.getrandbits(32)
+    )
 
 
 def _jitter(rng: random.Random) -> tuple[float, float, float]:

@@ -30,7 +30,8 @@ class Strand:
     num_axes: int
     input_ids: list[int] = field(default_factory=list)
     branches: list[int] = field(default_factory=list)
-    positions: list[NDArray[np.int64]] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)
+    """One list an axis."""
     image_places: list[int] = field(default_factory=list)
     """Where image features replace token embeddings."""
     images: list[EncodedImage] = field(default_factory=list)
@@ -43,14 +44,19 @@ class Strand:
     prefix_end: int = 0
     """The position at which isolated turns start anew."""
 
+    def __post_init__(self) -> None:
+        self.positions = [[] for _ in range(self.num_axes)]
+
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def put_text(self, ids: Sequence[int]) -> None:
         """Append tokens, one position each."""
-        steps = np.arange(len(ids), dtype=np.int64) + self.next_position
-        self._put(list(ids), np.broadcast_to(steps, (self.num_axes, len(ids))))
-        self.next_position += len(ids)
+        end = self.next_position + len(ids)
+        for axis in self.positions:
+            axis.extend(range(self.next_position, end))
+        self._put(ids)
+        self.next_position = end
 
     def put_image(self, image: EncodedImage, token_id: int, offsets: NDArray[np.int64], extent: int) -> None:
         """Append an image's tokens.
@@ -62,7 +68,9 @@ class Strand:
             extent: how many positions the image takes.
         """
         first = len(self)
-        self._put([token_id] * offsets.shape[1], offsets + self.next_position)
+        for axis, steps in zip(self.positions, (offsets + self.next_position).tolist(), strict=True):
+            axis.extend(steps)
+        self._put([token_id] * offsets.shape[1])
         self.image_places.extend(range(first, len(self)))
         self.images.append(image)
         self.next_position += extent
@@ -87,10 +95,9 @@ class Strand:
         self.stop.append(len(self))
         self.keys.append(key)
 
-    def _put(self, ids: list[int], positions: NDArray[np.int64]) -> None:
+    def _put(self, ids: Sequence[int]) -> None:
         self.input_ids.extend(ids)
         self.branches.extend([self.branch] * len(ids))
-        self.positions.append(positions)
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def rows_of(strands: Sequence[Strand], *, padding_id: int) -> Rows:
         size = len(strand)
         input_ids[row, :size] = strand.input_ids
         branches[row, :size] = strand.branches
-        position_ids[:, row, :size] = np.concatenate(strand.positions, axis=1)
+        position_ids[:, row, :size] = strand.positions
         for name, found in places.items():
             found.extend(row * length + place for place in getattr(strand, name))
         image_index.extend(row * length + place for place in strand.image_places)

@@ -16,6 +16,7 @@ from muco.plugins._shared.prompting import (
     alone,
     draw_query,
     for_inference,
+    hard_negatives,
     turn_key,
     user_turn,
 )
@@ -80,7 +81,12 @@ class MultiTurn(Packer):
         else:
             said = tuple(user_turn(target, key) for target, key in answers)
             targets = (Dialogue(self.system, (), said),)
-        return DialoguePair((queries,), targets)
+        negatives = [
+            negative
+            for index in chosen
+            for negative in hard_negatives(sample.pairs[index], keys[index], system=self.system)
+        ]
+        return DialoguePair((queries,), targets, tuple(negatives))
 
     def inference(self, content: Content) -> Dialogue:
         return for_inference(content, system=self.system)

@@ -9,7 +9,7 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.packer import Packer
 from muco.core.sample import Content, Sample
-from muco.plugins._shared.prompting import SYSTEM, alone, draw_query, for_inference, turn_key
+from muco.plugins._shared.prompting import SYSTEM, alone, draw_query, for_inference, hard_negatives, turn_key
 
 
 class SingleTurn(Packer):
@@ -35,14 +35,15 @@ class SingleTurn(Packer):
         chosen = range(len(sample.pairs))
         if self.turns == "one":
             chosen = [sample_random.randrange(len(sample.pairs))]
-        queries, targets = [], []
+        queries, targets, negatives = [], [], []
         for index in chosen:
             pair, key = sample.pairs[index], turn_key(sample, index)
             asked = draw_query(pair, sample_random)
             query = Content(asked.text, sample.images + asked.images)
             queries.append(alone(query, key, system=self.system))
             targets.append(alone(pair.target, key, system=self.system))
-        return DialoguePair(tuple(queries), tuple(targets))
+            negatives += hard_negatives(pair, key, system=self.system)
+        return DialoguePair(tuple(queries), tuple(targets), tuple(negatives))
 
     def inference(self, content: Content) -> Dialogue:
         return for_inference(content, system=self.system)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
@@ -14,17 +15,12 @@ from muco.core.source import Source
 from muco.plugins._shared.scene import SceneWorld, check_known, draw_scene, seeded
 from muco.plugins._shared.scene_drawing import draw_image
 from muco.plugins._shared.scene_questions import QUESTIONS
-from muco.plugins._shared.scene_tasks import PAIR_TASKS, PairTask
+from muco.plugins._shared.scene_tasks import PAIR_TASKS, PairTask, Problem, SceneTask, View, near_views
 
 PAIR_WEIGHTS: dict[PairTask, float] = {
-    "caption_to_image": 3.0,
-    "edit_to_image": 3.0,
-    "crop_grounding": 3.0,
-    "same_scene": 1.0,
-    "caption_paraphrase": 1.0,
-    "caption_to_captioned_image": 1.0,
-    "edit_to_captioned_image": 1.0,
-    "same_scene_to_captioned_image": 1.0,
+    "caption_to_image": 1.0,
+    "edit_to_image": 1.0,
+    "crop_grounding": 1.0,
 }
 
 
@@ -32,8 +28,7 @@ class Scenes(Source):
     """Draw coloured shapes, and ask about them as M3T and MMEB ask about photographs.
 
     A share of the samples are turns: one picture and the seven questions of M3T. The others hold one
-    pair each, and between them they lead from text, image and both to text, image and both. Sample i
-    depends on the settings, the seed and i alone.
+    pair each, with an image for target and a hard negative beside it. Sample i depends on the settings, the seed and i alone.
 
     One arrangement of objects in eight is held out for the `scenes` suite, by a hash of what it
     shows. None is ever drawn or captioned here, on either side of a pair and on whatever background,
@@ -49,10 +44,14 @@ class Scenes(Source):
         """Samples in the data set."""
         seed: NonNegativeInt = 0
         """Other seeds, other samples."""
-        turn_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+        turn_share: Annotated[float, Field(ge=0, le=1)] = 0.75
         """The share of samples with the seven turns, from 0 to 1; the others are single pairs."""
+        num_negatives: NonNegativeInt = 1
+        """Hard negatives of a single pair: the picture before the edit, the other object, a fact changed."""
         pairs: dict[PairTask, NonNegativeFloat] = PAIR_WEIGHTS
-        """Kinds of single pair and their weights; a kind that is left out does not occur."""
+        """Kinds of single pair and their weights; a kind that is left out does not occur. There are also
+        same_scene, caption_paraphrase, caption_to_captioned_image, edit_to_captioned_image and
+        same_scene_to_captioned_image: with them pairs lead from text, image and both to each of the three."""
 
         @field_validator("pairs", mode="before")
         @classmethod
@@ -101,11 +100,26 @@ class Scenes(Source):
         image = draw_image(scene, self.config.image_size_pixels)
         return Sample(sample_id, "scenes", (image,), tuple(pairs))
 
+    def _near(self, task: SceneTask, problem: Problem, rng: random.Random) -> list[View]:
+        """Return wrong answers that nearly fit: what the query itself holds first, nothing held out."""
+        found: dict[str, View] = {task.key(problem.right): problem.right}
+        for view in chain(problem.traps, near_views(problem, self.config, rng)):
+            if len(found) > self.config.num_negatives:
+                break
+            if view.scene.split == "train":
+                found.setdefault(task.key(view), view)
+        return list(found.values())[1:]
+
     def _single_pair(self, sample_id: str, rng: random.Random) -> Sample:
         (name,) = rng.choices(list(self.weights), list(self.weights.values()))
         task = PAIR_TASKS[name]
         problem = task.pose(self.config, rng, "train")
-        pair = Pair(name, tuple(map(Content, problem.queries)), task.content(problem.right, self.config))
+        pair = Pair(
+            name,
+            tuple(map(Content, problem.queries)),
+            task.content(problem.right, self.config),
+            tuple(task.content(view, self.config) for view in self._near(task, problem, rng)),
+        )
         images = ()
         if problem.picture is not None:
             images = (draw_image(problem.picture, self.config.image_size_pixels),)

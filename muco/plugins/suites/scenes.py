@@ -55,8 +55,8 @@ class ScenesSuite(Suite):
             tuple[Annotated[TaskName, known("task", tuple(TASKS))], ...],
             Field(min_length=1),
             AfterValidator(distinct),
-        ] = tuple(TASKS)
-        """The tasks to run; all by default."""
+        ] = (*TURN_TASKS, "caption_to_image", "edit_to_image", "crop_grounding")
+        """The tasks to run: by default those that the source's default mixture trains."""
         num_queries: PositiveInt = 256
         """Queries of each task."""
         num_candidates: Annotated[int, Field(ge=10, validate_default=True)] = 10
@@ -67,7 +67,10 @@ class ScenesSuite(Suite):
         @field_validator("num_candidates")
         @classmethod
         def _answers_suffice(cls, num_candidates: int, info: ValidationInfo) -> int:
-            if not {"shapes", "colors", "backgrounds", "cells_per_side", "num_objects", "tasks"} <= info.data.keys():
+            if (
+                not {"shapes", "colors", "backgrounds", "cells_per_side", "num_objects", "tasks"}
+                <= info.data.keys()
+            ):
                 return num_candidates
             for task, num_answers in _few_answers(info.data).items():
                 if task in info.data["tasks"] and num_answers < num_candidates:

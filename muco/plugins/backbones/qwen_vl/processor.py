@@ -19,6 +19,8 @@ from muco.plugins._shared.chat import EMB, IMAGE_PAD, Markup, Piece, Said, Templ
 from muco.plugins._shared.strand import Strand, rows_of
 
 _MROPE_AXES = 3
+_MOST_COUNTED = 4096
+"""Dialogues whose strands are kept between `count` and `collate`."""
 
 
 class QwenVLProcessor(Processor):
@@ -29,17 +31,25 @@ class QwenVLProcessor(Processor):
         self.image_processor = image_processor
         self.template: TemplateName = template
         self.emb_id, self.image_id = tokenizer.convert_tokens_to_ids([EMB, IMAGE_PAD])
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
         self._ids = lru_cache(maxsize=65536)(self._tokenize)
+        self._counted: dict[int, tuple[Dialogue, Strand]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_ids"}
+        memories = ("_ids", "_counted")
+        return {name: value for name, value in vars(self).items() if name not in memories}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._ids = lru_cache(maxsize=65536)(self._tokenize)
+        self._start_afresh()
 
     def count(self, dialogue: Dialogue) -> Cost:
-        strand = self._render(dialogue)
+        if len(self._counted) >= _MOST_COUNTED:
+            self._counted.clear()
+        strand = self._lay_out(dialogue)
+        self._counted[id(dialogue)] = (dialogue, strand)
         return Cost(len(strand), self._patches(strand))
 
     def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
@@ -66,6 +76,11 @@ class QwenVLProcessor(Processor):
         self.image_processor.save_pretrained(folder)
 
     def _render(self, dialogue: Dialogue) -> Strand:
+        """Return the dialogue's strand, the one that `count` made where it was just counted."""
+        counted = self._counted.pop(id(dialogue), None)
+        return counted[1] if counted else self._lay_out(dialogue)
+
+    def _lay_out(self, dialogue: Dialogue) -> Strand:
         pieces = pieces_of(dialogue, self.template)
         strand = Strand(_MROPE_AXES)
         self._put(strand, pieces.prefix)

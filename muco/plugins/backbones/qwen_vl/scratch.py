@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VISION_END, VISION_START
@@ -24,26 +24,50 @@ SPECIAL_TOKENS = (
 )
 
 
-_ROPE_THETA = 100.0
-"""Of Qwen2-VL's 10,000 the frequencies for height and width hardly turn within a picture of few tokens."""
+_ROPE_THETA = 4.0
+"""With Qwen2-VL's 1,000,000 and its share of fast frequencies for time, height and width hardly turn
+within a picture of a few tokens: a small model would not learn where things are."""
 
 
 class ScratchSettings(ComponentConfig):
     """The size of a Qwen2-VL built from random weights."""
 
     hidden_dim: PositiveInt = 128
+    """Of the language model, and of the embedding where the pooler adds nothing."""
     num_layers: PositiveInt = 4
+    """Of the language model."""
     num_heads: PositiveInt = 4
+    """Of the language model; they share `hidden_dim`."""
     num_kv_heads: PositiveInt = 2
+    """Keys and values; divides `num_heads`."""
     mlp_dim: PositiveInt = 512
+    """Of the language model's feed-forward layers."""
     vision_dim: PositiveInt = 128
+    """Of the vision tower."""
     vision_layers: PositiveInt = 4
+    """Of the vision tower."""
     vision_heads: PositiveInt = 4
+    """Of the vision tower; they share `vision_dim`."""
     patch_size_pixels: PositiveInt = 14
+    """Side of a patch."""
     merge_size: PositiveInt = 2
     """Patches a side that become one token."""
     vocab_size: PositiveInt = 1024
     """At most this many tokens are learnt from the data."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ScratchSettings:
+        if self.hidden_dim % (self.num_heads * 8):
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of 8 x num_heads {self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
+        if self.vision_dim % (self.vision_heads * 4):
+            raise ValueError(
+                f"vision_dim {self.vision_dim} must be a multiple of 4 x vision_heads {self.vision_heads}"
+            )
+        return self
 
 
 def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
@@ -60,8 +84,6 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
     # every branch near zero, and training starts slowly.
     std = settings.hidden_dim**-0.5
     half = settings.hidden_dim // settings.num_heads // 2
-    temporal = half // 4
-    height = (half - temporal) // 2
     return Qwen2VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -75,7 +97,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": _ROPE_THETA,
-                "mrope_section": [temporal, height, half - temporal - height],
+                "mrope_section": [0, half // 2, half - half // 2],
             },
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],

@@ -79,7 +79,7 @@ def _read_cell(part: np.ndarray, ground: np.ndarray) -> tuple[str, str, str] | N
     cover = ((part - ground) @ axis / (axis @ axis)).clip(0, 1)
     rows, columns = ((cover > 0.5).any(side).nonzero()[0] for side in (1, 0))
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-    size = "large" if max(height, width) > 0.6 * len(part) else "small"
+    size = "large" if max(height, width) > 0.65 * len(part) else "small"
     seen = cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     errors = {shape: np.abs(seen - _template(shape, height, width)).mean() for shape in POLYGONS}
     return size, color, min(errors, key=errors.get)

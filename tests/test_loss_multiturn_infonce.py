@@ -21,7 +21,7 @@ def slow_multiturn_infonce(query, target, temperature, duplicates):
     for i in range(len(query)):
         positives, negatives, seen = [], [], set()
         for j in sorted(range(len(target)), key=lambda j: j):
-            score = float(query.vectors[i] @ target.vectors[j]) / temperature
+            score = float(query.vectors[i].detach() @ target.vectors[j].detach()) / temperature
             hard = bool(target.is_negative[j])
             own = (
                 query.sample_ids[i] == target.sample_ids[j]

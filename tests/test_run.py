@@ -152,8 +152,6 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum
     wait_for_step(process, tmp_path / "runs/quickstart", 5)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.fail("the run ended before the signal was heard; it should have taken longer")
     assert process.returncode == 128 + signum
     assert "--resume" in err
     assert "Traceback" not in err
@@ -163,14 +161,18 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum
 
 
 def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_path):
-    finish(tmp_path, "--set", "train.num_steps=4", "--only", "train")
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    folder = tmp_path / "runs/quickstart/checkpoints"
+    before = sorted(path.name for path in folder.iterdir())
     # A file of more than 20 kB cannot be written: the system's own error, as on a full disk.
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # noqa: E731
     told = finish(tmp_path, "--resume", code=2, preexec_fn=limit)
     assert "cannot be written" in told
-    assert "step-000004" in told
-    found = sorted(path.name for path in (tmp_path / "runs/quickstart/checkpoints").iterdir())
-    assert found == ["step-000004"]
+    assert before[-1] in told
+    assert sorted(path.name for path in folder.iterdir()) == before
     finish(tmp_path, "--resume")
     same(weights(tmp_path), weights(whole))
 

@@ -17,6 +17,8 @@ from muco.core.registry import default_registry
 from muco.plugins._shared.scene import (
     COLORS,
     SHAPES,
+    Scene,
+    SceneObject,
     SceneWorld,
     draw_scene,
     seeded,
@@ -38,6 +40,7 @@ TURNS = [
 ]
 PLACES = {place for line in GRID for place in line}
 NAMES = {"shapes": SHAPES, "colors": COLORS}
+ALL_PAIRS = dict.fromkeys(PAIR_TASKS, 1)
 LARGE = {"image_size_pixels": 84, "cells_per_side": 3}  # the reader of pixels is cruder than an eye
 
 
@@ -51,8 +54,15 @@ def turns(num_objects: int) -> list:
 
 
 @cache
-def pairs(kind: str, num_objects: int = 2) -> list:
-    return draw(12, turn_share=0, pairs={kind: 1}, num_objects=num_objects, **LARGE)
+def pairs(kind: str, num_objects: int = 2, num_negatives: int = 1) -> list:
+    return draw(
+        12,
+        turn_share=0,
+        pairs={kind: 1},
+        num_objects=num_objects,
+        num_negatives=num_negatives,
+        **LARGE,
+    )
 
 
 def text_of(sample, task: str) -> str:
@@ -86,6 +96,24 @@ def test_nine_objects_fill_the_grid():
         facts = read_image(draw_image(scene, 84))
         assert facts == read_caption(caption(scene)) == read_rephrased(rephrased_caption(scene))
         assert len(facts.objects) == 9
+
+
+def test_four_objects_fill_the_corners():
+    world = SceneWorld(num_objects=4, shapes=["circle", "square", "diamond", "triangle"])
+    corners = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
+    for index in range(20):
+        scene = draw_scene(world, seeded(index), "train")
+        picture = pixels(draw_image(scene, 56))
+        told = {place: color for _, color, _, place in read_caption(caption(scene)).objects}
+        assert told.keys() == corners.keys()
+        for place, (row, column) in corners.items():
+            np.testing.assert_array_equal(picture[row * 28 + 14, column * 28 + 14], COLOR_RGB[told[place]])
+
+
+def test_objects_lie_in_the_corners_by_default():
+    for index in range(50):
+        scene = draw_scene(SceneWorld(), seeded(index), "train")
+        assert {it.place for it in scene.objects} <= set(GRID[0] + GRID[2]) - {"top", "bottom"}
 
 
 def test_every_color_stands_out_from_every_background():
@@ -263,9 +291,12 @@ def test_a_crop_is_the_part_of_the_picture_that_is_asked_for(num_objects):
             place = re.search(r"the (.+)\.", named)[1]
         else:
             (place,) = (it[3] for it in read_image(picture).objects if words & {it[1], it[2]})
-        part = Image.fromarray(cell_at(picture, place).astype(np.uint8))
-        wanted = part.resize((84, 84), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(pixels(pair.target.images[0]), np.asarray(wanted))
+        np.testing.assert_array_equal(pixels(pair.target.images[0]), enlarged(picture, place))
+
+
+def enlarged(picture, place: str) -> np.ndarray:
+    part = Image.fromarray(cell_at(picture, place).astype(np.uint8))
+    return np.asarray(part.resize((84, 84), Image.Resampling.BICUBIC))
 
 
 def test_titles_name_the_objects_of_their_picture():
@@ -277,7 +308,7 @@ def test_titles_name_the_objects_of_their_picture():
 
 
 def test_every_direction_between_text_image_and_both_occurs():
-    samples = draw(700, turn_share=0.2)
+    samples = draw(700, turn_share=0.2, pairs=ALL_PAIRS)
     by_task: dict = {}
     for sample in samples:
         for pair in sample.pairs:
@@ -297,9 +328,72 @@ def target_form(rows: list) -> str:
 
 
 def test_single_pairs_have_paraphrases():
-    for sample in draw(200, turn_share=0):
+    for sample in draw(200, turn_share=0, pairs=ALL_PAIRS):
         (pair,) = sample.pairs
         assert len({query.text for query in pair.queries}) >= 3
+
+
+# Hard negatives.
+
+
+def said_or_shown(content) -> Facts:
+    return shown(content) if content.images else read_rephrased(content.text)
+
+
+def split_of(facts: Facts) -> str:
+    objects = [
+        SceneObject(shape, color, size, place, (0, 0, 0)) for size, color, shape, place in facts.objects
+    ]
+    return Scene(tuple(objects), "white", (0, 0, 0), 3, 0).split
+
+
+@pytest.mark.parametrize("kind", [name for name in PAIR_TASKS if name != "crop_grounding"])
+@pytest.mark.parametrize("num_negatives", [1, 4])
+def test_hard_negatives_are_near_wrong_and_not_held_out(kind, num_negatives):
+    only_objects = kind.startswith("same_scene")
+    for sample in pairs(kind, num_negatives=num_negatives):
+        (pair,) = sample.pairs
+        right, wrong = said_or_shown(pair.target), [said_or_shown(it) for it in pair.negatives]
+        assert len(wrong) == num_negatives
+        keys = [it.objects if only_objects else it for it in (right, *wrong)]
+        assert len(set(keys)) == len(keys)
+        near = [right] + [read_image(image) for image in sample.images]
+        for negative, facts in zip(pair.negatives, wrong, strict=True):
+            assert bool(negative.text) == bool(pair.target.text)
+            assert min(facts.num_differences(it) for it in near) <= 2
+            assert split_of(facts) == "train"
+
+
+@pytest.mark.parametrize("kind", ["edit_to_image", "edit_to_captioned_image"])
+def test_the_first_hard_negative_of_an_edit_is_the_picture_before_it(kind):
+    for sample in pairs(kind):
+        (pair,) = sample.pairs
+        (negative,) = pair.negatives
+        assert negative.images == sample.images
+
+
+def test_the_first_hard_negatives_of_a_crop_are_the_other_objects_of_the_picture():
+    for sample in pairs("crop_grounding", 3, num_negatives=2):
+        (pair,) = sample.pairs
+        (picture,) = sample.images
+        facts = read_image(picture)
+        assert split_of(facts) == "train"
+        parts = {enlarged(picture, place).tobytes() for *_, place in facts.objects}
+        given = [pixels(it.images[0]).astype(np.uint8).tobytes() for it in (pair.target, *pair.negatives)]
+        assert len(given) == 3
+        assert set(given) == parts
+
+
+def test_further_hard_negatives_of_a_crop_look_otherwise():
+    for sample in pairs("crop_grounding", num_negatives=4):
+        (pair,) = sample.pairs
+        given = {pixels(it.images[0]).tobytes() for it in (pair.target, *pair.negatives)}
+        assert len(given) == 5
+
+
+def test_turns_have_no_hard_negatives_and_pairs_need_none():
+    assert not any(pair.negatives for sample in turns(2) for pair in sample.pairs)
+    assert not any(sample.pairs[0].negatives for sample in draw(20, turn_share=0, num_negatives=0))
 
 
 # The order, the mixture and the split.
@@ -359,7 +453,7 @@ def test_problems_show_their_own_split_only(split, num_objects):
 
 def splits(shape: str, color: str) -> list[str]:
     """The splits of all 18 arrangements of one object."""
-    world = SceneWorld(shapes=[shape], colors=[color], num_objects=1)
+    world = SceneWorld(shapes=[shape], colors=[color], num_objects=1, cells_per_side=3)
     scene = draw_scene(world, seeded(0), "train")
     sizes = [scene, *(change.apply(scene) for change in changes(scene, "size", world))]
     moved = [change.apply(it) for it in sizes for change in changes(it, "place", world)]
@@ -382,15 +476,19 @@ def test_the_background_does_not_decide_the_split():
 def test_a_world_without_held_out_scenes_says_so():
     single = ((shape, color) for shape in SHAPES for color in COLORS)
     shape, color = next(names for names in single if "held_out" not in splits(*names))
-    world = SceneWorld(shapes=[shape], colors=[color], num_objects=1)
+    world = SceneWorld(shapes=[shape], colors=[color], num_objects=1, cells_per_side=3)
     with pytest.raises(MucoError, match=r"belongs to the held_out split.*Add shapes or colors"):
         draw_scene(world, seeded(0), "held_out")
 
 
-@given(seed=st.integers(0, 2**32), num_objects=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 2**32),
+    grid=st.sampled_from([(2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (3, 4), (3, 5), (3, 6)]),
+)
 @settings(max_examples=40, deadline=None)
-def test_near_scenes_differ_a_little_and_stay_unambiguous(seed, num_objects):
-    world = SceneWorld(num_objects=num_objects)
+def test_near_scenes_differ_a_little_and_stay_unambiguous(seed, grid):
+    cells_per_side, num_objects = grid
+    world = SceneWorld(num_objects=num_objects, cells_per_side=cells_per_side, **NAMES)
     rng = seeded(seed)
     scene = draw_scene(world, rng, "train")
     facts = read_caption(caption(scene))
@@ -409,7 +507,17 @@ def test_near_scenes_differ_a_little_and_stay_unambiguous(seed, num_objects):
         ({"shapes": ["circle", "sqare"]}, "no shape 'sqare'. Did you mean 'square'? Known: circle, "),
         ({"colors": ["red", "teal"]}, "no color 'teal'. Known: red, orange"),
         ({"colors": ["red", "red"]}, "given twice: red"),
-        ({"num_objects": 7}, "7 objects need as many different shapes, and `shapes` has 6. Lower"),
+        ({"num_objects": 5}, "5 objects need as many places, and there are 4. Lower `num_objects` or set"),
+        (
+            {"num_objects": 6, "cells_per_side": 3},
+            "6 objects need as many different shapes, and `shapes` has 5. Lower",
+        ),
+        (
+            {"num_objects": 7, "cells_per_side": 3, "shapes": SHAPES},
+            "7 objects need as many different colors, and `colors` has 6. Lower",
+        ),
+        ({"cells_per_side": 4}, "Input should be 2 or 3"),
+        ({"num_negatives": -1}, "greater than or equal to 0"),
         ({"shapes": ["star"]}, "2 objects need as many different shapes, and `shapes` has 1"),
         ({"colors": ["red"]}, "2 objects need as many different colors, and `colors` has 1"),
         ({"num_objects": 10}, "less than or equal to 9"),

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from scene_reader import read_caption, read_image, read_rephrased
 
 from muco.core.registry import default_registry
+from muco.plugins._shared.scene import COLORS, SHAPES
+from muco.plugins._shared.scene_tasks import PAIR_TASKS
 from muco.plugins.sources.scenes import PAIR_WEIGHTS, Scenes
-from muco.plugins.suites.scenes import ScenesSuite
+from muco.plugins.suites.scenes import TASKS, ScenesSuite
 
 TURNS = [
     "classification",
@@ -30,7 +32,7 @@ def build(**config) -> dict:
 
 @pytest.fixture(scope="module")
 def small() -> dict:
-    return build(num_queries=6, **LARGE)
+    return build(num_queries=6, tasks=tuple(TASKS), **LARGE)
 
 
 def rows(task):
@@ -45,9 +47,13 @@ def test_it_is_the_registered_suite():
 
 
 def test_there_is_a_task_for_each_kind_of_pair_that_the_source_draws(small):
-    assert list(small) == TURNS + list(PAIR_WEIGHTS)
+    assert list(small) == TURNS + list(PAIR_TASKS)
     assert {name for name, task in small.items() if task.groups == ("turns",)} == set(TURNS)
-    assert {name for name, task in small.items() if task.groups == ("pairs",)} == set(PAIR_WEIGHTS)
+    assert {name for name, task in small.items() if task.groups == ("pairs",)} == set(PAIR_TASKS)
+
+
+def test_the_default_tasks_are_those_that_the_default_mixture_trains():
+    assert list(ScenesSuite.Config().tasks) == TURNS + list(PAIR_WEIGHTS)
 
 
 def test_meta_tasks_are_those_of_mmeb(small):
@@ -68,7 +74,11 @@ def test_meta_tasks_are_those_of_mmeb(small):
 @settings(max_examples=6, deadline=None)
 def test_candidates_are_different_and_the_first_is_right(num_objects, num_candidates, num_queries, seed):
     config = {"num_objects": num_objects, "num_candidates": num_candidates, "seed": seed}
-    for task in build(num_queries=num_queries, **config).values():
+    if num_objects in (1, 4):  # five shapes have too few held-out answers then
+        config |= {"shapes": SHAPES, "colors": COLORS}
+    tasks = build(num_queries=num_queries, tasks=tuple(TASKS), **config)
+    assert len(tasks) == 15
+    for task in tasks.values():
         assert len(task.queries) == len(task.candidates) == len(task.relevant) == num_queries
         assert len({content.content_id for content in task.pool}) == len(task.pool)
         assert {index for row in task.candidates for index in row} == set(range(len(task.pool)))
@@ -154,15 +164,29 @@ def test_the_other_object_is_among_the_wrong_answers_to_local_questions(small):
 
 @pytest.mark.parametrize("num_objects", [1, 2, 4])
 def test_about_half_of_the_wrong_captions_nearly_fit(num_objects):
-    tasks = build(num_queries=8, num_objects=num_objects, tasks=["retrieval", "caption_paraphrase"])
+    names = ["retrieval", "caption_paraphrase"]
+    tasks = build(num_queries=8, num_objects=num_objects, num_candidates=12, tasks=names)
     for name, read in (("retrieval", read_caption), ("caption_paraphrase", read_rephrased)):
         for _, right, wrong in rows(tasks[name]):
             facts = read(right.text)
-            gaps = [facts.num_differences(read(each.text)) for each in wrong]
-            assert sum(gap <= min(2, num_objects) for gap in gaps) >= 5
-            assert gaps.count(1) >= 4
-            # One caption in a few thousand is near by chance.
-            assert num_objects == 1 or sum(gap <= 2 for gap in gaps) <= 7
+            others = [read(each.text) for each in wrong]
+            one_apart = sum(facts.num_differences(other) == 1 for other in others)
+            near = one_apart + sum(is_trade(facts, other) for other in others)
+            assert near >= 5
+            assert one_apart >= 4
+            # One caption in hundreds is near by chance; with one object, one in ten.
+            assert num_objects == 1 or near <= 7
+
+
+def is_trade(facts, other) -> bool:
+    """Whether two objects have traded one attribute, and nothing else differs."""
+    before, after = facts.objects - other.objects, other.objects - facts.objects
+    if facts.background != other.background or len(before) != 2:
+        return False
+    return all(
+        sorted(old) == sorted(new)
+        for old, new in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
+    )
 
 
 def test_wrong_answers_have_the_wording_and_length_of_right_ones(small):
@@ -176,7 +200,12 @@ def test_wrong_answers_have_the_wording_and_length_of_right_ones(small):
 
 
 def test_nothing_that_is_asked_for_was_ever_trained_on():
-    world = {"shapes": ["circle", "star", "cross"], "colors": ["red", "blue", "green"], "num_objects": 1}
+    world = {
+        "shapes": ["circle", "star", "cross"],
+        "colors": ["red", "blue", "green"],
+        "num_objects": 1,
+        "cells_per_side": 3,
+    }
     source = Scenes(Scenes.Config(num_samples=1500, turn_share=0.7, pairs={"caption_to_image": 1}, **world))
     trained = set()
     for sample in source.samples():
@@ -208,13 +237,22 @@ def test_nothing_that_is_asked_for_was_ever_trained_on():
         ({"tasks": ["retreival"]}, "no task 'retreival'. Did you mean 'retrieval'? Known: classification"),
         ({"tasks": []}, "at least 1 item"),
         ({"tasks": ["creative", "creative"]}, "given twice: creative"),
-        ({"num_candidates": 11}, "11 candidates, but in this world global_vqa_1 has 10 different answers"),
+        ({"num_candidates": 11}, "11 candidates, but in this world classification has 10 different answers"),
         (
-            {"num_objects": 5, "cells_per_side": 3},
+            {"num_candidates": 11, "tasks": ["global_vqa_1"]},
+            "11 candidates, but in this world global_vqa_1 has 10 different answers",
+        ),
+        (
+            {"num_candidates": 21, "tasks": ["local_vqa_2"]},
+            "21 candidates, but in this world local_vqa_2 has 20 different answers",
+        ),
+        (
+            {"num_objects": 5, "cells_per_side": 3, "shapes": SHAPES[:6]},
             "10 candidates, but in this world classification has 6 different answers",
         ),
         ({"colors": ["red", "blue"]}, "local_vqa_1 has 4 different answers. Lower `num_candidates`; change"),
-        ({"num_objects": 7}, "7 objects need as many different shapes"),
+        ({"num_objects": 5}, "5 objects need as many places, and there are 4"),
+        ({"num_objects": 7, "cells_per_side": 3}, "7 objects need as many different shapes"),
         ({"num_queries": 0}, "greater than 0"),
     ],
 )
@@ -225,7 +263,14 @@ def test_wrong_settings_are_explained(config, message):
 
 
 def test_a_task_with_too_few_answers_may_be_left_out():
-    tasks = build(num_objects=6, tasks=["local_vqa_2", "crop_grounding"], num_queries=2, num_candidates=30)
+    tasks = build(
+        num_objects=6,
+        cells_per_side=3,
+        shapes=SHAPES,
+        tasks=["local_vqa_2", "crop_grounding"],
+        num_queries=2,
+        num_candidates=30,
+    )
     assert [len(row) for task in tasks.values() for row in task.candidates] == [30] * 4
 
 

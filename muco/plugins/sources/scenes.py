@@ -28,7 +28,8 @@ class Scenes(Source):
     """Draw coloured shapes, and ask about them as M3T and MMEB ask about photographs.
 
     A share of the samples are turns: one picture and the seven questions of M3T. The others hold one
-    pair each, with an image for target and a hard negative beside it. Sample i depends on the settings, the seed and i alone.
+    pair each, with an image for target and a hard negative beside it. Sample i depends on the settings,
+    the seed and i alone.
 
     One arrangement of objects in eight is held out for the `scenes` suite, by a hash of what it
     shows. None is ever drawn or captioned here, on either side of a pair and on whatever background,
@@ -44,7 +45,7 @@ class Scenes(Source):
         """Samples in the data set."""
         seed: NonNegativeInt = 0
         """Other seeds, other samples."""
-        turn_share: Annotated[float, Field(ge=0, le=1)] = 0.75
+        turn_share: Annotated[float, Field(ge=0, le=1)] = 0.8
         """The share of samples with the seven turns, from 0 to 1; the others are single pairs."""
         num_negatives: NonNegativeInt = 1
         """Hard negatives of a single pair: the picture before the edit, the other object, a fact changed."""

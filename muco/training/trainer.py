@@ -177,7 +177,7 @@ class Trainer:
                 "grad_norm": sums["grad_norm"] / steps,
                 "pairs_per_second": sums["pairs"] / seconds,
                 "samples_per_second": sums["samples"] / seconds,
-                "tokens": int(sums["tokens"]),
+                "tokens": round(sums["tokens"] / steps),
                 "padding_share": sums["padding"] / (sums["tokens"] + sums["padding"]),
                 "precision": None if hits is None else hits * steps / sums["pairs"],
                 "wait_share": sums["wait"] / seconds,

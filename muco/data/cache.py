@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from muco.core.component import ComponentConfig
 from muco.core.sample import Sample
@@ -25,6 +26,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MUCO_CACHE") or user_cache_path("muco"))
 
 
+def describe(name: str, config: ComponentConfig, source: Source) -> dict[str, Any]:
+    """Return what made a source's shards: two that are described alike hold the same samples."""
+    return {
+        "source": name,
+        "settings": config.model_dump(mode="json"),
+        "source_version": source.version,
+        "format_version": FORMAT_VERSION,
+    }
+
+
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: Progress) -> Path:
     """Return the folder of the source's shards, made now unless it was made before.
 
@@ -34,12 +45,7 @@ def cached_shards(name: str, config: ComponentConfig, source: Source, progress: 
         source: yields the samples when they are needed.
         progress: wraps the samples while they are written.
     """
-    about = {
-        "source": name,
-        "settings": config.model_dump(mode="json"),
-        "source_version": source.version,
-        "format_version": FORMAT_VERSION,
-    }
+    about = describe(name, config, source)
     key = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = cache_folder() / "shards" / f"{name}-{key}"
     if not folder.is_dir():

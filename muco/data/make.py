@@ -14,7 +14,7 @@ from rich.progress import track
 from muco.core.errors import DataError, MucoError, did_you_mean
 from muco.core.registry import default_registry
 from muco.core.source import Source
-from muco.data.format import FORMAT_VERSION
+from muco.data.cache import describe
 from muco.data.write import write_shards
 
 
@@ -56,12 +56,7 @@ def make_shards(name: str, folder: Path, settings: Sequence[str], console: Conso
             told.append(f"  {key}: {detail['msg']}.{near}")
         raise MucoError(f"source {name}:\n" + "\n".join(told)) from None
     source: Source = cast(Any, cls)(config)
-    about = {
-        "source": name,
-        "settings": config.model_dump(mode="json"),
-        "source_version": source.version,
-        "format_version": FORMAT_VERSION,
-    }
+    about = describe(name, config, source)
     samples = track(source.samples(), "drawing", total=len(source), console=console, transient=True,
                     disable=not console.is_terminal)  # fmt: skip
     write_shards(samples, folder, about=about)

@@ -23,7 +23,7 @@ from muco.plugins.packers.multi_turn import MultiTurn
 from muco.plugins.packers.single_turn import SingleTurn
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.training.batches import SideInputs, StepInputs
-from muco.training.step import forward_step
+from muco.training.step import Stepper
 
 NUM_IMAGES, NUM_TURNS = 4, 7
 TEXT_TOKENS = 12
@@ -98,9 +98,10 @@ def test_pairs_per_second(benchmark, encoder, name):
     assert len(queries.ids) == NUM_IMAGES * NUM_TURNS
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
+    stepper = Stepper(encoder, loss, torch.device("cpu"))
 
     def step() -> None:
-        forward_step(encoder, loss, inputs, torch.device("cpu")).mean.backward()
+        stepper(inputs)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.console import Console
 from rich.progress import track
@@ -14,6 +14,9 @@ from rich.progress import track
 from muco.core.errors import MucoError
 from muco.core.recipe import Recipe
 from muco.run_folder import RunFolder, blocks_resume, differences, versions
+
+if TYPE_CHECKING:
+    from muco.training.ranks import Ranks
 
 Only = Literal["train", "evaluate"]
 
@@ -26,7 +29,7 @@ def run(
     fresh: bool = False,
     only: Only | None = None,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train, evaluate and report.
 
     Args:
@@ -38,7 +41,7 @@ def run(
         console: what is told; by default the terminal.
 
     Returns:
-        The contents of summary.json.
+        The contents of summary.json; None in a process that only helps the main one.
 
     Raises:
         MucoError: something that the user can mend; another run in the folder among them.
@@ -46,15 +49,29 @@ def run(
     console = console or Console()
     place = RunFolder(folder or Path("runs") / recipe.name)
     began = time.perf_counter()
-    if fresh:
-        place.clear()
+    ranks = _join_ranks()
+    if ranks.is_main:
+        if fresh:
+            place.clear()
+    else:
+        console = Console(quiet=True)
+    ranks.wait()
     done = _look_around(place, recipe, resume, only)
+    ranks.wait()
     if done is not None:
         console.print(f"{place.path}: this run is done; --fresh runs it again", highlight=False)
     else:
-        done = _run(recipe, place, only, console, began)
-    _tell(done, place, console)
+        done = _run(recipe, place, only, console, began, ranks)
+    if done is not None and ranks.is_main:
+        _tell(done, place, console)
     return done
+
+
+def _join_ranks() -> Ranks:
+    """Return this process among those that a launcher started."""
+    from muco.training.ranks import Ranks
+
+    return Ranks.join()
 
 
 def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> dict[str, Any] | None:
@@ -90,8 +107,8 @@ def _covers(summary: dict[str, Any] | None, recipe: Recipe) -> bool:
 
 
 def _run(
-    recipe: Recipe, place: RunFolder, only: Only | None, console: Console, began: float
-) -> dict[str, Any]:
+    recipe: Recipe, place: RunFolder, only: Only | None, console: Console, began: float, ranks: Ranks
+) -> dict[str, Any] | None:
     import torch
 
     from muco.training.checkpoint import Progress, checkpoints
@@ -102,14 +119,17 @@ def _run(
     if ran_on is not None:
         # Sums split over another number of threads round differently.
         torch.set_num_threads(ran_on["num_threads"])
-    place.write_recipe(recipe)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    place.write_environment(device=device, num_threads=torch.get_num_threads())
+    if ranks.is_main:
+        place.write_recipe(recipe)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        place.write_environment(device=device, num_threads=torch.get_num_threads())
 
     saved = checkpoints(place.path)
     progress = saved[-1].progress() if saved else Progress()
     if only != "evaluate":
-        progress = _train(recipe, place, console)
+        progress = _train(recipe, place, console, ranks)
+    if not ranks.is_main:
+        return None
     summary = {
         "name": recipe.name,
         "steps": progress.step,
@@ -134,7 +154,7 @@ def _run(
     return summary
 
 
-def _train(recipe: Recipe, place: RunFolder, console: Console) -> Any:
+def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
     from muco.training.batches import StepBatches
     from muco.training.build import build_model, build_packer, build_sampler, make, open_data
     from muco.training.checkpoint import Progress, checkpoints, restore
@@ -143,6 +163,9 @@ def _train(recipe: Recipe, place: RunFolder, console: Console) -> Any:
     def show(samples: Iterable[Any], number: int) -> Iterable[Any]:
         return _track(samples, number, "making shards", console)
 
+    if ranks.is_main:  # the shards that are missing are made once
+        open_data(recipe, show)
+    ranks.wait()
     readers = open_data(recipe, show)
     sampler = build_sampler(recipe, readers)
     saved = checkpoints(place.path)
@@ -162,6 +185,8 @@ def _train(recipe: Recipe, place: RunFolder, console: Console) -> Any:
         samples_per_step=recipe.train.samples_per_step,
         seed=recipe.seed,
         chunk_tokens=recipe.train.chunk_tokens,
+        rank=ranks.rank,
+        num_ranks=ranks.number,
     )
     size = sum(weight.numel() for weight in model.encoder.parameters())
     samples = sum(map(len, readers.values()))
@@ -171,8 +196,9 @@ def _train(recipe: Recipe, place: RunFolder, console: Console) -> Any:
         highlight=False,
     )
     if progress.step < recipe.train.num_steps:
-        Trainer(recipe, place.path, model, batches, progress, console, optimizer_state).train()
-    _publish(place)
+        Trainer(recipe, place.path, model, batches, progress, console, ranks, optimizer_state).train()
+    if ranks.is_main:
+        _publish(place)
     return progress
 
 

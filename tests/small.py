@@ -29,7 +29,9 @@ SMALL = {
 TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
 
 QUICK = [
-    "data.scenes.source.num_samples=90",
+    "data.turns.source.num_samples=62",
+    "data.pairs.source.num_samples=22",
+    "sampler.run_length=4",
     "train.num_steps=12",
     "train.samples_per_step=8",
     "train.checkpoint_every=4",

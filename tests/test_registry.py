@@ -170,7 +170,7 @@ def test_a_target_that_cannot_be_imported_is_refused(target):
     "target",
     [
         "muco.plugins.poolers.mean:Mean",
-        "muco.core.loss:same_turn",
+        "muco.core.loss:positive_pairs",
         "muco.core.component:ComponentConfig",
         f"{__name__}:Unkind",
     ],

@@ -53,7 +53,7 @@ def test_there_is_a_task_for_each_kind_of_pair_that_the_source_draws(small):
 
 
 def test_the_default_tasks_are_those_that_the_default_mixture_trains():
-    assert list(ScenesSuite.Config().tasks) == TURNS + list(PAIR_WEIGHTS)
+    assert list(ScenesSuite.Config().tasks) == TURNS + list(PAIR_WEIGHTS) == list(TASKS)
 
 
 def test_meta_tasks_are_those_of_mmeb(small):

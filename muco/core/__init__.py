@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from muco.core.hookspecs import CONTRACT, hookimpl
     from muco.core.ids import stable_id
     from muco.core.image import EncodedImage
-    from muco.core.loss import Loss, LossTerms, check_sides, same_turn
+    from muco.core.loss import Loss, LossTerms, check_sides, positive_pairs
     from muco.core.packer import Packer
     from muco.core.pooler import Pooler
     from muco.core.recipe import ComponentRef, Recipe
@@ -47,7 +47,7 @@ _HOMES = {
     "hookspecs": ("CONTRACT", "hookimpl"),
     "ids": ("stable_id",),
     "image": ("EncodedImage",),
-    "loss": ("Loss", "LossTerms", "check_sides", "same_turn"),
+    "loss": ("Loss", "LossTerms", "check_sides", "positive_pairs"),
     "packer": ("Packer",),
     "pooler": ("Pooler",),
     "recipe": ("ComponentRef", "Recipe"),

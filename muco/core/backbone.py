@@ -92,3 +92,7 @@ class Backbone(Component, nn.Module, ABC):
     @abstractmethod
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         """Return the vision tower's output for the chunk's images; None where it has none."""
+
+    def image_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the weights that `encode_images` reads; where none is trained, its output is kept."""
+        return self.parameters()

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from muco.core.component import Component, Kind
+from muco.core.pairs import equal_pairs
 from muco.core.turns import TurnEmbeddings, TurnIds
 
 
@@ -23,9 +24,11 @@ class LossTerms:
     """Scalar statistics by name, summed over ranks by the caller: negatives masked, hits, ..."""
 
 
-def same_turn(query: TurnIds, target: TurnIds) -> Tensor:
-    """Return bool [N, M]: the target's sample and turn are the query's."""
-    return (query.sample_ids[:, None] == target.sample_ids) & (query.turn_ids[:, None] == target.turn_ids)
+def positive_pairs(query: TurnIds, target: TurnIds) -> tuple[Tensor, Tensor]:
+    """Return (query rows, target rows) of one sample and turn, hard negatives left out; int64 [P] each."""
+    rows, columns = equal_pairs(query.sample_ids, target.sample_ids)
+    right = (query.turn_ids[rows] == target.turn_ids[columns]) & ~target.is_negative[columns]
+    return rows[right], columns[right]
 
 
 def check_sides(query: TurnEmbeddings, target: TurnEmbeddings) -> None:
@@ -34,7 +37,8 @@ def check_sides(query: TurnEmbeddings, target: TurnEmbeddings) -> None:
         raise ValueError(
             f"queries have {query.vectors.shape[-1]} dimensions and targets {target.vectors.shape[-1]}"
         )
-    lonely = ~(same_turn(query, target) & ~target.is_negative).any(1)
+    rows, _ = positive_pairs(query, target)
+    lonely = rows.bincount(minlength=len(query)) == 0
     if lonely.any():
         raise ValueError(f"query turn {int(lonely.nonzero()[0])} has no positive among the targets")
 

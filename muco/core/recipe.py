@@ -133,14 +133,20 @@ class TrainSettings(ComponentConfig):
     """Optimizer updates; the run stops there, within an epoch or after several."""
     samples_per_step: PositiveInt
     """Samples of a step's global batch, over all ranks."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the weights of linear maps, AdamW for all others; learns from random weights sooner."""
     learning_rate: PositiveFloat
-    """Peak of the schedule."""
+    """AdamW's, at the peak of the schedule."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Muon's, at the peak of the schedule."""
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Muon's; less where a run is short."""
     warmup_steps: NonNegativeInt = 0
     """The learning rate rises linearly from 0 over these."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or a half cosine to zero at `num_steps`."""
     weight_decay: NonNegativeFloat = 0.01
-    """AdamW's; matrices only, not on biases, norms and embeddings."""
+    """AdamW's; matrices only, not biases, norms and embeddings."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
@@ -148,6 +154,11 @@ class TrainSettings(ComponentConfig):
     chunk_tokens: PositiveInt | None = None
     """The most language-model tokens (padding included) and image patches encoded at once: dialogues of
     like lengths go together, so that smaller chunks hold less padding. None encodes a side at once."""
+    gradients: Literal["plain", "cached"] = "plain"
+    """plain: the activations of the whole batch are kept. cached: those of one chunk of `chunk_tokens`, and
+    every chunk is encoded twice; the gradient is the same."""
+    offload_image_features: bool = False
+    """With cached gradients and a frozen vision tower: keep its features on the host between the passes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device has it, float32 on a CPU."""
     num_workers: NonNegativeInt = 0

@@ -137,3 +137,7 @@ class ImageFeatures:
 
     tensors: tuple[Tensor, ...]
     """The backbone's own; for most one tensor [image tokens, H]."""
+
+    def to(self, device: torch.device | str) -> ImageFeatures:
+        """Return the features on `device`."""
+        return ImageFeatures(tensors=tuple(tensor.to(device) for tensor in self.tensors))

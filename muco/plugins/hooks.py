@@ -16,7 +16,10 @@ def muco_sources() -> Mapping[str, str]:
 
 @hookimpl
 def muco_samplers() -> Mapping[str, str]:
-    return {"mixture": "muco.plugins.samplers.mixture:Mixture"}
+    return {
+        "mixture": "muco.plugins.samplers.mixture:Mixture",
+        "task_homogeneous": "muco.plugins.samplers.task_homogeneous:TaskHomogeneous",
+    }
 
 
 @hookimpl

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from muco.core.errors import DataError, MucoError
 from muco.core.recipe import Recipe
 from muco.training.build import Model
 from muco.training.model_folder import load_encoder, save_encoder
+from muco.training.optimizer import Optimizers
 
 
 @dataclass
@@ -55,7 +55,7 @@ def checkpoints(run_folder: Path) -> list[Checkpoint]:
 
 
 def save_checkpoint(
-    run_folder: Path, recipe: Recipe, model: Model, optimizer: Optimizer, progress: Progress
+    run_folder: Path, recipe: Recipe, model: Model, optimizers: Optimizers, progress: Progress
 ) -> Path:
     """Write a checkpoint and remove those beyond `train.keep_checkpoints`.
 
@@ -69,7 +69,7 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         save_encoder(model.encoder, recipe, beside / "model", step=progress.step)
-        state = {"optimizer": optimizer.state_dict(), "loss": model.loss.state_dict()}
+        state = {"optimizers": optimizers.state_dict(), "loss": model.loss.state_dict()}
         torch.save(state, beside / "training.pt")
         (beside / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
         for file in [path for path in beside.rglob("*") if path.is_file()]:
@@ -90,8 +90,8 @@ def save_checkpoint(
     return folder
 
 
-def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, dict[str, Any]]:
-    """Return the model of a checkpoint, and its optimizer's state."""
+def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, list[dict[str, Any]]]:
+    """Return the model of a checkpoint, and its optimizers' states."""
     encoder = load_encoder(recipe, checkpoint.folder / "model")
     try:
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
@@ -100,7 +100,7 @@ def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, d
             f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to go on from the one before."
         ) from error
     loss.load_state_dict(state["loss"])
-    return Model(encoder, loss), state["optimizer"]
+    return Model(encoder, loss), state["optimizers"]
 
 
 def _sync(path: Path) -> None:

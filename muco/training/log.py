@@ -26,6 +26,22 @@ def cut_lines(path: Path, step: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
+class NoLog:
+    """The log of a process that leaves logging to the main one."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
 class TrainLog:
     """Opened for one stretch of training; a line is on disk before the next step begins."""
 

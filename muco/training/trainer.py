@@ -23,9 +23,10 @@ from muco.training.batches import StepBatches, StepInputs
 from muco.training.build import Model
 from muco.training.checkpoint import Progress, save_checkpoint
 from muco.training.interrupt import Interrupted, StopWish
-from muco.training.log import TrainLog, cut_lines
-from muco.training.optimizer import learning_rate, make_optimizer
-from muco.training.step import StepLoss, forward_step
+from muco.training.log import NoLog, TrainLog, cut_lines
+from muco.training.optimizer import learning_rate_share, make_optimizers
+from muco.training.ranks import Ranks
+from muco.training.step import StepLoss, Stepper
 
 UNREADABLE_FILE = "unreadable.jsonl"
 _BROKEN_FLOOR = 1000
@@ -42,7 +43,8 @@ class Trainer:
     batches: StepBatches
     progress: Progress
     console: Console
-    optimizer_state: dict[str, Any] | None = None
+    ranks: Ranks
+    optimizer_state: list[dict[str, Any]] | None = None
 
     def train(self) -> None:
         """Train to the end and leave a checkpoint there.
@@ -53,21 +55,27 @@ class Trainer:
         """
         settings = self.recipe.train
         accelerator = Accelerator(mixed_precision=_precision(settings.precision))
-        if accelerator.num_processes > 1:
-            raise MucoError("training runs in one process for now; start it without a launcher")
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
         parts.train().to(accelerator.device)
-        self._optimizer = make_optimizer(parts, settings)
+        self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
-            self._optimizer.load_state_dict(self.optimizer_state)
-        self._encoder = accelerator.prepare(self.model.encoder)
-        self._accelerator = accelerator
+            self._optimizers.load_state_dict(self.optimizer_state)
+        self.ranks.share_weights(parts)
+        self._stepper = Stepper(
+            self.model.encoder,
+            self.model.loss,
+            accelerator.device,
+            self.ranks,
+            lambda: accelerator.autocast(),
+            cached=settings.gradients == "cached",
+            offload_images=settings.offload_image_features,
+        )
 
         start = self.progress.step
         cut_lines(self.folder / UNREADABLE_FILE, start)
         with (
             StopWish() as wish,
-            TrainLog(self.folder, start=start, num_steps=settings.num_steps, console=self.console) as log,
+            self._open_log(start) as log,
         ):
             began = time.perf_counter()
             for inputs in self._loader(start):
@@ -79,15 +87,29 @@ class Trainer:
                 began = now
                 self._log(log, inputs)
                 step = self.progress.step
+                signum = self._wished(wish)
                 due = step % settings.checkpoint_every == 0 or step == settings.num_steps
-                if due or wish.signum:
+                if due or signum:
                     self._save()
-                if wish.signum:
+                if signum:
                     raise Interrupted(
                         f"stopped after step {step} of {settings.num_steps}; the checkpoint is written. "
                         "Go on with --resume.",
-                        wish.signum,
+                        signum,
                     )
+
+    def _open_log(self, start: int) -> TrainLog | NoLog:
+        if not self.ranks.is_main:
+            return NoLog()
+        num_steps = self.recipe.train.num_steps
+        return TrainLog(self.folder, start=start, num_steps=num_steps, console=self.console)
+
+    def _wished(self, wish: StopWish) -> int | None:
+        """Return the signal that any process was sent, so that all stop after the same step."""
+        if self.ranks.number == 1:
+            return wish.signum
+        found = self.ranks.greatest(wish.signum or 0)
+        return found or None
 
     def _loader(self, start: int) -> Iterator[StepInputs]:
         """Yield the inputs of the steps left, made ahead by the data workers."""
@@ -105,64 +127,66 @@ class Trainer:
         self._note_unreadable(inputs)
         # Dropout draws are a function of the step, so that resuming needs no random state.
         torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step)))
-        if not inputs.samples:
+        if not inputs.samples and self.ranks.number == 1:
             raise MucoError(f"step {inputs.step + 1}: none of its samples can be read; see {UNREADABLE_FILE}")
         try:
-            result = forward_step(self._encoder, self.model.loss, inputs, self._accelerator.device)
+            result = self._stepper(inputs)
         except ValueError as error:
             raise MucoError(f"step {inputs.step + 1}: {error}. Samples: {_some(inputs.samples)}") from error
-        value = result.mean.item()
+        except RuntimeError as error:
+            if self.ranks.number == 1:
+                raise
+            raise MucoError(
+                f"step {inputs.step + 1}: process {self.ranks.rank} of {self.ranks.number} stopped, most "
+                f"likely because another one is gone; the launcher names it. Go on with --resume.\n{error}"
+            ) from error
+        value = result.mean
         if not math.isfinite(value):
             raise MucoError(
                 f"step {inputs.step + 1}: the loss is {value}. No weight was changed by it. "
                 f"Samples: {_some(inputs.samples)}\nThe last checkpoint is whole; a lower "
                 "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
             )
-        self._accelerator.backward(result.mean)
-        norm: Any = self._accelerator.clip_grad_norm_(
-            [weight for group in self._optimizer.param_groups for weight in group["params"]],
-            self.recipe.train.max_grad_norm,
-        )
+        norm = nn.utils.clip_grad_norm_(self._optimizers.weights(), self.recipe.train.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
                 f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
                 f"No weight was changed by it. Samples: {_some(inputs.samples)}"
             )
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe.train, inputs.step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._tally(inputs, result, value, float(norm))
+        self._optimizers.step(inputs.step)
+        self._tally(inputs, result, float(norm))
 
-    def _tally(self, inputs: StepInputs, result: StepLoss, loss: float, norm: float) -> None:
+    def _tally(self, inputs: StepInputs, result: StepLoss, norm: float) -> None:
         """Add the step to the run's progress and to the sums of the next logged line."""
         chunks = inputs.queries.chunks + inputs.targets.chunks
-        tokens = sum(chunk.num_tokens for chunk in chunks)
+        mine = {
+            "samples": len(inputs.samples),
+            "tokens": sum(chunk.num_tokens for chunk in chunks),
+            "padding": sum(chunk.num_padding_tokens for chunk in chunks),
+        }
+        all_ranks = self.ranks.sums(mine, self._stepper.device)
         self.progress.step = inputs.step + 1
-        self.progress.samples_seen += len(inputs.samples)
+        self.progress.samples_seen += int(all_ranks["samples"])
         self.progress.pairs_seen += result.num_turns
-        self.progress.tokens_seen += tokens
+        self.progress.tokens_seen += int(all_ranks["tokens"])
         self._count("steps", 1)
-        self._count("loss", loss)
+        self._count("loss", result.mean)
         self._count("grad_norm", norm)
-        self._count("samples", len(inputs.samples))
         self._count("pairs", result.num_turns)
-        self._count("tokens", tokens)
-        self._count("padding", sum(chunk.num_padding_tokens for chunk in chunks))
         self._count("wait", self._wait)
+        for name, total in all_ranks.items():
+            self._count(name, total)
         for name, count in result.counts.items():
-            self._count(f"count/{name}", float(count))
+            self._count(f"count/{name}", count)
 
     def _count(self, name: str, value: float) -> None:
         self.progress.window[name] = self.progress.window.get(name, 0.0) + value
 
-    def _log(self, log: TrainLog, inputs: StepInputs) -> None:
+    def _log(self, log: TrainLog | NoLog, inputs: StepInputs) -> None:
         """Write a line when one is due, its figures over the steps since the last."""
         log.advance(self.progress.step)
-        if (
-            self.progress.step % self.recipe.train.log_every
-            and self.progress.step != self.recipe.train.num_steps
-        ):
+        settings = self.recipe.train
+        if self.progress.step % settings.log_every and self.progress.step != settings.num_steps:
             return
         sums = self.progress.window
         steps, seconds = sums["steps"], sums["seconds"]
@@ -173,7 +197,7 @@ class Trainer:
                 "step": self.progress.step,
                 "epoch": inputs.epoch,
                 "loss": sums["loss"] / steps,
-                "lr": learning_rate(self.recipe.train, inputs.step),
+                "lr": settings.learning_rate * learning_rate_share(settings, inputs.step),
                 "grad_norm": sums["grad_norm"] / steps,
                 "pairs_per_second": sums["pairs"] / seconds,
                 "samples_per_second": sums["samples"] / seconds,
@@ -187,9 +211,9 @@ class Trainer:
         self.progress.window = {}
 
     def _save(self) -> None:
-        encoder = self._accelerator.unwrap_model(self._encoder)
-        model = Model(encoder, self.model.loss)
-        save_checkpoint(self.folder, self.recipe, model, self._optimizer, self.progress)
+        if self.ranks.is_main:
+            save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
+        self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs) -> None:
         if not inputs.unreadable:

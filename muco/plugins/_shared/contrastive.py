@@ -13,8 +13,10 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from muco.core.component import ComponentConfig, Feature
-from muco.core.loss import LossTerms, same_turn
+from muco.core.loss import LossTerms, positive_pairs
+from muco.core.pairs import equal_pairs, num_equal_pairs
 from muco.core.turns import TurnEmbeddings
+from muco.plugins._shared.tiles import Excluded, negatives_logsumexp
 
 
 class ContrastiveConfig(ComponentConfig):
@@ -32,8 +34,12 @@ def needs_of(config: ContrastiveConfig) -> frozenset[Feature]:
     return frozenset({"independent_targets"} if config.duplicates == "merge" else ())
 
 
+Pairs = tuple[Tensor, Tensor]
+"""(query rows, target rows), int64 [P] each."""
+
+
 def contrast(
-    query: TurnEmbeddings, target: TurnEmbeddings, sibling_NM: Tensor, config: ContrastiveConfig
+    query: TurnEmbeddings, target: TurnEmbeddings, siblings: Pairs | None, config: ContrastiveConfig
 ) -> LossTerms:
     """Return the softmax loss of each query turn, and what was masked.
 
@@ -44,36 +50,47 @@ def contrast(
     Args:
         query: N turns.
         target: M turns.
-        sibling_NM: bool; targets that are no negatives of a query, its positives possibly among them.
+        siblings: targets that are no negatives of a query, its positives possibly among them.
         config: temperature and what becomes of duplicates.
 
     Raises:
         ValueError: a query is left without a negative.
     """
-    positive_NM = same_turn(query, target) & ~target.is_negative
-    equal_NM = query.content_ids[:, None] == target.content_ids
+    positives = positive_pairs(query, target)
     if config.duplicates == "merge":
-        target, positive_NM, sibling_NM, equal_NM = _merge(target, positive_NM, sibling_NM, equal_NM)
-        positive_NM = positive_NM | equal_NM
-    sibling_NM = sibling_NM & ~positive_NM
-    duplicate_NM = equal_NM & ~positive_NM & ~sibling_NM
-    if config.duplicates == "keep":
-        duplicate_NM = torch.zeros_like(duplicate_NM)
-    negative_NM = ~(positive_NM | sibling_NM | duplicate_NM)
-    if not negative_NM.any(1).all():
-        row = int((~negative_NM.any(1)).nonzero()[0])
+        target, column_M = _merge(target)
+        positives = _joined(_moved(positives, column_M), equal_pairs(query.content_ids, target.content_ids))
+        siblings = None if siblings is None else _moved(siblings, column_M)
+    width = len(target)
+    positive = _codes(positives, width)
+    known = positive if siblings is None else torch.cat([positive, _codes(siblings, width)]).unique()
+    rows, columns = known // width, known % width
+
+    masks_equal = config.duplicates == "mask"
+    contents = (query.content_ids, target.content_ids)
+    excluded = Excluded(rows, columns, contents if masks_equal else None)
+    query_ND, target_MD = _precise(query.vectors), _precise(target.vectors)
+    negatives_N, top_N = negatives_logsumexp(query_ND, target_MD, excluded, temperature=config.temperature)
+    if torch.isneginf(negatives_N).any():
+        row = int(torch.isneginf(negatives_N).nonzero()[0])
         raise ValueError(f"query turn {row} has no negative: a batch needs targets of other images")
 
-    logits_NM = _precise(query.vectors) @ _precise(target.vectors).T / config.temperature
-    negatives_N1 = logits_NM.masked_fill(~negative_NM, float("-inf")).logsumexp(1, keepdim=True)
-    loss_NM = F.softplus(negatives_N1 - logits_NM).masked_fill(~positive_NM, 0.0)
+    row_P, column_P = positive // width, positive % width
+    logit_P = (query_ND[row_P] * target_MD[column_P]).sum(1) / config.temperature
+    loss_P = F.softplus(negatives_N[row_P] - logit_P)
+    per_turn = torch.zeros_like(negatives_N).index_add(0, row_P, loss_P)
+    duplicates = logit_P.new_zeros((), dtype=torch.int64)
+    if masks_equal:
+        told = (contents[0][rows] == contents[1][columns]).sum()
+        duplicates = num_equal_pairs(*contents) - told
+    best_N = torch.full_like(top_N, float("-inf")).scatter_reduce(0, row_P, logit_P.detach(), "amax")
     counts = {
-        "negatives": negative_NM.sum(),
-        "masked_siblings": sibling_NM.sum(),
-        "masked_duplicates": duplicate_NM.sum(),
-        "hits": _hits(logits_NM.detach(), positive_NM, negative_NM),
+        "negatives": len(query) * width - len(known) - duplicates,
+        "masked_siblings": torch.as_tensor(len(known) - len(positive), device=top_N.device),
+        "masked_duplicates": duplicates,
+        "hits": (best_N > top_N).sum(),
     }
-    return LossTerms(loss_NM.sum(1) / positive_NM.sum(1), counts)
+    return LossTerms(per_turn / row_P.bincount(minlength=len(query)), counts)
 
 
 def _precise(vectors: Tensor) -> Tensor:
@@ -81,22 +98,23 @@ def _precise(vectors: Tensor) -> Tensor:
     return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
-def _hits(logits_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor) -> Tensor:
-    """Return how many queries rank a positive above all their negatives."""
-    best_N = logits_NM.masked_fill(~positive_NM, float("-inf")).amax(1)
-    return (best_N > logits_NM.masked_fill(~negative_NM, float("-inf")).amax(1)).sum()
+def _codes(pairs: Pairs, width: int) -> Tensor:
+    """Return each distinct pair as one number, ascending: by row, then by column."""
+    return (pairs[0] * width + pairs[1]).unique()
 
 
-def _merge(target: TurnEmbeddings, *masks_NM: Tensor) -> tuple[TurnEmbeddings, Tensor, Tensor, Tensor]:
-    """Return one target for each content, and the masks over those: true where any merged one was."""
+def _joined(first: Pairs, second: Pairs) -> Pairs:
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+
+
+def _moved(pairs: Pairs, column_M: Tensor) -> Pairs:
+    return pairs[0], column_M[pairs[1]]
+
+
+def _merge(target: TurnEmbeddings) -> tuple[TurnEmbeddings, Tensor]:
+    """Return one target for each content, its first, and the row that each target went to."""
     contents_C, column_M = target.content_ids.unique(return_inverse=True)
     places_M = torch.arange(len(target), device=column_M.device)
     first_C = places_M.new_full((len(contents_C),), len(target))
     first_C.scatter_reduce_(0, column_M, places_M, "amin")
-    merged = [
-        mask.new_zeros(len(mask), len(contents_C), dtype=torch.int32)
-        .index_add_(1, column_M, mask.int())
-        .bool()
-        for mask in masks_NM
-    ]
-    return target.select(first_C), merged[0], merged[1], merged[2]
+    return target.select(first_C), column_M

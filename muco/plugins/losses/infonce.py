@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from muco.core.component import Feature
 from muco.core.loss import Loss, LossTerms
 from muco.core.turns import TurnEmbeddings
@@ -29,5 +27,4 @@ class InfoNCE(Loss):
         self.config = config
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        nobody_NM = torch.zeros(len(query), len(target), dtype=torch.bool, device=query.vectors.device)
-        return contrast(query, target, nobody_NM, self.config)
+        return contrast(query, target, None, self.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from muco.core.component import Feature
 from muco.core.loss import Loss, LossTerms
+from muco.core.pairs import equal_pairs
 from muco.core.turns import TurnEmbeddings
 from muco.plugins._shared.contrastive import ContrastiveConfig, contrast, needs_of
 
@@ -31,5 +32,6 @@ class MultiTurnInfoNCE(Loss):
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         # Turns of one image: a sibling's target may answer this query too.
-        sibling_NM = (query.group_ids[:, None] == target.group_ids) & ~target.is_negative
-        return contrast(query, target, sibling_NM, self.config)
+        rows, columns = equal_pairs(query.group_ids, target.group_ids)
+        sibling = ~target.is_negative[columns]
+        return contrast(query, target, (rows[sibling], columns[sibling]), self.config)

@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import NonNegativeFloat
 
 from muco.core.component import ComponentConfig
-from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins._shared.permutation import permute
+from muco.plugins._shared.visits import quotas_of, shuffled_visit
 
 
 class Mixture(Sampler):
@@ -30,10 +30,10 @@ class Mixture(Sampler):
         self.weights = config.weights
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
-        return -(-sum(self._quotas(catalog).values()) // batch_size)
+        return -(-sum(quotas_of(self.weights, catalog).values()) // batch_size)
 
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
-        quotas = self._quotas(catalog)
+        quotas = quotas_of(self.weights, catalog)
         total = sum(quotas.values())
         start = position * batch_size
         if not 0 <= start < total:
@@ -47,29 +47,8 @@ class Mixture(Sampler):
         for draw, owner in zip(draws.tolist(), owners.tolist(), strict=True):
             name = names[owner]
             visit = epoch * quotas[name] + draw - (borders[owner] - quotas[name])
-            refs.append(SampleRef(name, self._sample(name, visit, catalog[name], seed)))
+            if self.weights is None:
+                refs.append(SampleRef(name, visit % catalog[name]))
+            else:
+                refs.append(shuffled_visit(name, visit, size=catalog[name], seed=seed))
         return BatchPlan(epoch, position, tuple(refs))
-
-    def _sample(self, name: str, visit: int, size: int, seed: int) -> int:
-        """Return the sample of a data set's visit, counted over all epochs: each lap takes all once."""
-        lap, place = divmod(visit, size)
-        if self.weights is None:
-            return place
-        key = stable_id("lap", str(seed), name, str(lap))
-        return int(permute(np.array([place], dtype=np.int64), size, seed=key)[0])
-
-    def _quotas(self, catalog: Catalog) -> dict[str, int]:
-        """Return how many samples of each data set an epoch holds."""
-        if self.weights is None:
-            return dict(catalog)
-        for name in self.weights:
-            if name not in catalog:
-                near = did_you_mean(name, list(catalog))
-                raise MucoError(
-                    f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(catalog)}"
-                )
-        weights = {name: self.weights.get(name, 0.0) for name in catalog}
-        whole, length = sum(weights.values()), sum(catalog.values())
-        if whole <= 0:
-            raise MucoError("sampler.weights: at least one data set needs a weight above zero")
-        return {name: round(length * weight / whole) for name, weight in weights.items()}

@@ -17,11 +17,7 @@ from muco.plugins._shared.scene_drawing import draw_image
 from muco.plugins._shared.scene_questions import QUESTIONS
 from muco.plugins._shared.scene_tasks import PAIR_TASKS, PairTask, Problem, SceneTask, View, near_views
 
-PAIR_WEIGHTS: dict[PairTask, float] = {
-    "caption_to_image": 1.0,
-    "edit_to_image": 1.0,
-    "crop_grounding": 1.0,
-}
+PAIR_WEIGHTS: dict[PairTask, float] = dict.fromkeys(PAIR_TASKS, 1.0)
 
 
 class Scenes(Source):
@@ -50,9 +46,8 @@ class Scenes(Source):
         num_negatives: NonNegativeInt = 1
         """Hard negatives of a single pair: the picture before the edit, the other object, a fact changed."""
         pairs: dict[PairTask, NonNegativeFloat] = PAIR_WEIGHTS
-        """Kinds of single pair and their weights; a kind that is left out does not occur. There are also
-        same_scene, caption_paraphrase, caption_to_captioned_image, edit_to_captioned_image and
-        same_scene_to_captioned_image: with them pairs lead from text, image and both to each of the three."""
+        """Kinds of single pair and their weights; a kind that is left out does not occur. Together they
+        lead from text, image and both to each of the three."""
 
         @field_validator("pairs", mode="before")
         @classmethod

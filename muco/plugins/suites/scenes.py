@@ -55,8 +55,8 @@ class ScenesSuite(Suite):
             tuple[Annotated[TaskName, known("task", tuple(TASKS))], ...],
             Field(min_length=1),
             AfterValidator(distinct),
-        ] = (*TURN_TASKS, "caption_to_image", "edit_to_image", "crop_grounding")
-        """The tasks to run: by default those that the source's default mixture trains."""
+        ] = (*TURN_TASKS, *PAIR_TASKS)
+        """The tasks to run."""
         num_queries: PositiveInt = 256
         """Queries of each task."""
         num_candidates: Annotated[int, Field(ge=10, validate_default=True)] = 10

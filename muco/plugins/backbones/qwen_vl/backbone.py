@@ -48,6 +48,8 @@ class QwenVL(Backbone):
         """Larger images are reduced to this area."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the weights."""
+        freeze_vision: bool = False
+        """Leave the vision tower as it is: its features are computed once a step, without gradient."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> QwenVL.Config:
@@ -61,10 +63,13 @@ class QwenVL(Backbone):
     def offers(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"causal_context", "isolated_turns", "image_targets"})
 
-    def __init__(self, model: nn.Module, processor: QwenVLProcessor) -> None:
+    def __init__(self, model: nn.Module, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        if config.freeze_vision:
+            for weight in self.image_parameters():
+                weight.requires_grad = False
         self.hidden_dim = model.config.get_text_config().hidden_size  # type: ignore[union-attr]
 
     @classmethod
@@ -76,11 +81,15 @@ class QwenVL(Backbone):
             model = _pretrained(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             _add_tokens(model, tokenizer)
-            return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+            return cls(
+                model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+            )
         tokenizer = scratch_tokenizer(config.scratch, texts)
         model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
         model = model.to(_dtype(config.dtype))
-        return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+        return cls(
+            model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+        )
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
@@ -88,7 +97,9 @@ class QwenVL(Backbone):
 
         model = _pretrained(str(folder), config.dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template))
+        return cls(
+            model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+        )
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)  # type: ignore[operator]
@@ -116,6 +127,9 @@ class QwenVL(Backbone):
             inputs.tensors["pixel_values"], inputs.tensors["image_grid_thw"]
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+
+    def image_parameters(self) -> Iterable[nn.Parameter]:
+        return self.model.visual.parameters()  # type: ignore[union-attr]
 
 
 def _place(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
@@ -161,7 +175,12 @@ def _image_processor(config: QwenVL.Config, model: Any) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = model.config.vision_config
+    scratch = config.scratch
+    colors: dict[str, Any] = (
+        {"image_mean": [scratch.image_mean] * 3, "image_std": [scratch.image_std] * 3} if scratch else {}
+    )
     return Qwen2VLImageProcessorPil(
+        **colors,
         size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VISION_END, VISION_START
@@ -52,6 +52,11 @@ class ScratchSettings(ComponentConfig):
     """Side of a patch."""
     merge_size: PositiveInt = 2
     """Patches a side that become one token."""
+    image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Subtracted from every channel, of which white is 1. The mean of the data: with another one, small
+    models see little but the difference."""
+    image_std: PositiveFloat = 0.25
+    """Divides every channel then."""
     vocab_size: PositiveInt = 1024
     """At most this many tokens are learnt from the data."""
 

@@ -1,0 +1,28 @@
+"""Which rows of two sides belong together, as pairs of indices: never a dense matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def equal_pairs(query_N: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pairs with equal ids, (rows, columns), int64 [P] each, ordered by row.
+
+    Args:
+        query_N: int64 [N].
+        target_M: int64 [M].
+    """
+    sorted_M, order_M = target_M.sort(stable=True)
+    left_N = torch.searchsorted(sorted_M, query_N)
+    counts_N = torch.searchsorted(sorted_M, query_N, right=True) - left_N
+    rows = torch.arange(len(query_N), device=query_N.device).repeat_interleave(counts_N)
+    within = torch.arange(len(rows), device=query_N.device) - (counts_N.cumsum(0) - counts_N)[rows]
+    return rows, order_M[left_N[rows] + within]
+
+
+def num_equal_pairs(query_N: Tensor, target_M: Tensor) -> Tensor:
+    """Return how many pairs `equal_pairs` would give; int64 scalar."""
+    sorted_M = target_M.sort().values
+    right_N = torch.searchsorted(sorted_M, query_N, right=True)
+    return (right_N - torch.searchsorted(sorted_M, query_N)).sum()

@@ -1,0 +1,42 @@
+"""A suite run from end to end with an encoder that tells nothing apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from muco.core import TurnEmbeddings, TurnEncoder
+from muco.evaluation.encode import Encoder
+from muco.evaluation.run import run_suite
+from muco.plugins.backbones.qwen_vl import QwenVL
+from muco.plugins.packers.multi_turn import MultiTurn
+from muco.plugins.suites.scenes import TASKS, ScenesSuite
+from tests.small import SMALL, TEXTS
+
+
+class OnePoint(nn.Module):
+    """A pooler that maps every turn to one direction."""
+
+    def forward(self, states):
+        vectors = torch.ones(len(states.ids), 8) / 8**0.5
+        return TurnEmbeddings.join(vectors, states.ids)
+
+
+@pytest.mark.parametrize(("ties", "expected"), [("share", 0.1), ("first", 1.0)])
+def test_a_collapsed_model_scores_chance_on_every_task(ties, expected):
+    backbone = QwenVL.build(QwenVL.Config(**SMALL), texts=TEXTS)
+    packer = MultiTurn(MultiTurn.Config(system=""))
+    encoder = Encoder(TurnEncoder(backbone, OnePoint()), packer, batch_tokens=4096)
+    suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
+    result = run_suite(
+        "scenes", suite, encoder, ties=ties, gallery_queries=0, track=lambda task: lambda chunks, _: chunks
+    )
+    assert set(result.tasks) == set(TASKS)
+    for task in result.tasks.values():
+        assert task.score == pytest.approx(expected)
+        assert task.chance == pytest.approx(0.1)
+        assert task.tied_share == 1
+    if ties == "share":
+        assert len(result.warnings) == len(TASKS)
+        assert result.metrics()["scenes/mean"] == pytest.approx(0.1)

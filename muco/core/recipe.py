@@ -146,7 +146,7 @@ class TrainSettings(ComponentConfig):
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or a half cosine to zero at `num_steps`."""
     weight_decay: NonNegativeFloat = 0.01
-    """AdamW's; matrices only, not biases, norms and embeddings."""
+    """AdamW's; on matrices, not on biases, norms and embeddings, nor on what Muon trains."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
@@ -171,6 +171,16 @@ class TrainSettings(ComponentConfig):
     """Older ones are removed."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     """The run stops when a larger share of the samples so far (of 1,000 at least) cannot be read."""
+
+    @model_validator(mode="after")
+    def _cached_in_chunks(self) -> TrainSettings:
+        if self.gradients == "cached" and self.chunk_tokens is None:
+            raise PydanticCustomError(
+                "cached", "`gradients: cached` needs `chunk_tokens`, the size of a chunk"
+            )
+        if self.offload_image_features and self.gradients != "cached":
+            raise PydanticCustomError("offload", "`offload_image_features` needs `gradients: cached`")
+        return self
 
 
 class EvaluateSettings(ComponentConfig):

@@ -43,7 +43,9 @@ class Optimizers:
 
 
 def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
-    """Return the optimizers of the trainable weights; only matrices of linear maps decay.
+    """Return the optimizers of the trainable weights.
+
+    AdamW decays matrices and convolutions, not biases, norms and embeddings; Muon decays nothing.
 
     References:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": momentum of

@@ -33,13 +33,13 @@ class Ranks:
         Raises:
             MucoError: a launcher's setting that is not supported.
         """
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+            if os.environ.get(name, "false").lower() == "true":
+                raise MucoError(f"{name} is set: muco does not shard weights; launch with --multi_gpu alone")
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
 
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-            if os.environ.get(name, "false").lower() == "true":
-                raise MucoError(f"{name} is set: muco does not shard weights; launch with --multi_gpu alone")
         state = PartialState()
         return cls(state.process_index, state.num_processes)
 
@@ -55,10 +55,11 @@ class Ranks:
 
     def sums(self, values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
         """Return each value summed over the processes, which all give the same names."""
+        if self.number == 1:
+            return {name: float(value) for name, value in values.items()}
         names = sorted(values)
         column = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
-        if self.number > 1 and names:
-            dist.all_reduce(column)
+        dist.all_reduce(column)
         return dict(zip(names, column.tolist(), strict=True))
 
     def greatest(self, value: int) -> int:

@@ -77,13 +77,13 @@ class Stepper:
         return done
 
     def _first_pass(self, chunk: EncoderInputs) -> _FirstPass:
-        random = _RandomState.of(self.device)
         moved = chunk.to(self.device)
         with torch.no_grad():
             images = None
             if not any(weight.requires_grad for weight in self.encoder.backbone.image_parameters()):
                 with self.autocast():
                     images = self.encoder.backbone.encode_images(moved)
+            random = _RandomState.of(self.device)
             vectors = self._encode(moved, images)
         if images is not None and self.offload_images:
             images = images.to("cpu")

@@ -72,7 +72,9 @@ class Trainer:
         )
 
         start = self.progress.step
-        cut_lines(self.folder / UNREADABLE_FILE, start)
+        if self.ranks.is_main:
+            cut_lines(self.folder / UNREADABLE_FILE, start)
+        self.ranks.wait()
         with (
             StopWish() as wish,
             self._open_log(start) as log,
@@ -91,6 +93,7 @@ class Trainer:
                 due = step % settings.checkpoint_every == 0 or step == settings.num_steps
                 if due or signum:
                     self._save()
+                began = time.perf_counter()
                 if signum:
                     raise Interrupted(
                         f"stopped after step {step} of {settings.num_steps}; the checkpoint is written. "
@@ -124,17 +127,19 @@ class Trainer:
         return iter(loader)
 
     def _step(self, inputs: StepInputs) -> None:
-        self._note_unreadable(inputs)
+        found = {"read": len(inputs.samples), "unreadable": len(inputs.unreadable)}
+        found = self.ranks.sums(found, self._stepper.device)
+        self._note_unreadable(inputs, found)
         # Dropout draws are a function of the step, so that resuming needs no random state.
-        torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step)))
-        if not inputs.samples and self.ranks.number == 1:
+        torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step), str(self.ranks.rank)))
+        if not found["read"]:
             raise MucoError(f"step {inputs.step + 1}: none of its samples can be read; see {UNREADABLE_FILE}")
         try:
             result = self._stepper(inputs)
         except ValueError as error:
             raise MucoError(f"step {inputs.step + 1}: {error}. Samples: {_some(inputs.samples)}") from error
         except RuntimeError as error:
-            if self.ranks.number == 1:
+            if self.ranks.number == 1 or not _is_of_another(error):
                 raise
             raise MucoError(
                 f"step {inputs.step + 1}: process {self.ranks.rank} of {self.ranks.number} stopped, most "
@@ -215,25 +220,33 @@ class Trainer:
             save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
         self.ranks.wait()
 
-    def _note_unreadable(self, inputs: StepInputs) -> None:
-        if not inputs.unreadable:
+    def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:
+        """Name this process's unreadable samples, count those of all, and stop where they are too many."""
+        if not found["unreadable"]:
             return
         with open(self.folder / UNREADABLE_FILE, "a", encoding="utf-8") as file:
             for each in inputs.unreadable:
                 file.write(
                     json.dumps({"step": inputs.step + 1, "sample": each.sample, "reason": each.reason}) + "\n"
                 )
-        self.progress.unreadable += len(inputs.unreadable)
-        seen = self.progress.samples_seen + len(inputs.samples) + self.progress.unreadable
+        self.progress.unreadable += int(found["unreadable"])
+        seen = self.progress.samples_seen + int(found["read"]) + self.progress.unreadable
         share = self.progress.unreadable / max(seen, _BROKEN_FLOOR)
         allowed = self.recipe.train.max_broken_share
         if share > allowed:
-            first = inputs.unreadable[0]
+            first = "".join(f" One of this step: {it.sample}: {it.reason}" for it in inputs.unreadable[:1])
             raise MucoError(
                 f"step {inputs.step + 1}: {self.progress.unreadable} of {seen} samples cannot be read, more "
-                f"than train.max_broken_share {allowed:.2%} allows. The first of this step: {first.sample}: "
-                f"{first.reason}\nAll are named in {self.folder / UNREADABLE_FILE}."
+                f"than train.max_broken_share {allowed:.2%} allows.{first}\n"
+                f"All are named in {self.folder / UNREADABLE_FILE}."
             )
+
+
+def _is_of_another(error: RuntimeError) -> bool:
+    """Say whether an error is that of an exchange whose other side is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return any(told in str(error) for told in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
 def _precision(wanted: str) -> str:

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ENGINE = ("muco.data", "muco.training", "muco.evaluation")
 
 CORE_MAY_IMPORT = {"pydantic", "pydantic_core", "pluggy", "yaml"}
-CORE_WITH_TENSORS = {"backbone", "encoder", "loss", "pooler", "turns"}
+CORE_WITH_TENSORS = {"backbone", "encoder", "loss", "pairs", "pooler", "turns"}
 """Files of core whose signatures hold tensors; only they may import torch."""
 
 

@@ -54,7 +54,8 @@ class Trainer:
             MucoError: a loss that is not finite, too many broken samples, a full disk.
         """
         settings = self.recipe.train
-        accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+        on_cpu = not torch.cuda.is_available()
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=_precision(settings.precision))
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
         parts.train().to(accelerator.device)
         self._optimizers = make_optimizers(parts, settings)

@@ -82,13 +82,21 @@ class QwenVL(Backbone):
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             _add_tokens(model, tokenizer)
             return cls(
-                model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+                model,
+                QwenVLProcessor(
+                    tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
+                ),
+                config,
             )
         tokenizer = scratch_tokenizer(config.scratch, texts)
         model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
         model = model.to(_dtype(config.dtype))
         return cls(
-            model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+            model,
+            QwenVLProcessor(
+                tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
+            ),
+            config,
         )
 
     @classmethod
@@ -98,7 +106,9 @@ class QwenVL(Backbone):
         model = _pretrained(str(folder), config.dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(
-            model, QwenVLProcessor(tokenizer, _image_processor(config, model), config.template), config
+            model,
+            QwenVLProcessor(tokenizer, _image_processor(config, model, folder), config.template),
+            config,
         )
 
     def save(self, folder: Path) -> None:
@@ -171,21 +181,24 @@ def _add_tokens(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(len(tokenizer))
 
 
-def _image_processor(config: QwenVL.Config, model: Any) -> Any:
+def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:
+    """Return the processor: colours as the checkpoint or `scratch` has them, sizes as the recipe has them."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = model.config.vision_config
-    scratch = config.scratch
-    colors: dict[str, Any] = (
-        {"image_mean": [scratch.image_mean] * 3, "image_std": [scratch.image_std] * 3} if scratch else {}
-    )
-    return Qwen2VLImageProcessorPil(
-        **colors,
-        size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-    )
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels},
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    if config.scratch is not None:
+        colors = {"image_mean": [config.scratch.image_mean] * 3, "image_std": [config.scratch.image_std] * 3}
+        return Qwen2VLImageProcessorPil(**colors, **settings)
+    try:
+        return Qwen2VLImageProcessorPil.from_pretrained(place, **settings)
+    except OSError as error:
+        raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -24,8 +24,8 @@ class Scenes(Source):
     """Draw coloured shapes, and ask about them as M3T and MMEB ask about photographs.
 
     A share of the samples are turns: one picture and the seven questions of M3T. The others hold one
-    pair each, with an image for target and a hard negative beside it. Sample i depends on the settings,
-    the seed and i alone.
+    pair each, with hard negatives; between them they lead from text, image and both to text, image and
+    both. Sample i depends on the settings, the seed and i alone.
 
     One arrangement of objects in eight is held out for the `scenes` suite, by a hash of what it
     shows. None is ever drawn or captioned here, on either side of a pair and on whatever background,

@@ -32,6 +32,15 @@ def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str
     return {name: round(length * share / whole) for name, share in shares.items()}
 
 
+def owner_of(sizes: Mapping[str, int], place: int) -> tuple[str, int]:
+    """Return whose place it is where each name has its `sizes` in a row, and the place within them."""
+    for name, size in sizes.items():
+        if place < size:
+            return name, place
+        place -= size
+    raise ValueError(f"no place {place} beyond the end")
+
+
 def shuffled_visit(name: str, visit: int, *, size: int, seed: int) -> SampleRef:
     """Return the sample of a data set's visit, counted over all epochs: each lap of `size` takes all once."""
     lap, place = divmod(visit, size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -12,7 +10,7 @@ from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins._shared.permutation import permute
-from muco.plugins._shared.visits import quotas_of, shuffled_visit
+from muco.plugins._shared.visits import owner_of, quotas_of, shuffled_visit
 
 
 class TaskHomogeneous(Sampler):
@@ -56,21 +54,15 @@ class TaskHomogeneous(Sampler):
         """Return the data set of a place in the epoch, and the place in that data set's share."""
         runs = {name: quota // self.run_length for name, quota in quotas.items()}
         num_runs = sum(runs.values())
-        names = list(quotas)
         run, offset = divmod(place, self.run_length)
         if run < num_runs:
             key = stable_id("runs", str(seed), str(epoch))
             drawn = int(permute(np.array([run], dtype=np.int64), num_runs, seed=key)[0])
-            borders = list(accumulate(runs.values()))
-            owner = int(np.searchsorted(borders, drawn, side="right"))
-            name = names[owner]
-            return name, (drawn - (borders[owner] - runs[name])) * self.run_length + offset
+            name, run_of_it = owner_of(runs, drawn)
+            return name, run_of_it * self.run_length + offset
         rest = {name: quota % self.run_length for name, quota in quotas.items()}
-        borders = list(accumulate(rest.values()))
-        left = place - num_runs * self.run_length
-        owner = int(np.searchsorted(borders, left, side="right"))
-        name = names[owner]
-        return name, runs[name] * self.run_length + left - (borders[owner] - rest[name])
+        name, offset = owner_of(rest, place - num_runs * self.run_length)
+        return name, runs[name] * self.run_length + offset
 
     def _check(self, batch_size: int) -> None:
         if batch_size % self.run_length:

@@ -58,9 +58,9 @@ def ragged(folder: Path) -> ShardReader:
     return ShardReader(folder)
 
 
-def encoder(*, freeze_vision: bool = False, lora: bool = False) -> TurnEncoder:
+def encoder(*, freeze_vision: bool = False, lora: bool = False, rows: str = "packed") -> TurnEncoder:
     torch.manual_seed(0)
-    config = QwenVL.Config.model_validate({**SMALL, "freeze_vision": freeze_vision})
+    config = QwenVL.Config.model_validate({**SMALL, "freeze_vision": freeze_vision, "rows": rows})
     backbone = QwenVL.build(config, texts=TEXTS)
     if lora:
         for weight in backbone.parameters():
@@ -122,9 +122,17 @@ def same(found, expected, tolerance):
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.fixture(scope="module")
-def model() -> TurnEncoder:
-    return encoder()
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def model(request) -> TurnEncoder:
+    return encoder(rows=request.param)
+
+
+def test_packed_rows_have_the_gradients_of_padded_ones(reader):
+    found, expected = (
+        gradients(encoder(rows=rows), reader, cached=True, budget=150, context="isolated")
+        for rows in ("packed", "padded")
+    )
+    same(found, expected, 1e-10)
 
 
 @settings(max_examples=12)
@@ -205,7 +213,8 @@ def _rank_main(rank: int, number: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_ranks_equal_one_process(model, tmp_path, number):
+def test_ranks_equal_one_process(tmp_path, number):
+    model = encoder()
     reader = ragged(tmp_path / "ragged")
     torch.multiprocessing.spawn(_rank_main, args=(number, str(tmp_path)), nprocs=number)
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(number)]

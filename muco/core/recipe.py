@@ -152,8 +152,8 @@ class TrainSettings(ComponentConfig):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     chunk_tokens: PositiveInt | None = None
-    """The most language-model tokens (padding included) and image patches encoded at once: dialogues of
-    like lengths go together, so that smaller chunks hold less padding. None encodes a side at once."""
+    """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
+    at once: dialogues of like lengths go together. None encodes a side at once."""
     gradients: Literal["plain", "cached"] = "plain"
     """plain: the activations of the whole batch are kept. cached: those of one chunk of `chunk_tokens`, and
     every chunk is encoded twice; the gradient is the same."""

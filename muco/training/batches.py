@@ -155,7 +155,7 @@ class StepBatches(Dataset[StepInputs]):
                 distinct.append(dialogue)
             kinds.append(kind)
         costs = [self.processor.count(dialogue) for dialogue in distinct] if self.budget else []
-        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget)
+        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget, padded=self.processor.padded)
         first_row: dict[int, int] = {}
         row = 0
         for place in (place for chunk in plan for place in chunk):

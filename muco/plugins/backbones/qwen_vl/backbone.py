@@ -11,11 +11,12 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muco.core.backbone import Backbone
-from muco.core.component import ComponentConfig, Feature
+from muco.core.component import Feature
 from muco.core.errors import DataError, MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
 from muco.plugins._shared.chat import EMB, MASK, TemplateName
-from muco.plugins._shared.strand import branch_mask
+from muco.plugins._shared.rows import branch_mask
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
     ScratchSettings,
@@ -35,7 +36,7 @@ class QwenVL(Backbone):
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
     """
 
-    class Config(ComponentConfig):
+    class Config(RowSettings):
         pretrained: str | None = None
         """Folder or hub name of a checkpoint in the transformers layout."""
         scratch: ScratchSettings | None = None
@@ -66,7 +67,10 @@ class QwenVL(Backbone):
     def __init__(self, model: nn.Module, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__()
         self.model = model
-        self.processor = processor
+        self.processor: QwenVLProcessor = processor
+        self.kernel: Kernel = config.attention
+        if config.rows == "packed":
+            attend_within(model.language_model)
         if config.freeze_vision:
             for weight in self.image_parameters():
                 weight.requires_grad = False
@@ -81,35 +85,24 @@ class QwenVL(Backbone):
             model = _pretrained(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             _add_tokens(model, tokenizer)
-            return cls(
-                model,
-                QwenVLProcessor(
-                    tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
-                ),
-                config,
-            )
+            return cls._of(model, tokenizer, config, place=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
-        model = model.to(_dtype(config.dtype))
-        return cls(
-            model,
-            QwenVLProcessor(
-                tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
-            ),
-            config,
-        )
+        return cls._of(model.to(_dtype(config.dtype)), tokenizer, config, place="")
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
         model = _pretrained(str(folder), config.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(
-            model,
-            QwenVLProcessor(tokenizer, _image_processor(config, model, folder), config.template),
-            config,
-        )
+        return cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+
+    @classmethod
+    def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
+        """Return the backbone; `place` holds the checkpoint's image processor."""
+        images = _image_processor(config, model, place)
+        padded = config.rows == "padded"
+        return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)  # type: ignore[operator]
@@ -121,14 +114,27 @@ class QwenVL(Backbone):
         features = images or self.encode_images(inputs)
         if features is not None:
             embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
-        branches = tensors.get("branches")
         hidden_RLH = self.model.language_model(  # type: ignore[operator]
             inputs_embeds=embeds_RLH,
-            attention_mask=None if branches is None else branch_mask(branches),
             position_ids=tensors["position_ids"],
             use_cache=False,
+            **self._attention(tensors, embeds_RLH.dtype),
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+
+    def about(self, device: torch.device, *, half: bool) -> str:
+        if self.processor.padded:
+            return "attention: padded rows"
+        return f"attention: {choose_kernel(self.kernel, device, half=half)}"
+
+    def _attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """Return what tells the layers who sees whom."""
+        borders, branches = tensors.get("borders"), tensors.get("branches")
+        if borders is None:
+            return {"attention_mask": None if branches is None else branch_mask(branches)}
+        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
+        kernel = choose_kernel(self.kernel, borders.device, half=half)
+        return {"attention_mask": None, "layout": layout_of(kernel, borders, branches)}
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:

@@ -184,7 +184,6 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
         processor=model.encoder.backbone.processor,
         samples_per_step=recipe.train.samples_per_step,
         seed=recipe.seed,
-        chunk_tokens=recipe.train.chunk_tokens,
         rank=ranks.rank,
         num_ranks=ranks.number,
     )

@@ -58,9 +58,9 @@ def ragged(folder: Path) -> ShardReader:
     return ShardReader(folder)
 
 
-def encoder(*, freeze_vision: bool = False, lora: bool = False, rows: str = "packed") -> TurnEncoder:
+def encoder(*, lora: bool = False, **options: object) -> TurnEncoder:
     torch.manual_seed(0)
-    config = QwenVL.Config.model_validate({**SMALL, "freeze_vision": freeze_vision, "rows": rows})
+    config = QwenVL.Config.model_validate({**SMALL, **options})
     backbone = QwenVL.build(config, texts=TEXTS)
     if lora:
         for weight in backbone.parameters():
@@ -147,6 +147,21 @@ def test_float32_agrees_to_1e_5(model, reader, context):
     whole = gradients(model, reader, cached=False, budget=None, context=context, dtype=torch.float32)
     cached = gradients(model, reader, cached=True, budget=90, context=context, dtype=torch.float32)
     same(cached, whole, 1e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_activation_checkpointing_leaves_the_gradients_as_they_are(reader, cached):
+    found, expected = (
+        gradients(
+            encoder(lora=True, checkpoint_activations=each),
+            reader,
+            cached=cached,
+            budget=120,
+            context="isolated",
+        )
+        for each in (True, False)
+    )
+    same(found, expected, 1e-10)
 
 
 @pytest.mark.parametrize("context", ["isolated", "causal"])

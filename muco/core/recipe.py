@@ -151,9 +151,10 @@ class TrainSettings(ComponentConfig):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
-    chunk_tokens: PositiveInt | None = None
+    chunk_tokens: PositiveInt | Literal["auto"] | None = None
     """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
-    at once: dialogues of like lengths go together. None encodes a side at once."""
+    at once: dialogues of like lengths go together. auto: what fits the device's memory, measured on the
+    first batch. None encodes a side at once."""
     gradients: Literal["plain", "cached"] = "plain"
     """plain: the activations of the whole batch are kept. cached: those of one chunk of `chunk_tokens`, and
     every chunk is encoded twice; the gradient is the same."""
@@ -177,6 +178,10 @@ class TrainSettings(ComponentConfig):
         if self.gradients == "cached" and self.chunk_tokens is None:
             raise PydanticCustomError(
                 "cached", "`gradients: cached` needs `chunk_tokens`, the size of a chunk"
+            )
+        if self.gradients == "plain" and self.chunk_tokens == "auto":
+            raise PydanticCustomError(
+                "auto_chunks", "`chunk_tokens: auto` needs `gradients: cached`: plain ones keep every chunk"
             )
         if self.offload_image_features and self.gradients != "cached":
             raise PydanticCustomError("offload", "`offload_image_features` needs `gradients: cached`")

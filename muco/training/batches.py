@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,10 +87,16 @@ class StepBatches(Dataset[StepInputs]):
         self.processor = processor
         self.samples_per_step = samples_per_step
         self.seed = seed
-        self.budget = Cost(chunk_tokens, chunk_tokens) if chunk_tokens else None
+        self.budget = _budget(chunk_tokens)
         self.rank = rank
         self.num_ranks = num_ranks
         self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=samples_per_step)
+
+    def chunked(self, chunk_tokens: int | None) -> StepBatches:
+        """Return the same batches in chunks of at most so many tokens or patches."""
+        other = copy.copy(self)
+        other.budget = _budget(chunk_tokens)
+        return other
 
     def __getitem__(self, step: int) -> StepInputs:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -171,3 +178,7 @@ class StepBatches(Dataset[StepInputs]):
             row_index=torch.tensor(rows, dtype=torch.int64),
             ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
         )
+
+
+def _budget(chunk_tokens: int | None) -> Cost | None:
+    return None if chunk_tokens is None else Cost(chunk_tokens, chunk_tokens)

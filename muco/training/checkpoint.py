@@ -29,6 +29,8 @@ class Progress:
     tokens_seen: int = 0
     unreadable: int = 0
     train_seconds: float = 0.0
+    chunk_tokens: int | None = None
+    """What `train.chunk_tokens: auto` came to."""
     window: dict[str, float] = field(default_factory=dict)
     """Sums since the last logged step."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
@@ -48,8 +48,30 @@ class Stepper:
             ValueError: a query turn has no positive or no negative.
         """
         done = self._cached(inputs) if self.cached else self._plain(inputs)
-        self.ranks.sum_gradients([*self.encoder.parameters(), *self.loss.parameters()])
+        self.ranks.sum_gradients(self.parameters())
         return done
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Yield the weights of the encoder and of the loss."""
+        yield from self.encoder.parameters()
+        yield from self.loss.parameters()
+
+    def rehearse(self, chunk: EncoderInputs) -> int:
+        """Go through one chunk as a step would, for its cost: weights, buffers and gradients stay.
+
+        Returns:
+            The bytes of image features that a cached step would keep of it on the device.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
+        first = self._first_pass(chunk)
+        images = first.images_on(self.device) if self.cached else None
+        vectors = self._encode(chunk, images)
+        vectors.backward(torch.zeros_like(vectors))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if not self.cached or first.images is None or self.offload_images:
+            return 0
+        return sum(tensor.nbytes for tensor in first.images.tensors)
 
     def _plain(self, inputs: StepInputs) -> StepLoss:
         sides = [

@@ -26,6 +26,7 @@ from muco.training.interrupt import Interrupted, StopWish
 from muco.training.log import NoLog, TrainLog, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.ranks import Ranks
+from muco.training.sizing import choose_budget, describe, predict, rehearse
 from muco.training.step import StepLoss, Stepper
 
 UNREADABLE_FILE = "unreadable.jsonl"
@@ -73,6 +74,7 @@ class Trainer:
         )
 
         start = self.progress.step
+        self._size_up(start)
         if self.ranks.is_main:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
@@ -101,6 +103,35 @@ class Trainer:
                         "Go on with --resume.",
                         signum,
                     )
+
+    def _size_up(self, step: int) -> None:
+        """Settle the size of a chunk, and tell the arithmetic of the first batch.
+
+        The main process measures for all: its share is never empty, and nothing in it communicates.
+        """
+        settings, stepper = self.recipe.train, self._stepper
+        memory = None
+        state_bytes = self._optimizers.state_bytes()
+        auto = settings.chunk_tokens == "auto"
+        chunk_tokens = self.progress.chunk_tokens if auto else settings.chunk_tokens
+        if self.ranks.is_main:
+            memory = rehearse(stepper, self.batches, step)
+            for weight in stepper.parameters():
+                weight.grad = None
+            if memory is not None and auto and chunk_tokens is None:
+                chunk_tokens = choose_budget(stepper, memory, self.batches.chunked(1)[step], state_bytes)
+        if auto:
+            chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(chunk_tokens or 0)
+            self._say(f"chunk_tokens: auto takes {chunk_tokens:,}")
+        self.batches = self.batches.chunked(chunk_tokens or None)
+        inputs = self.batches[step]
+        for line in describe(inputs, stepper, self.ranks):
+            self._say(line)
+        if memory is not None:
+            self._say(str(predict(stepper, memory, inputs, state_bytes)))
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _open_log(self, start: int) -> TrainLog | NoLog:
         if not self.ranks.is_main:

@@ -49,6 +49,9 @@ class QwenVL(Backbone):
         """Larger images are reduced to this area."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the weights."""
+        checkpoint_activations: bool = False
+        """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
+        fraction of the memory."""
         freeze_vision: bool = False
         """Leave the vision tower as it is: its features are computed once a step, without gradient."""
 
@@ -71,6 +74,8 @@ class QwenVL(Backbone):
         self.kernel: Kernel = config.attention
         if config.rows == "packed":
             attend_within(model.language_model)
+        if config.checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if config.freeze_vision:
             for weight in self.image_parameters():
                 weight.requires_grad = False

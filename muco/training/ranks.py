@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from muco.core.turns import TurnEmbeddings, TurnIds
 
 _BUCKET = 1 << 25
 """Gradients that are summed at once, in numbers."""
+_LONGEST_WAIT = timedelta(hours=12)
+"""For a process that prepares data or writes; the dead are found by their missing beat, not by this."""
 _ID_COLUMNS = tuple(field.name for field in fields(TurnIds))
 
 
@@ -40,7 +43,7 @@ class Ranks:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
         return cls(state.process_index, state.num_processes)
 
     @property

@@ -25,6 +25,7 @@ from muco.training.checkpoint import Progress, save_checkpoint
 from muco.training.interrupt import Interrupted, StopWish
 from muco.training.log import NoLog, TrainLog, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
+from muco.training.presence import unbroken
 from muco.training.ranks import Ranks
 from muco.training.step import StepLoss, Stepper
 
@@ -139,13 +140,6 @@ class Trainer:
             result = self._stepper(inputs)
         except ValueError as error:
             raise MucoError(f"step {inputs.step + 1}: {error}. Samples: {_some(inputs.samples)}") from error
-        except RuntimeError as error:
-            if self.ranks.number == 1 or not _is_of_another(error):
-                raise
-            raise MucoError(
-                f"step {inputs.step + 1}: process {self.ranks.rank} of {self.ranks.number} stopped, most "
-                f"likely because another one is gone; the launcher names it. Go on with --resume.\n{error}"
-            ) from error
         value = result.mean
         if not math.isfinite(value):
             raise MucoError(
@@ -218,7 +212,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.ranks.is_main:
-            save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
+            with unbroken:
+                save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
         self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:
@@ -241,13 +236,6 @@ class Trainer:
                 f"than train.max_broken_share {allowed:.2%} allows.{first}\n"
                 f"All are named in {self.folder / UNREADABLE_FILE}."
             )
-
-
-def _is_of_another(error: RuntimeError) -> bool:
-    """Say whether an error is that of an exchange whose other side is gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    return any(told in str(error) for told in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
 def _precision(wanted: str) -> str:

@@ -50,7 +50,7 @@ def run(
     console = console or Console()
     place = RunFolder(folder or Path("runs") / recipe.name)
     began = time.perf_counter()
-    with _join_ranks() as ranks:
+    with _join_ranks(recipe) as ranks:
         if ranks.is_main:
             if fresh:
                 place.clear()
@@ -69,11 +69,13 @@ def run(
 
 
 @contextmanager
-def _join_ranks() -> Iterator[Ranks]:
+def _join_ranks(recipe: Recipe) -> Iterator[Ranks]:
     """Be one of the processes that a launcher started; one that ends takes the others with it."""
     from muco.training.presence import watched
     from muco.training.ranks import Ranks
+    from muco.training.shards import check_launch
 
+    check_launch(recipe)
     ranks = Ranks.join()
     with watched(ranks):
         yield ranks

@@ -245,6 +245,32 @@ def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
     near(weights(tmp_path), one_process)
 
 
+def sharded(version: str = "2") -> dict[str, str]:
+    """Return an environment with what `accelerate launch --use_fsdp --fsdp_version 2` sets."""
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    return {**os.environ, **told}
+
+
+@pytest.mark.slow
+def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process, tmp_path):
+    def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
+        process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
+        wait_for_step(process, tmp_path / "runs/quickstart", step, checkpoint=checkpoint)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    until(5, 4, launcher=TORCHRUN, env=sharded())
+    until(9, 8, "--resume")
+    finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN, env=sharded())
+    near(weights(tmp_path), one_process)
+
+
+def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
+    assert "train.optimizer: muon" in finish(tmp_path, "--set", "train.optimizer=muon", code=2, env=sharded())
+    assert "--fsdp_version 2" in finish(tmp_path, *ADAMW, code=2, env=sharded(version="1"))
+    assert not (tmp_path / "runs").exists()
+
+
 def by_hand(folder: Path, *arguments: str) -> list[subprocess.Popen]:
     """Start two processes that no launcher watches, as on two nodes."""
     with socket.socket() as probe:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from muco.core.errors import MucoError
 from muco.core.turns import TurnEmbeddings, TurnIds
@@ -36,9 +37,11 @@ class Ranks:
         Raises:
             MucoError: a launcher's setting that is not supported.
         """
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-            if os.environ.get(name, "false").lower() == "true":
-                raise MucoError(f"{name} is set: muco does not shard weights; launch with --multi_gpu alone")
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise MucoError(
+                "ACCELERATE_USE_DEEPSPEED is set: muco does not run under DeepSpeed; to shard weights, "
+                "launch with --use_fsdp --fsdp_version 2"
+            )
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
@@ -88,13 +91,13 @@ class Ranks:
         return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**named))  # type: ignore[arg-type]
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the processes: the one exchange of gradients of a step.
+        """Replace every whole weight's gradient by its sum over the processes, once a step.
 
         A weight that no process has a gradient for keeps none, as it would in one process.
         """
         if self.number == 1:
             return
-        trained = [weight for weight in weights if weight.requires_grad]
+        trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
         for bucket in _buckets(trained):
             parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
             used = torch.tensor([float(each.grad is not None) for each in bucket])

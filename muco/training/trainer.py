@@ -27,6 +27,7 @@ from muco.training.log import NoLog, TrainLog, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.presence import unbroken
 from muco.training.ranks import Ranks
+from muco.training.shards import Shards, clip_gradients, sharding_wished, split_states, whole_states
 from muco.training.step import StepLoss, Stepper
 
 UNREADABLE_FILE = "unreadable.jsonl"
@@ -59,15 +60,19 @@ class Trainer:
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_precision(settings.precision))
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
         parts.train().to(accelerator.device)
+        self.ranks.share_weights(parts)
+        self._shards = Shards()
+        if sharding_wished() and self.ranks.number > 1:
+            self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device)
         self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
-            self._optimizers.load_state_dict(self.optimizer_state)
-        self.ranks.share_weights(parts)
+            self._optimizers.load_state_dict(split_states(self._optimizers, self.optimizer_state))
         self._stepper = Stepper(
             self.model.encoder,
             self.model.loss,
             accelerator.device,
             self.ranks,
+            self._shards,
             lambda: accelerator.autocast(),
             cached=settings.gradients == "cached",
             offload_images=settings.offload_image_features,
@@ -147,7 +152,7 @@ class Trainer:
                 f"Samples: {_some(inputs.samples)}\nThe last checkpoint is whole; a lower "
                 "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
             )
-        norm = nn.utils.clip_grad_norm_(self._optimizers.weights(), self.recipe.train.max_grad_norm)
+        norm = clip_gradients(self._optimizers.weights(), self.recipe.train.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
                 f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
@@ -211,9 +216,11 @@ class Trainer:
         self.progress.window = {}
 
     def _save(self) -> None:
-        if self.ranks.is_main:
-            with unbroken:
-                save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
+        states = whole_states(self._optimizers.state_dict(), keep=self.ranks.is_main)
+        with self._shards.saved_whole(keep=self.ranks.is_main):
+            if self.ranks.is_main:
+                with unbroken:
+                    save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
         self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:

@@ -144,6 +144,10 @@ class QwenVL(Backbone):
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
 
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        language: Any = self.model.language_model
+        return [*language.layers, language]
+
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.model.visual.parameters()  # type: ignore[union-attr]
 

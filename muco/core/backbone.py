@@ -109,6 +109,13 @@ class Backbone(Component, nn.Module, ABC):
         """
         return ""
 
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        """Return the modules whose weights processes may split among them, inner ones first; none by default.
+
+        All of a module's weights have one dtype. Those of `encode_images` stay whole.
+        """
+        return ()
+
     def image_parameters(self) -> Iterable[nn.Parameter]:
         """Return the weights that `encode_images` reads; where none is trained, its output is kept."""
         return self.parameters()

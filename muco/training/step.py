@@ -14,6 +14,7 @@ from muco.core.loss import Loss
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
 from muco.training.batches import SideInputs, StepInputs
 from muco.training.ranks import Ranks
+from muco.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Stepper:
     loss: Loss
     device: torch.device
     ranks: Ranks = field(default_factory=Ranks)
+    shards: Shards = field(default_factory=Shards)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     cached: bool = False
     """Keep the activations of one chunk at a time, and encode every chunk twice."""
@@ -47,7 +49,9 @@ class Stepper:
         Raises:
             ValueError: a query turn has no positive or no negative.
         """
+        self.shards.gather()
         done = self._cached(inputs) if self.cached else self._plain(inputs)
+        self.shards.release(self.encoder)
         self.ranks.sum_gradients(self.parameters())
         return done
 

@@ -75,7 +75,7 @@ class QwenVL(Backbone):
         if config.rows == "packed":
             attend_within(model.language_model)
         if config.checkpoint_activations:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if config.freeze_vision:
             for weight in self.image_parameters():
                 weight.requires_grad = False
@@ -148,6 +148,10 @@ class QwenVL(Backbone):
             inputs.tensors["pixel_values"], inputs.tensors["image_grid_thw"]
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        language: Any = self.model.language_model
+        return [*language.layers, language]
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.model.visual.parameters()  # type: ignore[union-attr]

@@ -47,6 +47,10 @@ class ComponentRef(Generic[T]):
     def __repr__(self) -> str:
         return f"{self.kind}:{self.name}({self.config!r})"
 
+    def make(self) -> T:
+        """Return the component, of a kind that is built from its settings alone."""
+        return cast(Any, self.cls)(self.config)
+
     def dump(self) -> dict[str, Any]:
         """Return the mapping that validates to this reference, defaults filled in."""
         return {"name": self.name, **self.config.model_dump(mode="json")}

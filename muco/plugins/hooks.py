@@ -47,8 +47,11 @@ def muco_poolers() -> Mapping[str, str]:
 @hookimpl
 def muco_losses() -> Mapping[str, str]:
     return {
+        "hardness_weighted": "muco.plugins.losses.hardness_weighted:HardnessWeighted",
         "infonce": "muco.plugins.losses.infonce:InfoNCE",
+        "matryoshka": "muco.plugins.losses.matryoshka:Matryoshka",
         "multiturn_infonce": "muco.plugins.losses.multiturn_infonce:MultiTurnInfoNCE",
+        "siglip": "muco.plugins.losses.siglip:SigLIP",
     }
 
 

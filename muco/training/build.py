@@ -28,7 +28,7 @@ _TEXTS_FROM = 2000
 
 def make(ref: ComponentRef[Any]) -> Any:
     """Return the component of a kind that is built from its settings alone."""
-    return cast(Any, ref.cls)(ref.config)
+    return ref.make()
 
 
 def open_data(recipe: Recipe, progress: Progress) -> dict[str, ShardReader]:

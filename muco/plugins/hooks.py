@@ -26,6 +26,7 @@ def muco_samplers() -> Mapping[str, str]:
 def muco_packers() -> Mapping[str, str]:
     return {
         "multi_turn": "muco.plugins.packers.multi_turn:MultiTurn",
+        "reconstruction": "muco.plugins.packers.reconstruction:Reconstruction",
         "single_turn": "muco.plugins.packers.single_turn:SingleTurn",
     }
 

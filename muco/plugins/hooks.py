@@ -17,6 +17,7 @@ def muco_sources() -> Mapping[str, str]:
 @hookimpl
 def muco_samplers() -> Mapping[str, str]:
     return {
+        "mined": "muco.plugins.samplers.mined:Mined",
         "mixture": "muco.plugins.samplers.mixture:Mixture",
         "task_homogeneous": "muco.plugins.samplers.task_homogeneous:TaskHomogeneous",
     }

@@ -61,3 +61,8 @@ def test_starts_where_its_settings_say():
     state = loss.state_dict()
     assert state["log_scale"].exp().item() == pytest.approx(20)
     assert state["bias"].item() == -5
+
+
+def test_a_query_without_negative_is_an_error():
+    with pytest.raises(ValueError, match="query turn 0 has no negative"):
+        SigLIP(SigLIP.Config())(*random_turns([2], 0))

@@ -35,7 +35,7 @@ class Sampler(Component, ABC):
 
     kind: ClassVar[Kind] = "sampler"
 
-    def check_data(self, fingerprints: Mapping[str, str]) -> None:
+    def verify_data(self, fingerprints: Mapping[str, str]) -> None:
         """Accept any data; a sampler that was made for particular data refuses others here.
 
         Args:

@@ -77,7 +77,7 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
             no negative.
     """
     sampler: Sampler = make(recipe.sampler)
-    sampler.check_data({name: reader.index.fingerprint for name, reader in readers.items()})
+    sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
     catalog = {name: len(reader) for name, reader in readers.items()}
     size = recipe.train.samples_per_step
     last = sampler.num_batches(catalog, batch_size=size) - 1

@@ -164,6 +164,12 @@ def contrast(
     return LossTerms(per_turn / row_P.bincount(minlength=len(query)), counts)
 
 
+def refuse_lonely(rows: Tensor) -> None:
+    """Raise ValueError where there is a query turn without negatives."""
+    if len(rows):
+        raise ValueError(f"query turn {int(rows[0])} has no negative: a batch needs targets of other images")
+
+
 def best_of(pairing: Pairing, value_P: Tensor) -> Tensor:
     """Return the greatest value of each query's positives, [N], without gradient."""
     value_P = value_P.detach()
@@ -207,9 +213,7 @@ def _held_against(
         negatives_P, num_own = _with_own(negatives_P, row_P, logit_P + (boost - 1) * logit_P.detach())
         counts["negatives"] = counts["negatives"] + num_own
     lonely_P = torch.isneginf(negatives_P) & (negatives.num_beyond[row_P] == 0)
-    if lonely_P.any():
-        row = int(row_P[lonely_P][0])
-        raise ValueError(f"query turn {row} has no negative: a batch needs targets of other images")
+    refuse_lonely(row_P[lonely_P])
     if margin is not None:
         counts["masked_margin"] = negatives.num_beyond.sum()
         counts["negatives"] = counts["negatives"] - counts["masked_margin"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.loss import Loss, LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import Mask, PairingConfig, best_of, needs_of, pair_up
+from muco.plugins._shared.contrastive import Mask, PairingConfig, best_of, needs_of, pair_up, refuse_lonely
 from muco.plugins._shared.tiles import negatives_softplus
 
 
@@ -49,6 +49,7 @@ class SigLIP(Loss):
         sum_N, top_N = negatives_softplus(
             _beside(scaled_ND, self.bias), _beside(pairing.targets, torch.ones(())), pairing.excluded
         )
+        refuse_lonely(torch.isneginf(top_N).nonzero().flatten())
         logit_P = (scaled_ND[pairing.rows] * pairing.targets[pairing.columns]).sum(1) + self.bias
         counts = {**pairing.counts, "hits": (best_of(pairing, logit_P) > top_N).sum()}
         return LossTerms(sum_N.index_add(0, pairing.rows, -F.logsigmoid(logit_P)), counts)

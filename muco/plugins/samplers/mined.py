@@ -43,7 +43,7 @@ class Mined(Sampler):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def check_data(self, fingerprints: Mapping[str, str]) -> None:
+    def verify_data(self, fingerprints: Mapping[str, str]) -> None:
         for name in sorted(self.config.graphs.keys() & fingerprints.keys()):
             graph, fingerprint = self._graph(name), fingerprints[name]
             if graph.data != fingerprint:

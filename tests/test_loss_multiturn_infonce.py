@@ -175,12 +175,12 @@ def test_what_is_more_similar_than_the_positive_by_the_margin_is_no_negative(see
     beyond = ~group & (similarity > best[:, None] + margin)
     logits = (similarity / 0.1).masked_fill(beyond | (group & ~own), float("-inf"))
     expected = logits.logsumexp(1) - best / 0.1
-    config = MultiTurnInfoNCE.Config(temperature=0.1, false_negative_margin=margin)
+    config = MultiTurnInfoNCE.Config(temperature=0.1, duplicates="keep", false_negative_margin=margin)
     found = MultiTurnInfoNCE(config)(query, target)
     torch.testing.assert_close(found.per_turn, expected)
     assert int(found.counts["masked_margin"]) == int(beyond.sum())
     assert int(found.counts["negatives"]) == int((~group & ~beyond).sum())
-    plain = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1))(query, target)
+    plain = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="keep"))(query, target)
     assert int(found.counts["hits"]) == int(plain.counts["hits"]), "precision is over all negatives"
 
 
@@ -234,7 +234,7 @@ def test_one_turn_a_sample_equals_infonce(num_samples, seed):
 @given(seed=integers(0, 2**16))
 def test_siblings_get_no_gradient(seed):
     query, target = random_turns([2, 2], seed)
-    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=1.0))
+    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=1.0, duplicates="keep"))
     own = (query.sample_ids == 0) & (query.turn_ids == 0)
     (gradient,) = torch.autograd.grad(loss(query, target).per_turn[own].sum(), target.vectors)
     sibling = (target.sample_ids == 0) & (target.turn_ids == 1)

@@ -37,7 +37,7 @@ def test_matches_the_formula_written_as_loops(turn_counts, seed, masked, num_for
             elif hard or not masked or query.group_ids[i] != target.group_ids[j]:
                 total += math.log1p(math.exp(logit))
         expected.append(total)
-    config = SigLIP.Config(scale=8, bias=-3, mask="same_group" if masked else "none")
+    config = SigLIP.Config(scale=8, bias=-3, mask="same_group" if masked else "none", duplicates="keep")
     found = SigLIP(config)(query, target).per_turn.tolist()
     assert found == pytest.approx(expected, abs=1e-5)
 

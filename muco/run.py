@@ -191,6 +191,7 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
         processor=model.encoder.backbone.processor,
         samples_per_step=recipe.train.samples_per_step,
         seed=recipe.seed,
+        max_dialogue_tokens=recipe.train.max_dialogue_tokens,
         rank=ranks.rank,
         num_ranks=ranks.number,
     )

@@ -47,6 +47,10 @@ class ComponentRef(Generic[T]):
     def __repr__(self) -> str:
         return f"{self.kind}:{self.name}({self.config!r})"
 
+    def make(self) -> T:
+        """Return the component, of a kind that is built from its settings alone."""
+        return cast(Any, self.cls)(self.config)
+
     def dump(self) -> dict[str, Any]:
         """Return the mapping that validates to this reference, defaults filled in."""
         return {"name": self.name, **self.config.model_dump(mode="json")}
@@ -151,6 +155,9 @@ class TrainSettings(ComponentConfig):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    max_dialogue_tokens: PositiveInt | None = None
+    """The most language-model tokens of one dialogue, images included: turns beyond are left out whole, on
+    both sides, and counted. None keeps all."""
     chunk_tokens: PositiveInt | Literal["auto"] | None = None
     """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
     at once: dialogues of like lengths go together. auto: what fits the device's memory, measured on the

@@ -38,7 +38,8 @@ def to_members(sample: Sample) -> list[Member]:
         return names[image.content_id]
 
     def record(content: Content) -> dict[str, Any]:
-        return {"text": content.text, "images": [name_of(image) for image in content.images]}
+        images = [name_of(image) for image in content.images]
+        return {"text": content.text, "images": images, **_captioned(content.caption)}
 
     meta = {
         "version": FORMAT_VERSION,
@@ -54,6 +55,7 @@ def to_members(sample: Sample) -> list[Member]:
             }
             for pair in sample.pairs
         ],
+        **_captioned(sample.caption),
     }
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return [Member("json", text.encode()), *images]
@@ -79,7 +81,7 @@ def from_members(members: Mapping[str, bytes]) -> Sample:
             return tuple(EncodedImage(members[name]) for name in names)
 
         def content(record: Mapping[str, Any]) -> Content:
-            return Content(_text(record["text"]), images(record["images"]))
+            return Content(_text(record["text"]), images(record["images"]), _text(record.get("caption", "")))
 
         pairs = tuple(
             Pair(
@@ -90,7 +92,13 @@ def from_members(members: Mapping[str, bytes]) -> Sample:
             )
             for pair in meta["pairs"]
         )
-        return Sample(_text(meta["sample_id"]), _text(meta["dataset"]), images(meta["images"]), pairs)
+        return Sample(
+            _text(meta["sample_id"]),
+            _text(meta["dataset"]),
+            images(meta["images"]),
+            pairs,
+            _text(meta.get("caption", "")),
+        )
     except KeyError as error:
         raise DataError(f"{error} is missing from the sample") from None
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -137,6 +145,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} stands where text belongs")
     return value
+
+
+def _captioned(caption: str) -> dict[str, str]:
+    return {"caption": caption} if caption else {}
 
 
 def _suffix(data: bytes) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from muco.core.backbone import Cost, Processor
+from muco.core.budget import Fitted, fit
 from muco.core.chunks import plan_chunks
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.errors import DataError
@@ -62,6 +63,8 @@ class StepInputs:
     samples: tuple[str, ...]
     """Where the samples lie, in words."""
     unreadable: tuple[Unreadable, ...]
+    num_dropped: int = 0
+    """Turns and hard negatives left out for `max_dialogue_tokens`."""
 
 
 class StepBatches(Dataset[StepInputs]):
@@ -77,6 +80,7 @@ class StepBatches(Dataset[StepInputs]):
         samples_per_step: int,
         seed: int,
         chunk_tokens: int | None = None,
+        max_dialogue_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -88,6 +92,7 @@ class StepBatches(Dataset[StepInputs]):
         self.samples_per_step = samples_per_step
         self.seed = seed
         self.budget = _budget(chunk_tokens)
+        self.max_dialogue_tokens = max_dialogue_tokens
         self.rank = rank
         self.num_ranks = num_ranks
         self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=samples_per_step)
@@ -109,11 +114,15 @@ class StepBatches(Dataset[StepInputs]):
         )
         packed: list[Packed] = []
         broken: list[Unreadable] = []
+        num_dropped = 0
         for ref in plan.samples[self.rank :: self.num_ranks]:
             reader = self.readers[ref.dataset]
             name = f"{ref.dataset}/{reader.name(ref.index)}"
             try:
-                packed.append(Packed(name, self._pack(reader[ref.index], epoch, step)))
+                fitted = self._pack(reader[ref.index], epoch, step)
+                num_dropped += fitted.num_dropped
+                if fitted.pair is not None:
+                    packed.append(Packed(name, fitted.pair))
             except DataError as error:
                 broken.append(Unreadable(name, str(error)))
         try:
@@ -123,7 +132,7 @@ class StepBatches(Dataset[StepInputs]):
             broken += more
             queries, targets = self._sides(packed)
         names = tuple(each.sample for each in packed)
-        return StepInputs(step, epoch, queries, targets, names, tuple(broken))
+        return StepInputs(step, epoch, queries, targets, names, tuple(broken), num_dropped)
 
     def _sift(self, packed: Sequence[Packed]) -> tuple[list[Packed], list[Unreadable]]:
         """Part the samples that can be collated from those that cannot, a broken image among them."""
@@ -137,14 +146,18 @@ class StepBatches(Dataset[StepInputs]):
                 broken.append(Unreadable(each.sample, str(error)))
         return whole, broken
 
-    def _pack(self, sample: Sample, epoch: int, step: int) -> DialoguePair:
-        """Pack under generators that depend on what is packed alone."""
+    def _pack(self, sample: Sample, epoch: int, step: int) -> Fitted:
+        """Pack under generators that depend on what is packed alone, within the budget of a dialogue."""
         moment = (str(self.seed), str(epoch), str(step))
-        return self.packer.pack(
+        pair = self.packer.pack(
             sample,
             batch_random=random.Random(stable_id("batch", *moment)),
             sample_random=random.Random(stable_id("sample", *moment, sample.dataset, sample.sample_id)),
         )
+        if self.max_dialogue_tokens is None:
+            return Fitted(pair, 0)
+        count = self.processor.count
+        return fit(pair, max_tokens=self.max_dialogue_tokens, count=lambda dialogue: count(dialogue).tokens)
 
     def _sides(self, packed: Sequence[Packed]) -> tuple[SideInputs, SideInputs]:
         queries = [dialogue for each in packed for dialogue in each.pair.queries]

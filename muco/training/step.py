@@ -138,9 +138,17 @@ class Stepper:
         num_turns = self.ranks.sums({"turns": len(queries)}, self.device)["turns"]
         terms = self.loss(queries, self.ranks.gather(targets))
         mean = terms.per_turn.sum() / max(num_turns, 1)
+        if self.loss.symmetric:
+            mean = (mean + self._exchanged(queries, targets)) / 2
         mean.backward()
         sums = self.ranks.sums({**terms.counts, "mean": mean.detach()}, self.device)
         return StepLoss(sums.pop("mean"), int(num_turns), sums)
+
+    def _exchanged(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> Tensor:
+        """Return this rank's part of the mean loss of the target turns against all queries."""
+        targets = targets.select(~targets.is_negative)
+        num_turns = self.ranks.sums({"turns": len(targets)}, self.device)["turns"]
+        return self.loss(targets, self.ranks.gather(queries)).per_turn.sum() / max(num_turns, 1)
 
 
 @dataclass(frozen=True)

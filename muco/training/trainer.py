@@ -171,7 +171,10 @@ class Trainer:
         # Dropout draws are a function of the step, so that resuming needs no random state.
         torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step), str(self.ranks.rank)))
         if not found["read"]:
-            raise MucoError(f"step {inputs.step + 1}: none of its samples can be read; see {UNREADABLE_FILE}")
+            raise MucoError(
+                f"step {inputs.step + 1}: none of its samples can be read, or has a turn within "
+                f"train.max_dialogue_tokens; see {UNREADABLE_FILE}"
+            )
         try:
             result = self._stepper(inputs)
         except ValueError as error:
@@ -200,6 +203,8 @@ class Trainer:
             "tokens": sum(chunk.num_tokens for chunk in chunks),
             "padding": sum(chunk.num_padding_tokens for chunk in chunks),
         }
+        if self.recipe.train.max_dialogue_tokens is not None:
+            mine["count/dropped_turns"] = inputs.num_dropped
         all_ranks = self.ranks.sums(mine, self._stepper.device)
         self.progress.step = inputs.step + 1
         self.progress.samples_seen += int(all_ranks["samples"])

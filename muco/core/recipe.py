@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
-from muco.core.component import Component, ComponentConfig, Feature, Kind
+from muco.core.component import Component, ComponentConfig, Kind
+from muco.core.fit import missing_in, offered_by, remedies
 from muco.core.registry import Registry, default_registry
 
 T = TypeVar("T")
@@ -238,25 +239,34 @@ class Recipe(ComponentConfig):
 
     @model_validator(mode="after")
     def _components_fit(self) -> Recipe:
-        sources = [settings.source for settings in self.data.values() if settings.source is not None]
-        step = [self.sampler, self.packer, self.backbone, self.pooler, self.loss]
-        parts: list[ComponentRef[Any]] = [*sources, *step, *self.evaluate.suites]
-        offered = frozenset[Feature]().union(*(part.cls.offers(part.config) for part in parts))
-        for part in parts:
-            missing = sorted(part.cls.needs(part.config) - offered)
-            if missing:
-                raise PydanticCustomError(
-                    "features",
-                    "{kind} `{name}` as set here needs {missing}, which no other component offers "
-                    "(offered: {offered})",
-                    {
-                        "kind": part.kind,
-                        "name": part.name,
-                        "missing": ", ".join(missing),
-                        "offered": ", ".join(sorted(offered)) or "nothing",
-                    },
-                )
+        refs = self._refs()
+        parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
+        for path, missing in missing_in(parts).items():
+            mended = " or ".join(remedies(parts))
+            raise PydanticCustomError(
+                "features",
+                "{kind} `{name}` as set here needs {missing}, which no other component offers "
+                "(offered: {offered}){mended}",
+                {
+                    "kind": refs[path].kind,
+                    "name": refs[path].name,
+                    "missing": ", ".join(missing),
+                    "offered": ", ".join(sorted(offered_by(parts))) or "nothing",
+                    "mended": f". What works: {mended}" if mended else "",
+                },
+            )
         return self
+
+    def _refs(self) -> dict[str, ComponentRef[Any]]:
+        """Return the components by their keys in the recipe."""
+        refs: dict[str, ComponentRef[Any]] = {
+            f"data.{name}.source": settings.source
+            for name, settings in self.data.items()
+            if settings.source is not None
+        }
+        step = ("sampler", "packer", "backbone", "pooler", "loss")
+        refs |= {kind: getattr(self, kind) for kind in step}
+        return refs | {f"evaluate.suites.{place}": ref for place, ref in enumerate(self.evaluate.suites)}
 
     def dump(self) -> dict[str, Any]:
         """Return the resolved recipe as plain data, defaults filled in; it validates to itself."""

@@ -34,7 +34,10 @@ def muco_packers() -> Mapping[str, str]:
 
 @hookimpl
 def muco_backbones() -> Mapping[str, str]:
-    return {"qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL"}
+    return {
+        "clip": "muco.plugins.backbones.clip:Clip",
+        "qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL",
+    }
 
 
 @hookimpl

@@ -202,10 +202,13 @@ class Trainer:
             "samples": len(inputs.samples),
             "tokens": sum(chunk.num_tokens for chunk in chunks),
             "padding": sum(chunk.num_padding_tokens for chunk in chunks),
+            "cut_texts": sum(chunk.num_cut_texts for chunk in chunks),
         }
         if self.recipe.train.max_dialogue_tokens is not None:
             mine["count/dropped_turns"] = inputs.num_dropped
         all_ranks = self.ranks.sums(mine, self._stepper.device)
+        if cut_texts := all_ranks.pop("cut_texts"):
+            self._count("count/cut_texts", cut_texts)
         self.progress.step = inputs.step + 1
         self.progress.samples_seen += int(all_ranks["samples"])
         self.progress.pairs_seen += result.num_turns
@@ -243,7 +246,7 @@ class Trainer:
                 "pairs_per_second": sums["pairs"] / seconds,
                 "samples_per_second": sums["samples"] / seconds,
                 "tokens": round(sums["tokens"] / steps),
-                "padding_share": sums["padding"] / (sums["tokens"] + sums["padding"]),
+                "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
                 "precision": None if hits is None else hits * steps / sums["pairs"],
                 "wait_share": sums["wait"] / seconds,
                 "counts": counts,

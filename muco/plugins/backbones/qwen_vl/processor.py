@@ -151,7 +151,7 @@ class QwenVLProcessor(Processor):
         return {"pixel_values": made["pixel_values"].byte(), "image_grid_thw": made["image_grid_thw"]}
 
     def colors(self, patches: Tensor) -> Tensor:
-        """Return patches as the vision tower takes them: float32 of uint8, both [patches, channels x size]."""
+        """Return patches as the vision tower takes them: float32 of uint8, [patches, channels x size]."""
         mean, std = (
             torch.tensor(values, device=patches.device)[:, None]
             for values in (self.image_processor.image_mean, self.image_processor.image_std)

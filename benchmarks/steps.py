@@ -1,0 +1,105 @@
+"""Training steps on made-up samples, for benchmarks: everything real but the data."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from muco.core import Content, EncodedImage, Pair, Sample, TurnEncoder
+from muco.core.packer import Packer
+from muco.data.read import ShardReader
+from muco.plugins.backbones.qwen_vl import QwenVL
+from muco.plugins.losses.multiturn_infonce import MultiTurnInfoNCE
+from muco.plugins.packers.multi_turn import MultiTurn
+from muco.plugins.poolers.turn_token import TurnToken
+from muco.plugins.samplers.mixture import Mixture
+from muco.training.batches import StepBatches
+from muco.training.ranks import Ranks
+from muco.training.step import Stepper
+
+ISOLATED = MultiTurn(MultiTurn.Config(context="isolated", system=""))
+
+
+class Samples(list[Sample]):
+    """Samples in memory, read as shards are."""
+
+    def name(self, index: int) -> str:
+        """Return the sample's name."""
+        return self[index].sample_id
+
+
+def text(num_tokens: int, *seed: object) -> str:
+    """Return a text of so many bytes, each one token of a tokenizer that learnt nothing."""
+    return "".join(random.Random(str(seed)).choices("abcdefgh", k=num_tokens))
+
+
+def noise(side_pixels: int, seed: int) -> EncodedImage:
+    """Return a square picture of noise."""
+    buffer = io.BytesIO()
+    Image.effect_noise((side_pixels, side_pixels), 50 + seed % 50).save(buffer, "PNG")
+    return EncodedImage(buffer.getvalue())
+
+
+def samples(number: int, *, turns: int, side_pixels: int, lengths: Sequence[int]) -> Samples:
+    """Return samples of one picture (none where `side_pixels` is 0), their texts' lengths in rotation."""
+    made = Samples()
+    for place in range(number):
+        pairs = tuple(
+            Pair(
+                f"t{turn}",
+                (Content(text(lengths[(place + turn) % len(lengths)], place, turn)),),
+                Content(text(lengths[(place + turn) % len(lengths)], turn, place, "target")),
+            )
+            for turn in range(turns)
+        )
+        images = (noise(side_pixels, place),) if side_pixels else ()
+        made.append(Sample(str(place), "made", images, pairs))
+    return made
+
+
+def encoder_of(settings: Mapping[str, Any], scratch: Mapping[str, Any]) -> TurnEncoder:
+    """Return a Qwen2-VL of random weights whose tokens are bytes."""
+    torch.manual_seed(0)
+    config = {"template": "bare", **settings, "scratch": {"vocab_size": 265, **scratch}}
+    backbone = QwenVL.build(QwenVL.Config.model_validate(config), texts=["a"])
+    return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim)).train()
+
+
+def step_of(
+    encoder: TurnEncoder,
+    data: Samples,
+    *,
+    packer: Packer = ISOLATED,
+    cached: bool = False,
+    chunk_tokens: int | None = None,
+    ranks: Ranks | None = None,
+    **stepper: Any,
+) -> tuple[Callable[[], None], Any]:
+    """Return one step's gradients over all the samples as a function, and its inputs."""
+    ranks = ranks or Ranks()
+    batches = StepBatches(
+        readers={"made": cast(ShardReader, data)},
+        sampler=Mixture(Mixture.Config()),
+        packer=packer,
+        processor=encoder.backbone.processor,
+        samples_per_step=len(data),
+        seed=0,
+        chunk_tokens=chunk_tokens,
+        rank=ranks.rank,
+        num_ranks=ranks.number,
+    )
+    inputs = batches[0]
+    device = next(encoder.parameters()).device
+    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
+    go = Stepper(encoder, loss, device, ranks, cached=cached, **stepper)
+
+    def step() -> None:
+        encoder.zero_grad()
+        go(inputs)
+
+    return step, inputs

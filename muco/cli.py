@@ -56,6 +56,39 @@ def run_command(
     run(loaded, resume=resume, fresh=fresh, only=part, console=console)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a backbone's name.")],
+    suite: Annotated[str, typer.Option("--suite", help="The suite: scenes, mmeb, mbeir, pairs.")],
+    data: Annotated[Path | None, typer.Option("--data", help="The suite's folder, where it has one.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Where results go; else runs/NAME.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a model on a suite; --set evaluate.suites.0.KEY=VALUE and other keys of a recipe."""
+    from muco.evaluate import evaluate as run_evaluation
+
+    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Console())
+
+
+@app.command()
+def mine(
+    model: Annotated[str, typer.Argument(help="The teacher: a run folder, a model folder, a backbone.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Where it goes; else RUN/mined.")] = None,
+    shards: Annotated[Path | None, typer.Option("--shards", help="Samples; else the run's own.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Nearest neighbours that are likely right.")] = 30,
+    keep: Annotated[int, typer.Option(min=1, help="Neighbours after those.")] = 100,
+    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives a pair, as new shards.")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Rank the samples that a teacher finds alike: a graph for the mined sampler, and hard negatives."""
+    from muco.mine import mine as run_mining
+
+    run_mining(
+        model, to=to, shards=shards, skip=skip, keep=keep, num_negatives=negatives,
+        overrides=overrides or [], console=Console(),
+    )  # fmt: skip
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,
@@ -99,11 +132,16 @@ def schema() -> None:
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(help="runs/NAME")]) -> None:
-    """Write the report page of a run anew."""
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="runs/NAME")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(metavar="[OTHER]...", help="Runs to set it beside.")
+    ] = None,
+) -> None:
+    """Write the report page of a run anew, beside published scores and other runs."""
     from muco.report import write_report
 
-    typer.echo(write_report(run_folder))
+    typer.echo(write_report(run_folder, others or ()))
 
 
 @make_app.command("scenes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from muco import __version__
 from muco.report_page import words
+from muco.report_page.comparison import comparisons_of, differences_of
 from muco.report_page.gallery import gallery_of
 from muco.report_page.read import RunFiles, read_run
 from muco.report_page.scores import headlines_of, suite_of
@@ -21,22 +22,26 @@ from muco.report_page.training import Training, training_of
 _PAGE = Path(__file__).parent / "report_page"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
     """Write `report.html` from the files of a run folder and return its path.
 
     The page is one file and loads nothing. A run may be half finished: a section without data says
     which command makes it.
 
+    Args:
+        folder: the run's.
+        others: run folders that it is set beside.
+
     Raises:
-        MucoError: the folder is no run folder, or a file in it is not what muco writes.
+        MucoError: a folder is no run folder, or a file in it is not what muco writes.
     """
-    page = render(read_run(folder))
+    page = render(read_run(folder), [read_run(other) for other in others])
     path = folder / "report.html"
     _replace(path, page)
     return path
 
 
-def render(run: RunFiles) -> str:
+def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
     """Return the page of a run as HTML; every string of the run is escaped."""
     css, js = _own("page.css"), _own("page.js")
     training = training_of(run.log) if run.log else None
@@ -49,6 +54,8 @@ def render(run: RunFiles) -> str:
             training=training,
             headlines=headlines_of(run.suites),
             suites=[suite_of(suite) for suite in run.suites],
+            comparisons=comparisons_of(run, others),
+            changed_recipes=differences_of(run, others),
             gallery=gallery,
             anchors={(task.suite, task.name): task.anchor for task in gallery},
             notices=list(_notices(run, training)),

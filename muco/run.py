@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import track
 
 from muco.core.errors import MucoError
 from muco.core.recipe import Recipe
-from muco.run_folder import RunFolder, blocks_resume, differences, versions
+from muco.run_folder import RunFolder, blocks_resume, differences
 
 if TYPE_CHECKING:
     from muco.training.ranks import Ranks
@@ -110,7 +109,10 @@ def _covers(summary: dict[str, Any] | None, recipe: Recipe) -> bool:
     """Say whether a summary holds all that the recipe asks for."""
     if summary is None or summary["steps"] < recipe.train.num_steps:
         return False
-    return all(f"{suite.name}/mean" in summary["metrics"] for suite in recipe.evaluate.suites)
+    return all(
+        any(name.startswith(f"{suite.name}/mean") for name in summary["metrics"])
+        for suite in recipe.evaluate.suites
+    )
 
 
 def _run(
@@ -135,6 +137,10 @@ def _run(
     progress = saved[-1].progress() if saved else Progress()
     if only != "evaluate":
         progress = _train(recipe, place, console, ranks)
+    scores: dict[str, float] | None = {}
+    if only != "train":
+        ranks.wait()
+        scores = _evaluate(recipe, place, console, ranks)
     if not ranks.is_main:
         return None
     summary = {
@@ -148,7 +154,7 @@ def _run(
     }
     before = place.summary() or {}
     if only != "train":
-        summary["metrics"] = _evaluate(recipe, place, console)
+        summary["metrics"] = scores
     elif before.get("steps") == progress.step:
         summary["metrics"] = before["metrics"]
     earlier = before.get("wall_seconds", 0.0) if only == "evaluate" else 0.0
@@ -162,13 +168,14 @@ def _run(
 
 
 def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
+    from muco.evaluate import show as show_progress
     from muco.training.batches import StepBatches
     from muco.training.build import build_model, build_packer, build_sampler, make, open_data
     from muco.training.checkpoint import Progress, checkpoints, restore
     from muco.training.trainer import Trainer
 
     def show(samples: Iterable[Any], number: int) -> Iterable[Any]:
-        return _track(samples, number, "making shards", console)
+        return show_progress(samples, number, "making shards", console)
 
     if ranks.is_main:  # the shards that are missing are made once
         open_data(recipe, show)
@@ -228,56 +235,19 @@ def _publish(place: RunFolder) -> None:
     beside.rename(place.model)
 
 
-def _evaluate(recipe: Recipe, place: RunFolder, console: Console) -> dict[str, float]:
-    import torch
-
-    from muco.evaluation.encode import Encoder
-    from muco.evaluation.run import run_suite, write_result
-    from muco.training.build import build_packer, make
+def _evaluate(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> dict[str, float] | None:
+    from muco.evaluate import Parts, score
     from muco.training.model_folder import load_encoder, trained_steps, weights_hash
 
-    encoder = load_encoder(recipe, place.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    settings = recipe.evaluate
-    coder = Encoder(encoder, build_packer(recipe), batch_tokens=settings.batch_tokens)
-    metrics: dict[str, float] = {}
-    for ref in settings.suites:
-        result = run_suite(
-            ref.name,
-            make(ref),
-            coder,
-            ties=settings.ties,
-            gallery_queries=settings.gallery_queries,
-            track=lambda task: lambda chunks, number: _track(chunks, number, task, console),
-        )
-        depends_on = {
-            "weights": weights_hash(place.model),
-            "step": trained_steps(place.model),
-            "suite": ref.dump(),
-            "packer": recipe.packer.dump(),
-            "backbone": recipe.backbone.dump(),
-            "pooler": recipe.pooler.dump(),
-            "ties": settings.ties,
-            "versions": versions(),
-        }
-        write_result(result, place.eval, depends_on)
-        metrics |= result.metrics()
-        for warning in result.warnings:
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-    return metrics
-
-
-def _track(items: Iterable[Any], number: int, what: str, console: Console) -> Iterable[Any]:
-    """Show a bar on a terminal, else a line at the start."""
-    if not console.is_terminal:
-        console.print(f"{what}: {number:,}", highlight=False)
-        return items
-    return track(items, description=what, total=number, console=console, transient=True)
+    encoder = load_encoder(recipe, place.model)
+    weights = {"weights": weights_hash(place.model), "step": trained_steps(place.model)}
+    return score(encoder, Parts.of(recipe), weights, recipe.evaluate, place, console, ranks)
 
 
 def _tell(summary: dict[str, Any], place: RunFolder, console: Console) -> None:
-    metrics = cast(dict[str, float], summary["metrics"])
-    for name, score in metrics.items():
-        console.print(f"{name:<36} {score:.3f}", highlight=False)
+    from muco.evaluate import tell
+
+    tell(summary["metrics"], console)
     console.print(
         f"{summary['steps']} steps, {summary['pairs_seen']:,} pairs, {summary['wall_seconds']:.0f} s. "
         f"Report: {place.path / 'report.html'}",

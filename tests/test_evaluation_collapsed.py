@@ -9,6 +9,7 @@ from torch import nn
 from muco.core import TurnEmbeddings, TurnEncoder
 from muco.evaluation.encode import Encoder
 from muco.evaluation.run import run_suite
+from muco.evaluation.store import VectorStore
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.packers.multi_turn import MultiTurn
 from muco.plugins.suites.scenes import TASKS, ScenesSuite
@@ -18,20 +19,28 @@ from tests.small import SMALL, TEXTS
 class OnePoint(nn.Module):
     """A pooler that maps every turn to one direction."""
 
+    embedding_dim = 8
+
     def forward(self, states):
         vectors = torch.ones(len(states.ids), 8) / 8**0.5
         return TurnEmbeddings.join(vectors, states.ids)
 
 
 @pytest.mark.parametrize(("ties", "expected"), [("share", 0.1), ("first", 1.0)])
-def test_a_collapsed_model_scores_chance_on_every_task(ties, expected):
+def test_a_collapsed_model_scores_chance_on_every_task(ties, expected, tmp_path):
     backbone = QwenVL.build(QwenVL.Config(**SMALL), texts=TEXTS)
     packer = MultiTurn(MultiTurn.Config(system=""))
-    encoder = Encoder(TurnEncoder(backbone, OnePoint()), packer, batch_tokens=4096)
     suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
-    result = run_suite(
-        "scenes", suite, encoder, ties=ties, gallery_queries=0, track=lambda task: lambda chunks, _: chunks
-    )
+    with VectorStore(tmp_path / "vectors", {}, dim=8) as store:
+        encoder = Encoder(TurnEncoder(backbone, OnePoint()), packer, store, batch_tokens=4096)
+        result = run_suite(
+            "scenes",
+            suite,
+            encoder,
+            ties=ties,
+            gallery_queries=0,
+            track=lambda task: lambda windows, _: windows,
+        )
     assert set(result.tasks) == set(TASKS)
     for task in result.tasks.values():
         assert task.score == pytest.approx(expected)

@@ -358,3 +358,71 @@ def test_a_browser_shows_the_page_whole(finished, browser):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     assert ask("document.documentElement.scrollWidth") <= 390
     assert browser.get_log("browser") == []
+
+
+def mmeb_scores(level: float, num_tasks: int) -> dict[str, object]:
+    from muco.plugins.suites.mmeb import DATA_SETS
+
+    names = list(DATA_SETS)[:num_tasks]
+    task = {"metric": "precision@1", "score": level, "num_queries": 1000, "chance": 0.001, "data": str(level)}
+    average = {"score": level, "chance": 0.001, "num_tasks": num_tasks}
+    whole = {f"meta_{name}": average for name in ("classification", "vqa", "retrieval", "grounding")}
+    averages = {**whole, "mean": average} if num_tasks == 36 else {}
+    return {
+        "format": 1,
+        "suite": "mmeb",
+        "tasks": {name: {"meta_task": DATA_SETS[name].meta_task, **task} for name in names},
+        "averages": averages,
+        "partial_averages": {} if num_tasks == 36 else {"mean": {**average, "of": 36}},
+        "coherence": {"modality_gap": 0.61, "alignment": 0.8, "uniformity": -2.9},
+    }
+
+
+@pytest.fixture
+def compared(started: Path) -> Path:
+    """A report of a run beside another, and beside one that scored 5 of 36 data sets."""
+    others = []
+    for name, level, num_tasks in (("tiny", 0.6125, 36), ("other", 0.5975, 36), ("part", 0.9, 5)):
+        folder = started.parent / name
+        folder.mkdir(exist_ok=True)
+        (folder / "recipe.yaml").write_text(RECIPE.replace("tiny", name).replace("600", str(num_tasks)))
+        write_json(folder / "eval" / "mmeb.json", mmeb_scores(level, num_tasks))
+        others.append(folder)
+    return write_report(others[0], others[1:])
+
+
+def test_a_run_stands_beside_others_and_beside_published_scores_marked_as_the_papers(compared):
+    page = compared.read_text(encoding="utf-8")
+    assert "MuCo-7B" in page
+    assert page.count('class="paper">paper<') == 11 + 1
+    assert "61.2" in page
+    assert "59.8" in page
+    assert "73.6" in page  # MuCo-7B, as printed
+    assert "train.num_steps: 36 -&gt; 36" not in page
+    assert "train.num_steps: 5 -&gt; 36" in page
+    assert page.count('<polygon class="shape') == 6
+    assert "Not the same queries" in page
+    assert "modality gap" in page
+
+
+def test_a_mean_over_fewer_data_sets_is_drawn_as_no_average(compared):
+    page = compared.read_text(encoding="utf-8")
+    row = page[page.index(">part</th>") :]
+    row = row[: row.index("</tr>")]
+    assert "5 of 36" in row
+    assert "90.0" in row
+    assert 'width="90.0%"' not in row
+    assert "part" not in page[page.index('class="radar"') : page.index("</svg>", page.index('class="radar"'))]
+
+
+def test_a_browser_shows_the_comparison_whole(compared, browser):
+    browser.set_window_size(1280, 900)
+    browser.get(f"file://{compared}")
+    assert browser.get_log("browser") == []
+    radar = browser.find_element("css selector", ".radar").rect
+    table = browser.find_element("css selector", "table.rows").rect
+    assert radar["width"] > 300
+    assert table["width"] < 1280
+    assert table["y"] + table["height"] <= radar["y"]
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= 1280

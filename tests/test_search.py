@@ -4,17 +4,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from hypothesis.strategies import integers
+from hypothesis.strategies import booleans, integers
 
 from muco.core import Content, Task
 from muco.evaluation import search
-from muco.evaluation.metrics import precision_at_1
-from muco.evaluation.search import rank_all
+from muco.evaluation.metrics import score
+from muco.evaluation.search import best_of, rank_all
 
 
 def task_of(num_queries, pool, candidates, relevant):
     return Task("t", "vqa", [Content(str(i)) for i in range(num_queries)],
                 [Content(str(i)) for i in range(pool)], candidates, relevant)  # fmt: skip
+
+
+def levels_of(seed, levels, *shapes):
+    """Return tensors of small whole numbers: their products are exact, and many tie."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(levels, shape, generator=generator).float() for shape in shapes], generator
 
 
 @pytest.mark.parametrize("scale", [1.0, 3e-3])
@@ -23,33 +29,69 @@ def test_equal_vectors_score_chance(scale):
     vector = F.normalize(torch.randn(96), dim=0) * scale
     task = task_of(40, 1037, [list(range(i, i + 12)) for i in range(40)], [[i] for i in range(40)])
     found = rank_all(task, vector.expand(40, -1), vector.expand(1037, -1))
-    assert {precision_at_1(ranking, "share") for ranking in found} == {1 / 12}
-    assert {precision_at_1(ranking, "first") for ranking in found} == {1.0}
+    assert {score(ranking, "precision@1", "share") for ranking in found} == {1 / 12}
+    assert {score(ranking, "precision@1", "first") for ranking in found} == {1.0}
     whole = rank_all(task_of(3, 1037, None, [[5]] * 3), vector.expand(3, -1), vector.expand(1037, -1))
-    assert [precision_at_1(ranking, "share") for ranking in whole] == [1 / 1037] * 3
-    assert [precision_at_1(ranking, "first") for ranking in whole] == [0.0] * 3
+    assert [score(ranking, "precision@1", "share") for ranking in whole] == [1 / 1037] * 3
+    assert [score(ranking, "precision@1", "first") for ranking in whole] == [0.0] * 3
+    _, rows = best_of(vector.expand(3, -1), vector.expand(1037, -1), 7)
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 3
 
 
-@given(seed=integers(0, 2**16), levels=integers(2, 6))
-def test_ranks_are_those_of_a_full_sort(seed, levels):
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randint(levels, (6, 3), generator=generator).float()
-    pool = torch.randint(levels, (11, 3), generator=generator).float()
+@given(seed=integers(0, 2**16), levels=integers(2, 6), own_lists=booleans())
+def test_standings_are_those_of_a_full_sort(seed, levels, own_lists):
+    (query, pool), generator = levels_of(seed, levels, (6, 3), (11, 3))
     lists = [torch.randperm(11, generator=generator)[:7].tolist() for _ in range(6)]
-    task = task_of(6, 11, lists, [row[:2] for row in lists])
-    for row, ranking in enumerate(rank_all(task, query, pool)):
-        scores = [(float(query[row] @ pool[place]), place) for place in lists[row]]
-        best = max(score for score, place in scores if place in lists[row][:2])
-        assert ranking.above == sum(score > best for score, place in scores)
-        assert ranking.tied == sum(score == best for score, place in scores[2:])
-        assert ranking.tied_right == sum(score == best for score, place in scores[:2])
-        by_score = sorted(range(7), key=lambda place: (-scores[place][0], place))
-        assert [place for place, _ in ranking.top] == [lists[row][place] for place in by_score[:5]]
+    right = [row[: 1 + place % 3] for place, row in enumerate(lists)]
+    if not own_lists:
+        lists = [list(range(11))] * 6
+    task = task_of(6, 11, lists if own_lists else None, right)
+    for row, ranking in enumerate(rank_all(task, query, pool, num_top=5, top_queries=4)):
+        scores = {place: float(query[row] @ pool[place]) for place in lists[row]}
+        order = sorted(lists[row], key=lambda place: (-scores[place], lists[row].index(place)))
+        wrong = [place for place in lists[row] if place not in right[row]]
+        assert ranking.num_candidates == len(lists[row])
+        for place, standing in zip(
+            [place for place in order if place in right[row]], ranking.right, strict=True
+        ):
+            assert standing.score == scores[place]
+            assert standing.above == sum(scores[other] > scores[place] for other in wrong)
+            assert standing.tied == sum(scores[other] == scores[place] for other in wrong)
+            ahead = lists[row][: lists[row].index(place)]
+            assert standing.tied_before == sum(
+                scores[other] == scores[place] for other in wrong if other in ahead
+            )
+        assert [place for place, _ in ranking.top] == (order[:5] if row < 4 else [])
 
 
-def test_blocks_do_not_change_a_ranking(monkeypatch):
-    query, pool = torch.randn(9, 8), torch.randn(20, 8)
-    task = task_of(9, 20, None, [[i] for i in range(9)])
-    whole = rank_all(task, query, pool)
-    monkeypatch.setattr(search, "_BLOCK_SCORES", 40)
-    assert rank_all(task, query, pool) == whole
+@given(seed=integers(0, 2**16), levels=integers(2, 40), block=integers(1, 30), number=integers(1, 40))
+def test_the_best_are_those_of_a_full_sort(seed, levels, block, number):
+    (query, pool), _ = levels_of(seed, levels, (5, 4), (29, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "BLOCK_ROWS", block)
+        scores, rows = best_of(query, pool, number)
+    for row in range(5):
+        order = sorted(range(29), key=lambda place: (-float(query[row] @ pool[place]), place))[:number]
+        assert rows[row].tolist() == order
+        assert scores[row].tolist() == [float(query[row] @ pool[place]) for place in order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_and_near_ties_do_not_change_a_ranking(monkeypatch, dtype):
+    """Vectors so close that float32 products would order them at random."""
+    generator = torch.Generator().manual_seed(0)
+    query = F.normalize(torch.randn(9, 64, generator=generator), dim=1)
+    near = query[torch.arange(300) % 9] + 1e-4 * torch.randn(300, 64, generator=generator)
+    pool = F.normalize(near, dim=1).to(dtype)
+    pool[200:] = pool[:100]
+    task = task_of(9, 300, None, [[i, i + 200] for i in range(9)])
+    whole = rank_all(task, query, pool, num_top=5, top_queries=9)
+    for row, ranking in enumerate(whole):
+        exact = (query[row].double() @ pool.double().T).float()
+        best = exact[[row, row + 200]].max()
+        assert ranking.right[0].above == int((exact > best).sum())
+        assert ranking.right[0].tied == int((exact == best).sum()) - 2
+    monkeypatch.setattr(search, "BLOCK_ROWS", 7)
+    assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole
+    monkeypatch.setattr(search, "_QUERIES", 2)
+    assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole

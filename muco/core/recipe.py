@@ -213,6 +213,11 @@ class EvaluateSettings(ComponentConfig):
 
     batch_tokens: PositiveInt = 16384
     """Language-model tokens and image patches that are encoded at once."""
+    join_turns: bool = True
+    """Contents with the same images are encoded in one pass, isolated from each other, where the backbone
+    offers `isolated_turns`; each embedding is that of a pass of its own."""
+    store: Literal["float32", "float16"] = "float32"
+    """How embeddings are kept on disk; float16 is half as large and rounds them."""
     ties: Literal["share", "first"] = "share"
     """share: candidates that tie at the top share the credit. first: the one listed first has it all,
     as in public MMEB code, which lists the right one first."""
@@ -239,22 +244,7 @@ class Recipe(ComponentConfig):
 
     @model_validator(mode="after")
     def _components_fit(self) -> Recipe:
-        refs = self._refs()
-        parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
-        for path, missing in missing_in(parts).items():
-            mended = " or ".join(remedies(parts))
-            raise PydanticCustomError(
-                "features",
-                "{kind} `{name}` as set here needs {missing}, which no other component offers "
-                "(offered: {offered}){mended}",
-                {
-                    "kind": refs[path].kind,
-                    "name": refs[path].name,
-                    "missing": ", ".join(missing),
-                    "offered": ", ".join(sorted(offered_by(parts))) or "nothing",
-                    "mended": f". What works: {mended}" if mended else "",
-                },
-            )
+        _check_fit(self._refs())
         return self
 
     def _refs(self) -> dict[str, ComponentRef[Any]]:
@@ -271,3 +261,44 @@ class Recipe(ComponentConfig):
     def dump(self) -> dict[str, Any]:
         """Return the resolved recipe as plain data, defaults filled in; it validates to itself."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class Evaluation(ComponentConfig):
+    """A model that is scored as it is: a recipe without its training."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    """Names the folder of the results, `runs/<name>`."""
+    packer: ComponentRef[Literal["packer"]]
+    backbone: ComponentRef[Literal["backbone"]]
+    pooler: ComponentRef[Literal["pooler"]]
+    evaluate: EvaluateSettings
+
+    @model_validator(mode="after")
+    def _components_fit(self) -> Evaluation:
+        # What a packer needs is for training; a single content is packed alike for every backbone.
+        suites = {f"evaluate.suites.{place}": ref for place, ref in enumerate(self.evaluate.suites)}
+        _check_fit({"backbone": self.backbone, "pooler": self.pooler, **suites})
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data, defaults filled in; it validates to itself."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _check_fit(refs: dict[str, ComponentRef[Any]]) -> None:
+    """Raise where a component needs what no other offers; `refs` by their keys in the recipe."""
+    parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
+    for path, missing in missing_in(parts).items():
+        mended = " or ".join(remedies(parts))
+        raise PydanticCustomError(
+            "features",
+            "{kind} `{name}` as set here needs {missing}, which no other component offers "
+            "(offered: {offered}){mended}",
+            {
+                "kind": refs[path].kind,
+                "name": refs[path].name,
+                "missing": ", ".join(missing),
+                "offered": ", ".join(sorted(offered_by(parts))) or "nothing",
+                "mended": f". What works: {mended}" if mended else "",
+            },
+        )

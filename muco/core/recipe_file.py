@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeGuard, Union, cast, get_args, get_origin
+from typing import Any, TypeGuard, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
-from muco.core.recipe import ComponentRef, Recipe, is_mapping, kind_of
+from muco.core.recipe import ComponentRef, Evaluation, Recipe, is_mapping, kind_of
 from muco.core.registry import Registry, default_registry
+
+S = TypeVar("S", bound=BaseModel)
 
 Path_ = tuple[str | int, ...]
 Lines = dict[Path_, int | None]
@@ -79,12 +81,36 @@ def validate_recipe(
     registry: Registry | None = None,
 ) -> Recipe:
     """Return the typed recipe; raise RecipeError with all problems, each with its line."""
-    context = {"registry": registry or default_registry()}
+    return _validate(Recipe, values, title, lines or {}, registry or default_registry())
+
+
+def validate_evaluation(
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    title: str,
+    registry: Registry | None = None,
+) -> Evaluation:
+    """Return an evaluation without a recipe of its own; raise RecipeError with all problems.
+
+    Args:
+        values: its keys.
+        overrides: `KEY=VALUE` each, as for a recipe; put into `values`.
+        title: what problems are told of.
+        registry: where names are looked up; by default all installed packages.
+    """
+    lines: Lines = {}
+    for override in overrides:
+        _override(title, values, lines, override)
+    return _validate(Evaluation, values, title, lines, registry or default_registry())
+
+
+def _validate(schema: type[S], values: Mapping[str, Any], title: str, lines: Lines, registry: Registry) -> S:
     try:
-        return Recipe.model_validate(dict(values), context=context)
+        return schema.model_validate(dict(values), context={"registry": registry})
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = [_problem(detail, values, lines or {}, context["registry"]) for detail in details]
+        problems = [_problem(detail, schema, values, lines, registry) for detail in details]
         raise RecipeError(title, sorted(problems, key=lambda problem: problem.line or 0)) from None
 
 
@@ -176,14 +202,16 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def _problem(detail: ErrorDetails, values: Mapping[str, Any], lines: Lines, registry: Registry) -> Problem:
+def _problem(
+    detail: ErrorDetails, schema: type[BaseModel], values: Mapping[str, Any], lines: Lines, registry: Registry
+) -> Problem:
     loc: Path_ = tuple(detail["loc"])
     kind = detail["type"]
     if kind == "component_name":
         loc = (*loc, "name")
     line = next((lines[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
     if kind == "extra_forbidden":
-        known = _fields_at(loc[:-1], values, registry)
+        known = _fields_at(loc[:-1], schema, values, registry)
         near = did_you_mean(str(loc[-1]), known)
         allowed = f" Allowed: {', '.join(known)}" if known and not near else ""
         return Problem(_dotted(loc), f"no such key.{near}{allowed}", lines.get(loc))
@@ -197,9 +225,9 @@ def _problem(detail: ErrorDetails, values: Mapping[str, Any], lines: Lines, regi
     return Problem(_dotted(loc), message, line)
 
 
-def _fields_at(path: Path_, values: Any, registry: Registry) -> list[str]:
+def _fields_at(path: Path_, schema: type[BaseModel], values: Any, registry: Registry) -> list[str]:
     """Return the keys allowed at `path`, following the schema and the components picked there."""
-    annotation: Any = Recipe
+    annotation: Any = schema
     place: Any = values
     for part in path:
         model = _model_of(annotation, place, registry)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from muco.core.component import Component, Kind
 from muco.core.sample import Content
-
-Metric = Literal["precision@1"]
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,23 @@ class Task:
 
     name: str
     meta_task: str
-    """One of MMEB's: classification, vqa, retrieval, grounding."""
+    """The kind of task that its average is told by; MMEB's are classification, vqa, retrieval, grounding."""
     queries: Sequence[Content]
+    """In memory, or made when one is asked for by its index, as an image on disk is."""
     pool: Sequence[Content]
-    """Every candidate once; each is encoded once."""
+    """Every candidate once; each is encoded once. A pool that several tasks search is one object."""
     candidates: Sequence[Sequence[int]] | None
     """For each query the indices into `pool` that it is searched among; None for the whole pool."""
     relevant: Sequence[Sequence[int]]
     """For each query the indices into `pool` that are right."""
-    metric: Metric = "precision@1"
+    metric: str = "precision@1"
+    """The task's score: precision@k, hit@k, recall@k, ndcg@k or mrr, as `muco.evaluation.metrics` says."""
+    more_metrics: tuple[str, ...] = ()
+    """Told beside it."""
     groups: tuple[str, ...] = ()
-    """Averages that this task belongs to, beside the mean of all; `turns`, say."""
+    """Averages that this task belongs to, beside those of all and of its meta-task; `turns`, say."""
+    in_mean: bool = True
+    """Whether the averages of all and of the meta-task count it; those of `groups` do."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.queries), len(self.relevant)}
@@ -44,9 +48,10 @@ class Task:
         if not self.queries:
             raise ValueError(f"task {self.name!r} has no query")
         for row, right in enumerate(self.relevant):
-            if not right:
+            if not len(right):
                 raise ValueError(f"task {self.name!r}: query {row} has no relevant candidate")
-            if self.candidates is not None and not set(right) <= set(self.candidates[row]):
+            among = range(len(self.pool)) if self.candidates is None else set(self.candidates[row])
+            if any(place not in among for place in right):
                 raise ValueError(f"task {self.name!r}: query {row} has a right answer that is no candidate")
 
 
@@ -57,4 +62,23 @@ class Suite(Component, ABC):
 
     @abstractmethod
     def tasks(self) -> Iterable[Task]:
-        """Yield the tasks; the same settings give the same queries and candidates."""
+        """Yield the tasks; the same settings give the same queries and candidates.
+
+        Raises:
+            DataError: what the suite is made of is missing, or disagrees with itself.
+        """
+
+    def members(self) -> Mapping[str, int]:
+        """Return how many tasks each average has that claims a number; one over fewer is no average.
+
+        By name: `mean` of all, `meta_<kind>` of a kind of task, and the names of `Task.groups`. An average
+        that is not named here is over whatever tasks there are.
+        """
+        return {}
+
+    def turns(self) -> Iterable[Sequence[Content]]:
+        """Yield queries about one image, image by image, by which the agreement of its turns is measured.
+
+        By default none: the tasks' own queries serve where several of them share an image.
+        """
+        return ()

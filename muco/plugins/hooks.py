@@ -62,4 +62,9 @@ def muco_losses() -> Mapping[str, str]:
 
 @hookimpl
 def muco_suites() -> Mapping[str, str]:
-    return {"scenes": "muco.plugins.suites.scenes:ScenesSuite"}
+    return {
+        "mbeir": "muco.plugins.suites.mbeir:MBEIR",
+        "mmeb": "muco.plugins.suites.mmeb:MMEB",
+        "pairs": "muco.plugins.suites.pairs:PairsSuite",
+        "scenes": "muco.plugins.suites.scenes:ScenesSuite",
+    }

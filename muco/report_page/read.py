@@ -30,6 +30,9 @@ class RunFiles:
 
     recipe: RecipeOutline
     recipe_text: str
+    recipe_values: dict[str, Any]
+    is_trained: bool
+    """Whether the folder is a run's; else it holds the results of a model that came from elsewhere."""
     command: str
     """The command line that continues this run, without its options."""
     environment: dict[str, Any]
@@ -46,12 +49,19 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         MucoError: there is no recipe.yaml, or a file is not what muco writes.
     """
-    text = _recipe_text(folder)
+    source = folder / "recipe.yaml"
+    is_trained = source.is_file()
+    if not is_trained and (folder / "evaluation.yaml").is_file():
+        source = folder / "evaluation.yaml"
+    text = _recipe_text(source)
+    recipe, values = _recipe(source, text)
     galleries = sorted(folder.glob("eval/*.gallery.json"))
     suites = [path for path in sorted(folder.glob("eval/*.json")) if path not in galleries]
     return RunFiles(
-        recipe=_recipe(folder / "recipe.yaml", text),
+        recipe=recipe,
         recipe_text=text,
+        recipe_values=values,
+        is_trained=is_trained,
         command=_command(folder),
         environment=_mapping(folder / "environment.json"),
         log=_lines(folder / "train.jsonl", LoggedStep),
@@ -62,19 +72,19 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def _recipe_text(folder: Path) -> str:
-    path = folder / "recipe.yaml"
+def _recipe_text(path: Path) -> str:
     if not path.is_file():
         raise MucoError(
-            f"{folder}: no run folder, it has no recipe.yaml.\n"
+            f"{path.parent}: no run folder, it has no recipe.yaml.\n"
             "Name the folder of a run, runs/<name>; `muco-run RECIPE` makes one."
         )
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _recipe(path: Path, text: str) -> RecipeOutline:
+def _recipe(path: Path, text: str) -> tuple[RecipeOutline, dict[str, Any]]:
     try:
-        return _checked(path, RecipeOutline, yaml.safe_load(text))
+        values = yaml.safe_load(text)
+        return _checked(path, RecipeOutline, values), values
     except yaml.YAMLError as error:
         raise MucoError(f"{path}: not YAML: {error}\nRestore the file that the run wrote.") from None
 

@@ -72,6 +72,8 @@ class TaskScore(_Record):
     num_candidates: FiniteFloat | None = None
     chance: FiniteFloat | None = None
     tied_share: FiniteFloat = 0.0
+    more: dict[str, FiniteFloat] = {}
+    data: str | None = None
 
 
 class Average(_Record):
@@ -82,6 +84,30 @@ class Average(_Record):
     num_tasks: int
 
 
+class PartialAverage(Average):
+    """A mean over fewer tasks than the average claims."""
+
+    of: int
+
+
+class Coherence(_Record):
+    """How coherent a suite's embeddings are."""
+
+    modality_gap: FiniteFloat | None = None
+    alignment: FiniteFloat | None = None
+    uniformity: FiniteFloat | None = None
+    turn_agreement: FiniteFloat | None = None
+    turn_agreement_others: FiniteFloat | None = None
+
+
+class Published(_Record):
+    """Scores that a paper prints."""
+
+    suite: str
+    model: str
+    values: dict[str, FiniteFloat]
+
+
 class SuiteScores(_Record):
     """eval/<suite>.json."""
 
@@ -89,6 +115,8 @@ class SuiteScores(_Record):
     suite: str
     tasks: dict[str, TaskScore]
     averages: dict[str, Average] = {}
+    partial_averages: dict[str, PartialAverage] = {}
+    coherence: Coherence = Coherence()
     warnings: tuple[str, ...] = ()
     depends_on: dict[str, Any] = {}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from muco.report_page.records import SuiteScores, TaskScore
+from muco.report_page.records import Coherence, SuiteScores, TaskScore
 from muco.report_page.words import count, percent, short, title
 
 META_TASKS = ("classification", "vqa", "retrieval", "grounding")
@@ -55,6 +55,10 @@ class Suite:
     name: str
     metrics: str
     meta_tasks: tuple[tuple[str, tuple[Bar, ...]], ...]
+    partial: tuple[tuple[str, str, str], ...]
+    """Means that are no averages: name, score, `5 of 36`."""
+    coherence: tuple[tuple[str, str], ...]
+    """Label and value of what was measured."""
     warnings: tuple[str, ...]
     depends_on: dict[str, object]
 
@@ -80,9 +84,25 @@ def suite_of(suite: SuiteScores) -> Suite:
         name=suite.suite,
         metrics=", ".join(sorted({task.metric for task in suite.tasks.values()})),
         meta_tasks=tuple(groups),
+        partial=tuple(
+            (name, percent(each.score), f"{each.num_tasks} of {each.of}")
+            for name, each in suite.partial_averages.items()
+        ),
+        coherence=tuple(_coherence(suite.coherence)),
         warnings=suite.warnings,
         depends_on=suite.depends_on,
     )
+
+
+def _coherence(found: Coherence) -> Iterator[tuple[str, str]]:
+    labels = {
+        "modality gap, 0 to 2": found.modality_gap,
+        "alignment: query to answer, squared distance": found.alignment,
+        "uniformity, lower is more even": found.uniformity,
+        "agreement of the turns of one image, cosine": found.turn_agreement,
+        "the same, of different images": found.turn_agreement_others,
+    }
+    yield from ((label, f"{value:.2f}") for label, value in labels.items() if value is not None)
 
 
 def _bar(name: str, task: TaskScore) -> Bar:

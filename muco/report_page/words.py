@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 def title(name: str) -> str:
     """Write a name from the data as a heading: Classification, VQA."""
     spaced = re.sub(r"[_\s]+", " ", name).strip()
-    return spaced.upper() if spaced.lower() in {"vqa", "ocr"} else spaced[:1].upper() + spaced[1:]
+    return spaced.upper() if spaced.lower() in {"vqa", "ocr", "ood"} else spaced[:1].upper() + spaced[1:]
 
 
 def clipped(text: str, most: int = 400) -> str:

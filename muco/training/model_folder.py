@@ -55,9 +55,9 @@ def trained_steps(folder: Path) -> int:
 def weights_hash(folder: Path) -> str:
     """Return a hash of the folder's weights, tokenizer and settings: equal hash, equal embeddings."""
     digest = blake2b(digest_size=16)
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(file, "rb") as opened:
-            digest.update(file.name.encode())
+            digest.update(file.relative_to(folder).as_posix().encode())
             while block := opened.read(2**24):
                 digest.update(block)
     return digest.hexdigest()

@@ -90,6 +90,14 @@ class Ranks:
         named["is_negative"] = named["is_negative"].bool()
         return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**named))  # type: ignore[arg-type]
 
+    def join_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in the order of the ranks, without gradient, on the CPU."""
+        if self.number == 1:
+            return rows
+        rows = rows.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        sizes = self._sizes(len(rows), rows.device)
+        return _join_rows(_exchange(rows, sizes), sizes).cpu()
+
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Replace every whole weight's gradient by its sum over the processes, once a step.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import comb
 from typing import Annotated, Any
@@ -21,9 +21,9 @@ from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
-from muco.plugins._shared.scene import SIZES, SceneWorld, distinct, known, seeded
+from muco.plugins._shared.scene import SIZES, SceneWorld, distinct, draw_scene, known, seeded
 from muco.plugins._shared.scene_drawing import draw_image
-from muco.plugins._shared.scene_questions import TurnTask
+from muco.plugins._shared.scene_questions import QUESTIONS, TurnTask
 from muco.plugins._shared.scene_tasks import (
     PAIR_TASKS,
     TURN_TASKS,
@@ -35,6 +35,8 @@ from muco.plugins._shared.scene_tasks import (
 )
 
 TaskName = TurnTask | PairTask
+_TURN_PICTURES = 32
+"""By which the agreement of an image's turns is measured."""
 TASKS: dict[TaskName, SceneTask] = {**TURN_TASKS, **PAIR_TASKS}
 
 
@@ -92,6 +94,15 @@ class ScenesSuite(Suite):
     def tasks(self) -> Iterable[Task]:
         for name in self.config.tasks:
             yield _TaskBuilder(name, self.config).build()
+
+    def turns(self) -> Iterable[Sequence[Content]]:
+        """Yield held-out pictures with all seven questions about each."""
+        for index in range(_TURN_PICTURES):
+            rng = seeded("turns", self.config.seed, index)
+            scene = draw_scene(self.config, rng, "held_out")
+            images = (draw_image(scene, self.config.image_size_pixels),)
+            subject = rng.randrange(len(scene.objects))
+            yield [Content(question.queries(scene, subject)[0], images) for question in QUESTIONS]
 
 
 class _TaskBuilder:

@@ -1,0 +1,329 @@
+"""M-BEIR: sixteen test sets of eight kinds of search, among a data set's own candidates or all there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError, did_you_mean
+from muco.core.sample import Content
+from muco.core.suite import Suite, Task
+from muco.plugins._shared.contents import FileContents, ImageFiles, json_row, read_table
+
+DATA_SET_IDS = {
+    "visualnews": 0, "fashion200k": 1, "webqa": 2, "edis": 3, "nights": 4,
+    "oven": 5, "infoseek": 6, "fashioniq": 7, "cirr": 8, "mscoco": 9,
+}  # fmt: skip
+_CANDIDATES_EACH = 10_000_000
+"""A candidate's number: its data set's times this, and its own."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of search."""
+
+    query: str
+    """Modality, as the files write it."""
+    target: str
+    group: str
+    """From single (S) or several (M) modalities to the same."""
+
+    @property
+    def name(self) -> str:
+        """As averages are named."""
+        return f"{self.query.replace(',', '_')}_to_{self.target.replace(',', '_')}"
+
+
+KINDS: dict[int, Kind] = {
+    0: Kind("text", "image", "S->S"),
+    1: Kind("text", "text", "S->S"),
+    2: Kind("text", "image,text", "S->M"),
+    3: Kind("image", "text", "S->S"),
+    4: Kind("image", "image", "S->S"),
+    6: Kind("image,text", "text", "M->S"),
+    7: Kind("image,text", "image", "M->S"),
+    8: Kind("image,text", "image,text", "M->M"),
+}
+"""By the task id of the files. The groups follow from the modalities; the public tables that give averages of
+the four groups are consistent with them."""
+
+TEST_SETS: dict[str, tuple[str, int]] = {
+    f"{name}_task{task}": (name, task)
+    for task, names in {
+        0: ("visualnews", "mscoco", "fashion200k"),
+        1: ("webqa",),
+        2: ("edis", "webqa"),
+        3: ("visualnews", "mscoco", "fashion200k"),
+        4: ("nights",),
+        6: ("oven", "infoseek"),
+        7: ("fashioniq", "cirr"),
+        8: ("oven", "infoseek"),
+    }.items()
+    for name in names
+}
+"""Data set and kind by name."""
+_TEN = ("fashion200k", "fashioniq")
+"""Scored by the best ten, others by the best five."""
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in TEST_SETS:
+            raise ValueError(f"M-BEIR has no test set {name!r}.{did_you_mean(name, list(TEST_SETS))}")
+    return tuple(dict.fromkeys(names))
+
+
+class MBEIR(Suite):
+    """Read M-BEIR's files as they are published.
+
+    References:
+        Wei et al. 2023, arXiv:2311.17136: UniIR and M-BEIR; hit-style recall, cleaned texts.
+    """
+
+    class Config(ComponentConfig):
+        data: Annotated[str, Field(min_length=1)]
+        """The folder with `query`, `cand_pool`, `qrels` and `instructions`."""
+        images: str | None = None
+        """The folder or zip archive that image paths start from; by default `data` itself."""
+        pool: Literal["local", "global", "both"] = "local"
+        """local: a data set's own candidates. global: those of all, 5.6 million. both: each in turn; names of
+        tasks and averages of the global pool then start with `global_`."""
+        datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
+        """The test sets to score, `cirr_task7`, say; by default all that are in `data`."""
+        prompt: Annotated[int, Field(ge=1, le=4)] = 1
+        """Which of the four instructions precedes every query."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"image_targets"})
+
+    def __init__(self, config: Config) -> None:
+        self.folder = Path(config.data).expanduser()
+        self.names = config.datasets
+        self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
+        self.prompt = config.prompt
+        self.images = ImageFiles([Path(config.images or config.data).expanduser()])
+
+    def members(self) -> Mapping[str, int]:
+        found: dict[str, int] = {}
+        for pool in self.pools:
+            for name in TEST_SETS:
+                for average in ("mean", *self._averages(name, pool)):
+                    where = f"{self._prefix(pool)}{average}"
+                    found[where] = found.get(where, 0) + 1
+        return found
+
+    def tasks(self) -> Iterable[Task]:
+        names = self.names or [name for name in TEST_SETS if self._queries(name).is_file()]
+        if not names:
+            raise DataError(
+                f"{self.folder}: no query/test/mbeir_*_test.jsonl. It must be the folder of TIGER-Lab/M-BEIR "
+                "from the Hugging Face hub."
+            )
+        for pool in self.pools:
+            everything = _Pool(self._global_file, self.images) if pool == "global" else None
+            for name in names:
+                yield self._task(name, pool, everything or _Pool(self._local_file(name), self.images))
+
+    def _task(self, name: str, pool: str, candidates: _Pool) -> Task:
+        data_set, kind = TEST_SETS[name]
+        rows, relevant = self._read_queries(name, candidates)
+        self.images.check(
+            (path for _, path in rows if path), told=f"{name} needs them; they are in mbeir_images.tar.gz."
+        )
+        best = 10 if data_set in _TEN else 5
+        prefix = self._prefix(pool)
+        return Task(
+            name=f"{prefix}{name}",
+            meta_task=KINDS[kind].name,
+            queries=FileContents(rows, self.images),
+            pool=candidates,
+            candidates=None,
+            relevant=relevant,
+            metric=f"hit@{best}",
+            more_metrics=tuple(f"hit@{k}" for k in ((10, 20, 50) if best == 10 else (1, 5, 10)) if k != best),
+            groups=tuple(f"{prefix}{each}" for each in self._averages(name, pool) if prefix or "->" in each)
+            + ((f"{prefix}mean",) if prefix else ()),
+            in_mean=not prefix,
+        )
+
+    def _averages(self, name: str, pool: str) -> tuple[str, str]:
+        kind = KINDS[TEST_SETS[name][1]]
+        return f"meta_{kind.name}", kind.group
+
+    def _prefix(self, pool: str) -> str:
+        return "global_" if pool == "global" and len(self.pools) > 1 else ""
+
+    def _queries(self, name: str) -> Path:
+        return self.folder / "query" / "test" / f"mbeir_{name}_test.jsonl"
+
+    @property
+    def _global_file(self) -> Path:
+        return self.folder / "cand_pool" / "global" / "mbeir_union_test_cand_pool.jsonl"
+
+    def _local_file(self, name: str) -> Path:
+        folder = self.folder / "cand_pool" / "local"
+        of_test = folder / f"mbeir_{name}_test_cand_pool.jsonl"  # MSCOCO has one for each split
+        return of_test if of_test.is_file() else folder / f"mbeir_{name}_cand_pool.jsonl"
+
+    def _read_queries(self, name: str, pool: _Pool) -> tuple[list[tuple[str, str]], list[list[int]]]:
+        data_set, task = TEST_SETS[name]
+        instruction = self._instruction(data_set, task)
+        judged = self._judged(name)
+        rows: list[tuple[str, str]] = []
+        relevant: list[list[int]] = []
+        for number, row in enumerate(read_table(self._queries(name)), start=1):
+            where = f"{self._queries(name)}, line {number}"
+            qid = str(row.get("qid"))
+            content = (row.get("query_txt") or "", row.get("query_img_path") or "")
+            _check_modality(where, row.get("query_modality"), *content)
+            if qid not in judged:
+                raise DataError(f"{where}: query {qid} is not in the qrels; queries and qrels disagree")
+            # Some list positives of other data sets; the benchmark counts the query's own.
+            own = [each for each in judged[qid] if each.split(":")[0] == qid.split(":")[0]]
+            if not own:
+                raise DataError(f"{where}: query {qid} has no positive of its own data set in the qrels")
+            rows.append((clean(f"{instruction} {clean(content[0])}".strip()), content[1]))
+            relevant.append([pool.find(each, f"{where}: query {qid}") for each in own])
+        if not rows:
+            raise DataError(f"{self._queries(name)}: no query")
+        return rows, relevant
+
+    def _judged(self, name: str) -> dict[str, list[str]]:
+        """Return the relevant candidates of each query."""
+        path = self.folder / "qrels" / "test" / f"mbeir_{name}_test_qrels.txt"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        judged: dict[str, list[str]] = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) != 5 or not fields[3].lstrip("-").isdecimal():
+                raise DataError(f"{path}, line {number}: must be `qid 0 did relevance task_id`")
+            if int(fields[3]) > 0:
+                judged.setdefault(fields[0], []).append(fields[2])
+        return judged
+
+    @cached_property
+    def _instructions(self) -> dict[tuple[int, str, str], list[str]]:
+        path = self.folder / "instructions" / "query_instructions.tsv"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        names = head.split("\t")
+        found: dict[tuple[int, str, str], list[str]] = {}
+        for number, line in enumerate(filter(None, lines), start=2):
+            row = dict(zip(names, line.split("\t"), strict=False))
+            try:
+                key = (int(row["dataset_id"]), row["query_modality"], row["cand_modality"])
+                found[key] = [row[f"prompt_{place}"] for place in range(1, 5)]
+            except (KeyError, ValueError):
+                raise DataError(
+                    f"{path}, line {number}: must have the columns query_modality, cand_modality, "
+                    "dataset_name, dataset_id, prompt_1 to prompt_4"
+                ) from None
+        return found
+
+    def _instruction(self, data_set: str, task: int) -> str:
+        kind = KINDS[task]
+        try:
+            return self._instructions[DATA_SET_IDS[data_set], kind.query, kind.target][self.prompt - 1]
+        except KeyError:
+            raise DataError(
+                f"{self.folder / 'instructions' / 'query_instructions.tsv'}: no instruction for {data_set}, "
+                f"{kind.query} to {kind.target}"
+            ) from None
+
+
+def clean(text: str) -> str:
+    """Return a text as UniIR cleans it: no blanks or quotes around it, a capital first, a stop at the end."""
+    text = text.replace("\r", "").strip().strip('"')
+    if not text:
+        return ""
+    text = text[0].upper() + text[1:]
+    return text if text[-1] in ".?!" else text + "."
+
+
+def _check_modality(where: str, modality: Any, text: str, path: str) -> None:
+    has = {"text": bool(text), "image": bool(path)}
+    wanted = set(str(modality).split(","))
+    if not wanted <= has.keys() or any(has[each] != (each in wanted) for each in has):
+        found = ",".join(each for each in sorted(has) if has[each]) or "nothing"
+        raise DataError(f"{where}: says {modality!r} and holds {found}")
+
+
+class _Pool(Sequence[Content]):
+    """A file of candidates, millions of lines; a line is read when its candidate is asked for."""
+
+    def __init__(self, path: Path, images: ImageFiles) -> None:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; the suite searches these candidates")
+        self._path, self._images = path, images
+        numbers: list[int] = []
+        offsets: list[int] = [0]
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    row = json_row(path, number, line)
+                    numbers.append(_number(row.get("did"), f"{path}, line {number}"))
+                    _check_modality(
+                        f"{path}, line {number}",
+                        row.get("modality"),
+                        row.get("txt") or "",
+                        row.get("img_path") or "",
+                    )
+                    offsets.append(offsets[-1] + len(line))
+                else:
+                    offsets[-1] += len(line)
+        if not numbers:
+            raise DataError(f"{path}: no candidate")
+        self._offsets: NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
+        found: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
+        self._order = np.argsort(found, kind="stable")
+        self._numbers = found[self._order]
+        twice = np.flatnonzero(np.diff(self._numbers) == 0)
+        if len(twice):
+            dataset, own = divmod(int(self._numbers[twice[0]]), _CANDIDATES_EACH)
+            raise DataError(f"{path}: candidate {dataset}:{own} stands twice")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Content: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Content]: ...
+    def __getitem__(self, index: int | slice) -> Content | Sequence[Content]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        with open(self._path, "rb") as file:
+            file.seek(int(self._offsets[index % len(self)]))
+            row = json_row(self._path, index + 1, file.readline())
+        path = row.get("img_path") or ""
+        return Content(clean(row.get("txt") or ""), (self._images.read(path),) if path else ())
+
+    def find(self, did: str, where: str) -> int:
+        """Return the place of a candidate by its id; raise DataError where it is not among them."""
+        number = _number(did, where)
+        place = int(np.searchsorted(self._numbers, number))
+        if place == len(self) or self._numbers[place] != number:
+            raise DataError(f"{where}: its positive {did} is not among the candidates of {self._path}")
+        return int(self._order[place])
+
+
+def _number(did: Any, where: str) -> int:
+    dataset, _, own = str(did).partition(":")
+    if not (dataset.isdecimal() and own.isdecimal() and int(own) < _CANDIDATES_EACH):
+        raise DataError(f"{where}: {did!r} is no id; it must be `dataset:number`")
+    return int(dataset) * _CANDIDATES_EACH + int(own)

@@ -1,0 +1,193 @@
+"""MMEB: 36 image data sets, each query searched among candidates of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError, did_you_mean
+from muco.core.suite import Suite, Task
+from muco.plugins._shared.contents import FileContents, ImageFiles, read_table, strings
+from muco.plugins._shared.mmeb_text import Shape, query_text, said, target_text
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the benchmark says of one of its data sets."""
+
+    meta_task: str
+    in_domain: bool
+    """Whether the benchmark's training data holds its training part."""
+    shape: Shape
+    """Of its texts in the second layout."""
+
+
+def _sets(meta_task: str, in_domain: bool, shape: Shape, *names: str) -> dict[str, DataSet]:
+    return {name: DataSet(meta_task, in_domain, shape) for name in names}
+
+
+DATA_SETS: dict[str, DataSet] = {
+    **_sets("classification", True, "cls", "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"),
+    **_sets(
+        "classification", False, "cls", "Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211"
+    ),
+    **_sets("vqa", True, "qa", "OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"),
+    **_sets("vqa", False, "qa", "ScienceQA", "VizWiz", "GQA", "TextVQA"),
+    **_sets("retrieval", True, "t2i", "VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA"),
+    **_sets("retrieval", True, "i2t", "VisualNews_i2t", "MSCOCO_i2t"),
+    **_sets("retrieval", True, "i2i_vg", "CIRR", "NIGHTS"),
+    **_sets("retrieval", False, "i2i_vg", "FashionIQ", "OVEN"),
+    **_sets("retrieval", False, "t2i", "Wiki-SS-NQ", "EDIS"),
+    **_sets("grounding", True, "i2i_vg", "MSCOCO"),
+    **_sets("grounding", False, "i2i_vg", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
+}
+"""The 36, of which 20 are in domain."""
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in DATA_SETS:
+            raise ValueError(f"MMEB has no data set {name!r}.{did_you_mean(name, list(DATA_SETS))}")
+    return tuple(dict.fromkeys(names))
+
+
+Row = tuple[str, str]
+"""Text and image path; empty for none."""
+
+
+class MMEB(Suite):
+    """Read MMEB's test files in either public layout; the first candidate of a query is the right one.
+
+    References:
+        Jiang et al. 2024, arXiv:2410.05160: MMEB; precision@1, the mean of data sets.
+    """
+
+    class Config(ComponentConfig):
+        data: Annotated[str, Field(min_length=1)]
+        """The folder with a folder of parquet or JSON-lines files for each data set."""
+        images: str | None = None
+        """The folder or zip archive of the images; by default looked for in `data`, as `images.zip`,
+        `eval_images`, `images` or `image-tasks`."""
+        datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
+        """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"image_targets"})
+
+    def __init__(self, config: Config) -> None:
+        self.folder = Path(config.data).expanduser()
+        self.names = config.datasets
+        places = [Path(config.images).expanduser()] if config.images else []
+        inside = ("", "images.zip", "eval_images", "images", "image-tasks", "images/image-tasks")
+        self.images = ImageFiles(
+            [*places, *(self.folder / name for name in inside)], also={"images/": "image-tasks/"}
+        )
+
+    def members(self) -> Mapping[str, int]:
+        found = {"mean": len(DATA_SETS)}
+        for each in DATA_SETS.values():
+            for name in (f"meta_{each.meta_task}", _domain(each)):
+                found[name] = found.get(name, 0) + 1
+        return found
+
+    def tasks(self) -> Iterable[Task]:
+        files = {name: _files(self.folder / name) for name in self.names or DATA_SETS}
+        absent = [name for name, found in files.items() if not found]
+        if len(absent) == len(files) or (absent and self.names):
+            raise DataError(
+                f"{self.folder}: no files of {', '.join(absent[:6])}{' and others' if absent[6:] else ''}. "
+                "A data set is a folder of its name with test files in parquet or JSON lines; they come "
+                "from TIGER-Lab/MMEB-eval or ziyjiang/MMEB_Test_Instruct on the Hugging Face hub."
+            )
+        for name, found in files.items():
+            if found:
+                yield self._task(name, found)
+
+    def _task(self, name: str, files: list[Path]) -> Task:
+        queries: list[Row] = []
+        places: dict[Row, int] = {}
+        candidates: list[list[int]] = []
+        for path in files:
+            for number, row in enumerate(read_table(path), start=1):
+                try:
+                    query, targets = _read_row(DATA_SETS[name].shape, row)
+                except DataError as error:
+                    raise DataError(f"{path}, row {number}: {error}") from None
+                queries.append(query)
+                listed = [places.setdefault(target, len(places)) for target in targets]
+                candidates.append(list(dict.fromkeys(listed)))  # a doublet of the right one is right too
+        if not queries:
+            raise DataError(f"{self.folder / name}: the files hold no query")
+        pool = list(places)
+        self.images.check(
+            (path for _, path in (*queries, *pool) if path),
+            told=f"{name} needs them: unpack the images beside the data, or say `images`.",
+        )
+        return Task(
+            name=name,
+            meta_task=DATA_SETS[name].meta_task,
+            queries=FileContents(queries, self.images),
+            pool=FileContents(pool, self.images),
+            candidates=candidates,
+            relevant=[row[:1] for row in candidates],
+            more_metrics=("hit@5", "hit@10", "mrr"),
+            groups=(_domain(DATA_SETS[name]),),
+        )
+
+
+def _domain(data_set: DataSet) -> str:
+    return "ind" if data_set.in_domain else "ood"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of the test split; with names that do not tell, all there are."""
+    found = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
+    return [path for path in found if path.name.startswith("test")] or found
+
+
+def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Return a query and its candidates, the right one first."""
+    has_instructions = "qry_inst" in row
+    wanted = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
+    if missing := [key for key in (*wanted, *(["tgt_inst"] * has_instructions)) if key not in row]:
+        raise DataError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
+    texts, paths = strings(row["tgt_text"]), strings(row["tgt_img_path"])
+    if texts is None or paths is None:
+        raise DataError("tgt_text and tgt_img_path must be lists of strings")
+    if not texts and not paths:
+        raise DataError("the query has no candidates")
+    if len(texts) != len(paths):
+        raise DataError(f"{len(texts)} texts and {len(paths)} image paths of candidates; they must agree")
+    asked = row["qry_text"] or ""
+    text = query_text(shape, row["qry_inst"] or "", asked) if has_instructions else said(asked)
+    query = (text, row["qry_img_path"] or "")
+    if has_instructions:
+        targets = [
+            (target_text(shape, _instruction(row["tgt_inst"], place), each), path)
+            for place, (each, path) in enumerate(zip(texts, paths, strict=True))
+        ]
+    else:
+        targets = [(said(each), path) for each, path in zip(texts, paths, strict=True)]
+    for what, content in _named(query, targets):
+        if not any(content):
+            raise DataError(f"{what} has neither text nor image")
+    return query, targets
+
+
+def _named(query: Row, targets: list[Row]) -> Iterator[tuple[str, Row]]:
+    yield "the query", query
+    yield from ((f"candidate {place}", target) for place, target in enumerate(targets))
+
+
+def _instruction(value: Any, place: int) -> str:
+    """Return a candidate's instruction: one for all, or one each."""
+    each = strings(value)
+    if each is None:
+        return value or ""
+    return each[place] if place < len(each) else (each[-1] if each else "")

@@ -1,0 +1,135 @@
+"""One's own queries and candidates, from tables of texts and image paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import Field
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError, did_you_mean
+from muco.core.suite import Suite, Task
+from muco.plugins._shared.contents import FileContents, ImageFiles, read_table, strings
+
+MetricName = Annotated[str, Field(pattern=r"^((precision|hit|recall|ndcg)@[1-9]\d*|mrr)$")]
+
+
+class PairsSuite(Suite):
+    """Search one's own candidates: a table of queries, a table of candidates, and which ones are right.
+
+    Tables are JSON lines, CSV or parquet. A list in a cell is one, or text that holds one, as CSV has it.
+    """
+
+    class Config(ComponentConfig):
+        data: Annotated[str, Field(min_length=1)]
+        """The folder of the tables."""
+        queries: str = "queries.jsonl"
+        """The table of queries, below `data`."""
+        candidates: str = "candidates.jsonl"
+        """The table of candidates, below `data`."""
+        images: str | None = None
+        """The folder or zip archive that image paths start from; by default `data`."""
+        text: str = "text"
+        """The column of texts, in both tables."""
+        image: str = "image"
+        """The column of image paths, in both tables."""
+        id: str = "id"
+        """The column that names a candidate."""
+        relevant: str = "relevant"
+        """The queries' column of right candidates: an id, or a list of them."""
+        among: str = "among"
+        """The queries' column of the candidates that one is searched among; without it, all."""
+        metric: MetricName = "precision@1"
+        """The task's score."""
+        more_metrics: tuple[MetricName, ...] = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")
+        """Told beside it."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"image_targets"})
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = Path(config.data).expanduser()
+        self.images = ImageFiles([Path(config.images).expanduser() if config.images else self.folder])
+
+    def tasks(self) -> Iterable[Task]:
+        config = self.config
+        pool, places = self._pool(self.folder / config.candidates)
+        path = self.folder / config.queries
+        queries: list[tuple[str, str]] = []
+        relevant: list[list[int]] = []
+        among: list[list[int] | None] = []
+        for number, row in enumerate(read_table(path), start=1):
+            where = f"{path}, row {number}"
+            queries.append(self._content(row, where))
+            right = self._ids(row, config.relevant, where)
+            if not right:
+                raise DataError(f"{where}: no right candidate in column {config.relevant!r}")
+            relevant.append(_found(right, places, where))
+            listed = self._ids(row, config.among, where)
+            among.append(_found(listed, places, where) if listed else None)
+            if listed and not set(right) <= set(listed):
+                raise DataError(f"{where}: a right candidate is not among those of column {config.among!r}")
+        if not queries:
+            raise DataError(f"{path}: no query")
+        self.images.check(
+            (path for _, path in (*queries, *pool) if path), told="Put them there, or say `images`."
+        )
+        everything = range(len(pool))
+        yield Task(
+            name="pairs",
+            meta_task="retrieval",
+            queries=FileContents(queries, self.images),
+            pool=FileContents(pool, self.images),
+            candidates=[each or everything for each in among] if any(among) else None,
+            relevant=relevant,
+            metric=config.metric,
+            more_metrics=tuple(each for each in config.more_metrics if each != config.metric),
+        )
+
+    def _pool(self, path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+        pool: dict[tuple[str, str], int] = {}
+        places: dict[str, int] = {}
+        for number, row in enumerate(read_table(path), start=1):
+            where = f"{path}, row {number}"
+            name = row.get(self.config.id)
+            if name is None or name == "":
+                raise DataError(f"{where}: no id in column {self.config.id!r}; there are {', '.join(row)}")
+            if str(name) in places:
+                raise DataError(f"{where}: a second candidate with id {name!r}")
+            places[str(name)] = pool.setdefault(self._content(row, where), len(pool))
+        if not pool:
+            raise DataError(f"{path}: no candidate")
+        return list(pool), places
+
+    def _content(self, row: Mapping[str, Any], where: str) -> tuple[str, str]:
+        content = (str(row.get(self.config.text) or ""), str(row.get(self.config.image) or ""))
+        if not any(content):
+            raise DataError(
+                f"{where}: neither text in column {self.config.text!r} nor an image path in "
+                f"{self.config.image!r}; there are {', '.join(row)}"
+            )
+        return content
+
+    def _ids(self, row: Mapping[str, Any], column: str, where: str) -> list[str]:
+        value = row.get(column)
+        if value is None or value == "":
+            return []
+        if isinstance(value, list):
+            return [str(each) for each in cast(list[Any], value)]
+        listed = strings(value)
+        if listed is None and isinstance(value, str) and value.lstrip().startswith("["):
+            raise DataError(f"{where}: column {column!r} must hold ids, not {value[:40]!r}")
+        return listed if listed is not None else [str(value)]
+
+
+def _found(ids: list[str], places: Mapping[str, int], where: str) -> list[int]:
+    for each in ids:
+        if each not in places:
+            raise DataError(
+                f"{where}: {each!r} is not among the candidates.{did_you_mean(each, list(places)[:10_000])}"
+            )
+    return list(dict.fromkeys(places[each] for each in ids))

@@ -1,0 +1,94 @@
+"""Mining with a small teacher: the graph and the hard negatives, against a search written as loops."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from muco.core.errors import MucoError
+from muco.core.neighbours import NeighbourGraph
+from muco.core.recipe_file import validate_evaluation
+from muco.core.sample import Content
+from muco.data.read import ShardReader
+from muco.data.write import write_shards
+from muco.evaluate import Parts, find_model
+from muco.mine import mine
+from tests.small import SMALL
+
+MODEL = [f"backbone.scratch={json.dumps(SMALL['scratch'])}", "backbone.template=bare", "pooler=turn_token",
+         "backbone.min_pixels=3136", "backbone.max_pixels=3136"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(registry, tmp_path_factory):
+    scenes = registry.component("source", "scenes")
+    folder = tmp_path_factory.mktemp("mine") / "scenes"
+    source = scenes(scenes.Config(num_samples=14, turn_share=0.5))
+    write_shards(source.samples(), folder, about={"source": "scenes"})
+    return folder
+
+
+def slow_neighbours(reader):
+    """Rank by loops: mean query against mean answers, without equal answers and images."""
+    source = find_model("qwen_vl")
+    asked = validate_evaluation({**source.values, "evaluate": {}}, MODEL, title="x")
+    encoder, _ = source.load(Parts.of(asked))
+    from muco.plugins.packers.single_turn import SingleTurn
+
+    packer = SingleTurn(SingleTurn.Config())
+
+    @torch.inference_mode()
+    def embed(contents):
+        rows = [
+            encoder.eval()(encoder.backbone.processor.collate([packer.inference(each)])).vectors[0]
+            for each in contents
+        ]
+        return torch.nn.functional.normalize(torch.stack(rows).sum(0), dim=0)
+
+    samples = [reader[place] for place in range(len(reader))]
+    queries = [
+        embed([Content(p.queries[0].text, s.images + p.queries[0].images) for p in s.pairs]) for s in samples
+    ]
+    answers = [embed([pair.target for pair in sample.pairs]) for sample in samples]
+    for place, sample in enumerate(samples):
+        others = [
+            other
+            for other, it in enumerate(samples)
+            if [pair.target for pair in it.pairs] != [pair.target for pair in sample.pairs]
+            and not (it.images and it.images == sample.images)
+        ]
+        scores = {other: float(queries[place] @ answers[other]) for other in others}
+        yield sorted(others, key=lambda other: -scores[other]), scores
+
+
+def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_path):
+    written = mine("qwen_vl", to=tmp_path / "mined", shards=shards, skip=2, keep=4, num_negatives=2,
+                   overrides=MODEL, console=Console(quiet=True))  # fmt: skip
+    assert list(written) == ["scenes"]
+    graph, reader = NeighbourGraph.read(written["scenes"]), ShardReader(shards)
+    assert graph.neighbours.shape == (14, 6)
+    assert graph.data == reader.index.fingerprint
+    for row, (order, scores) in zip(graph.neighbours.tolist(), slow_neighbours(reader), strict=True):
+        assert len(set(row)) == 6
+        assert set(row) <= set(order)
+        found = [scores[place] for place in row]
+        assert found == pytest.approx([scores[place] for place in order[:6]], abs=1e-5)
+
+    mined = ShardReader(tmp_path / "mined/scenes-negatives")
+    assert mined.index.about["negatives"]["teacher"] == graph.teacher
+    for place in range(14):
+        for pair, old in zip(mined[place].pairs, reader[place].pairs, strict=True):
+            assert len(pair.negatives) == len(old.negatives) + 2
+            assert pair.target == old.target
+        near = reader[int(graph.neighbours[place, 2])]
+        assert mined[place].pairs[0].negatives[-2] == near.pairs[0].target
+
+
+def test_what_cannot_be_mined_is_told(shards, tmp_path):
+    with pytest.raises(MucoError, match="--to"):
+        mine("qwen_vl", shards=shards, overrides=MODEL)
+    with pytest.raises(MucoError, match="--shards"):
+        mine("qwen_vl", to=tmp_path, overrides=MODEL)

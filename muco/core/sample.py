@@ -14,6 +14,8 @@ class Content:
 
     text: str = ""
     images: tuple[EncodedImage, ...] = ()
+    caption: str = ""
+    """What the images show, in words, where somebody wrote it down; no part of the content's identity."""
 
     @property
     def content_id(self) -> int:
@@ -61,6 +63,8 @@ class Sample:
     images: tuple[EncodedImage, ...]
     """Seen by every query of the sample, before its text: the shared prefix."""
     pairs: tuple[Pair, ...]
+    caption: str = ""
+    """What the sample's images show, in words; empty where nobody wrote it down."""
 
     def __post_init__(self) -> None:
         if not self.pairs:

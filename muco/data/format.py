@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,14 @@ FORMAT_VERSION = 1
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
 
+Elsewhere = Callable[[EncodedImage, str], str | None]
+"""(image, the name it would have in this sample) -> `000000003.0.jpg`, the member of an earlier sample that
+holds it, if one does."""
+
+Fetch = Callable[[str], bytes]
+"""Returns such a member's bytes."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One file of a sample in the tar: what follows the key, and the bytes."""
@@ -26,25 +34,34 @@ class Member:
     data: bytes
 
 
-def to_members(sample: Sample) -> list[Member]:
-    """Return the sample's files: `json` first, then each distinct image once."""
+def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Member]:
+    """Return the sample's files: `json` first, then each distinct image once.
+
+    Args:
+        sample: what is written.
+        elsewhere: where the folder holds an image already, if it does; else the sample holds it.
+    """
     names: dict[int, str] = {}
     images: list[Member] = []
 
     def name_of(image: EncodedImage) -> str:
         if image.content_id not in names:
-            names[image.content_id] = f"{len(images)}.{_suffix(image.data)}"
-            images.append(Member(names[image.content_id], image.data))
+            own = f"{len(images)}.{_suffix(image.data)}"
+            names[image.content_id] = (elsewhere and elsewhere(image, own)) or own
+            if names[image.content_id] == own:
+                images.append(Member(own, image.data))
         return names[image.content_id]
 
     def record(content: Content) -> dict[str, Any]:
-        return {"text": content.text, "images": [name_of(image) for image in content.images]}
+        names = [name_of(image) for image in content.images]
+        return {"text": content.text, "images": names, "caption": content.caption}
 
     meta = {
         "version": FORMAT_VERSION,
         "sample_id": sample.sample_id,
         "dataset": sample.dataset,
         "images": [name_of(image) for image in sample.images],
+        "caption": sample.caption,
         "pairs": [
             {
                 "task": pair.task,
@@ -59,11 +76,12 @@ def to_members(sample: Sample) -> list[Member]:
     return [Member("json", text.encode()), *images]
 
 
-def from_members(members: Mapping[str, bytes]) -> Sample:
+def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) -> Sample:
     """Return the sample that `to_members` wrote.
 
     Args:
         members: bytes by suffix.
+        fetch: reads an image that an earlier sample holds.
 
     Raises:
         DataError: not a sample of this format.
@@ -75,11 +93,19 @@ def from_members(members: Mapping[str, bytes]) -> Sample:
                 f"sample format {meta['version']}; this muco reads {FORMAT_VERSION}. Prepare the data anew."
             )
 
+        found: dict[str, EncodedImage] = {}
+
         def images(names: Sequence[str]) -> tuple[EncodedImage, ...]:
-            return tuple(EncodedImage(members[name]) for name in names)
+            return tuple(image(_text(name)) for name in names)
+
+        def image(name: str) -> EncodedImage:
+            if name not in found:
+                data = fetch(name) if fetch is not None and is_elsewhere(name) else members[name]
+                found[name] = EncodedImage(data)
+            return found[name]
 
         def content(record: Mapping[str, Any]) -> Content:
-            return Content(_text(record["text"]), images(record["images"]))
+            return Content(_text(record["text"]), images(record["images"]), _text(record["caption"]))
 
         pairs = tuple(
             Pair(
@@ -90,11 +116,22 @@ def from_members(members: Mapping[str, bytes]) -> Sample:
             )
             for pair in meta["pairs"]
         )
-        return Sample(_text(meta["sample_id"]), _text(meta["dataset"]), images(meta["images"]), pairs)
+        return Sample(
+            sample_id=_text(meta["sample_id"]),
+            dataset=_text(meta["dataset"]),
+            images=images(meta["images"]),
+            pairs=pairs,
+            caption=_text(meta["caption"]),
+        )
     except KeyError as error:
         raise DataError(f"{error} is missing from the sample") from None
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"not a sample: {error}") from None
+
+
+def is_elsewhere(name: str) -> bool:
+    """Say whether an image's name is that of another sample's member: `000000003.0.jpg`."""
+    return name.count(".") == 2
 
 
 def tar_bytes(key: str, members: Sequence[Member]) -> bytes:

@@ -39,15 +39,25 @@ class ShardReader:
         Raises:
             DataError: it cannot be read; the message says where it lies.
         """
-        row = self.index.rows[number]
-        offset, size = int(row["offset"]), int(row["size"])
         try:
-            data = os.pread(self._file(int(row["shard"])), size, offset)
-            if len(data) != size:
-                raise DataError(f"cut short: {len(data)} of {size} bytes")
-            return from_members(parse_tar(data, key=f"{row['key']:09d}"))
+            return from_members(self._members(number), fetch=self._elsewhere)
         except (DataError, OSError) as error:
             raise DataError(f"{self.index.folder}/{self.name(number)}: {error}") from error
+
+    def _members(self, number: int) -> dict[str, bytes]:
+        row = self.index.rows[number]
+        size = int(row["size"])
+        data = os.pread(self._file(int(row["shard"])), size, int(row["offset"]))
+        if len(data) != size:
+            raise DataError(f"cut short: {len(data)} of {size} bytes")
+        return parse_tar(data, key=f"{row['key']:09d}")
+
+    def _elsewhere(self, name: str) -> bytes:
+        """Return an image that another sample holds: `000000003.0.jpg`."""
+        key, _, suffix = name.partition(".")
+        if not key.isdecimal() or int(key) >= len(self):
+            raise KeyError(name)
+        return self._members(int(key))[suffix]
 
     def _file(self, shard: int) -> int:
         """Return the shard's descriptor, opened in this process."""

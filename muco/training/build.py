@@ -19,7 +19,8 @@ from muco.core.pooler import Pooler
 from muco.core.recipe import ComponentRef, Recipe
 from muco.core.sampler import Sampler
 from muco.core.source import Source
-from muco.data.cache import Progress, cached_shards
+from muco.data.cache import cached_shards
+from muco.data.convert import Show
 from muco.data.read import ShardReader
 
 _TEXTS_FROM = 2000
@@ -31,7 +32,7 @@ def make(ref: ComponentRef[Any]) -> Any:
     return cast(Any, ref.cls)(ref.config)
 
 
-def open_data(recipe: Recipe, progress: Progress) -> dict[str, ShardReader]:
+def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     """Return a reader for each data set, making shards that a source is to provide.
 
     Raises:
@@ -41,7 +42,7 @@ def open_data(recipe: Recipe, progress: Progress) -> dict[str, ShardReader]:
     for name, settings in recipe.data.items():
         if settings.source is not None:
             source: Source = make(settings.source)
-            folder = cached_shards(settings.source.name, settings.source.config, source, progress)
+            folder = cached_shards(settings.source.name, settings.source.config, source, show)
         else:
             folder = Path(cast(str, settings.shards)).expanduser()
         readers[name] = ShardReader(folder)

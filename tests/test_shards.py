@@ -175,6 +175,7 @@ def test_the_examples_of_the_page_about_shards_are_true(tmp_path, monkeypatch, c
     assert [shard.keys() for shard in written.pop("shards")] == [
         shard.keys() for shard in index.pop("shards")
     ]
+    assert len(written.pop("rows_blake2b")) == len(index.pop("rows_blake2b"))
     assert written == index
     exec(read_all, {})
     gc.collect()
@@ -257,7 +258,7 @@ def test_shards_are_made_once_for_the_same_settings(tmp_path, monkeypatch):
     def shards_of(**options) -> Path:
         config = Scenes.Config(**{"num_samples": 3, **options})
         return cached_shards(
-            "scenes", config, Scenes(config), lambda samples, number: made.append(number) or samples
+            "scenes", config, Scenes(config), lambda items, number, what: made.append(number) or items
         )
 
     first = shards_of()
@@ -350,7 +351,7 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
     ("old", "new", "told"),
     [
         (b'"version":1', b'"version":7', "sample format 7; this muco reads 1. Prepare the data anew."),
-        (b'{"dataset"', b'["dataset"', "not a sample: "),
+        (b'{"caption"', b'["caption"', "not a sample: "),
         (b'"plain"', b"1234567", "not a sample: 1234567 stands where text belongs"),
         (b'"thing 3"', b"[[[[[]]]]", "not a sample: "),
         (b'"target"', b'"tarjet"', "'target' is missing from the sample"),
@@ -455,7 +456,7 @@ def test_a_broken_image_is_counted_and_named_and_the_rest_of_the_batch_kept(
 
 
 def test_a_broken_record_is_counted_and_named_and_the_rest_of_the_batch_kept(folder, processor):
-    patch(folder, 3, b'{"dataset"', b'["dataset"')
+    patch(folder, 3, b'{"caption"', b'["caption"')
     step = step_of(folder, processor)
     assert [each.sample for each in step.unreadable] == ["data/shard-000001.tar:000000003"]
     assert len(step.samples) == 5

@@ -29,8 +29,11 @@ JOURNAL_FILE = "journal.sqlite"
 _SKIPPED_FLOOR = 1000
 """A share of skipped records is a share of at least so many."""
 _END = b"\0" * (2 * tarfile.BLOCKSIZE)
+_RECORD_BYTES, _AS_JSON = 3072, 1.25
+"""A sample's tar headers and keys in JSON, and how much longer its texts become there: both on the safe
+side."""
 _SPARE = 1.02
-"""Of the disk: for the index, and for what the foretelling rounds."""
+"""Of the disk, for the index."""
 
 Engine = Literal["local", "ray"]
 
@@ -100,7 +103,7 @@ class Conversion:
         total, missing = 0, 0
         seen = bytearray(2**25)  # a bit an image by the hash of its name: a few are taken for seen
         for record in show(self.source.records(), len(self.source), "looking at records"):
-            total += 2 * tarfile.BLOCKSIZE + len(repr(record))
+            total += _RECORD_BYTES + int(_AS_JSON * len(repr(record)))
             try:
                 for name, num_bytes in self.source.files_of(record):
                     digest = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "little")
@@ -154,8 +157,10 @@ class Conversion:
         path = self.folder.parent / f".{self.folder.name}.lock"
         with open(path, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-            path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def _is_whole(self) -> bool:
         """Say whether all is written but the renaming."""
@@ -196,26 +201,30 @@ class Conversion:
 
     def _write_shards(self, outcomes: Iterator[tuple[int, Outcome]], journal: Journal) -> int:
         """Write shard after shard; return the number of records there were."""
-        number, position = len(journal.shards()), journal.position
-        key = journal.num_samples
-        open_shard: OpenShard | None = None
-        for place, outcome in outcomes:
-            position = place + 1
-            entries = self._entries(outcome, key, journal)
-            if isinstance(entries, Skipped):
-                journal.skip(place, entries.name, entries.reason)
-                self._check_skipped(journal, position, entries)
-                continue
-            open_shard = open_shard or OpenShard(self.work / f"shard-{number:06d}.tar")
-            journal.add(number, key, open_shard.num_bytes, len(entries))
-            open_shard.append(entries)
-            key += 1
-            if open_shard.num_bytes >= self.layout.max_shard_bytes:
-                journal.close_shard(open_shard.close(), position)
-                open_shard, number = None, number + 1
-        if open_shard is not None:
-            journal.close_shard(open_shard.close(), position)
+        position = journal.position
+        more = True
+        while more:
+            number = len(journal.shards())
+            with OpenShard(self.work / f"shard-{number:06d}.tar") as shard:
+                more = False
+                for place, outcome in outcomes:
+                    position, more = place + 1, True
+                    self._put(outcome, place, shard, number, journal)
+                    if shard.num_bytes >= self.layout.max_shard_bytes:
+                        break
+            journal.close_shard(shard.closed, position)
         return position
+
+    def _put(self, outcome: Outcome, place: int, shard: OpenShard, number: int, journal: Journal) -> None:
+        """Write a record's sample, or note that it has none."""
+        key = journal.num_samples
+        entries = self._entries(outcome, key, journal)
+        if isinstance(entries, Skipped):
+            journal.skip(place, entries.name, entries.reason)
+            self._check_skipped(journal, place + 1, entries)
+            return
+        journal.add(number, key, shard.num_bytes, len(entries))
+        shard.append(entries)
 
     def _entries(self, outcome: Outcome, key: int, journal: Journal) -> bytes | Skipped:
         """Return a sample's entries in the tar, its images written only where the folder lacks them."""
@@ -255,26 +264,36 @@ class Conversion:
 
 
 class OpenShard:
-    """A shard that is being written."""
+    """A shard while it is written; one without samples is no file in the end."""
+
+    closed: Shard | None = None
+    """What the index says of it, once it is on the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_bytes, self.num_samples = 0, 0
-        self._file = open(path, "wb")  # noqa: SIM115
         self._digest = blake2b(digest_size=16)
+
+    def __enter__(self) -> OpenShard:
+        self._file = open(self.path, "wb")
+        return self
 
     def append(self, entries: bytes) -> None:
         """Write the entries of one sample."""
         self._write(entries)
         self.num_samples += 1
 
-    def close(self) -> Shard:
-        """End the file, see it on the disk, and return what the index says of it."""
-        self._write(_END)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return Shard(self.path.name, self.num_bytes, self.num_samples, self._digest.hexdigest())
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._file:
+            if kind is not None:
+                return
+            self._write(_END)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self.num_samples:
+            self.closed = Shard(self.path.name, self.num_bytes, self.num_samples, self._digest.hexdigest())
+        else:
+            self.path.unlink()
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

@@ -36,26 +36,15 @@ class Journal:
                 "Remove that folder to start over."
             )
         self._db.execute("BEGIN")
+        self.num_samples = self._one("SELECT count(*) FROM samples")
+        """Samples written, those of the open shard included."""
+        self.num_skipped = self._one("SELECT count(*) FROM skipped")
+        """Records left out so far."""
 
     @property
     def position(self) -> int:
         """Records that the closed shards and what was left out account for."""
         return self._one("SELECT position FROM about")
-
-    @property
-    def num_samples(self) -> int:
-        """Samples written, those of the open shard included."""
-        return self._one("SELECT count(*) FROM samples")
-
-    @property
-    def num_skipped(self) -> int:
-        """Records left out so far."""
-        return self._one("SELECT count(*) FROM skipped")
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the closed shards."""
-        return self._one("SELECT coalesce(sum(num_bytes), 0) FROM shards")
 
     def shards(self) -> list[Shard]:
         """Return the closed shards in their order."""
@@ -79,10 +68,12 @@ class Journal:
     def add(self, shard: int, key: int, start: int, size: int) -> None:
         """Note a sample of the open shard."""
         self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (shard, key, start, size))
+        self.num_samples += 1
 
     def skip(self, record: int, name: str, reason: str) -> None:
         """Note a record that is left out."""
         self._db.execute("INSERT INTO skipped VALUES (?, ?, ?)", (record, name, reason))
+        self.num_skipped += 1
 
     def close_shard(self, shard: Shard | None, position: int) -> None:
         """Make all of it lasting, once the shard itself is."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,17 @@ def image_bytes(seed: int, size: tuple[int, int] = (60, 60), kind: str = "JPEG")
     colour = (seed * 37 % 256, seed * 91 % 256, seed * 53 % 256)
     Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """Return a PNG of a few bytes that claims 100,000 x 100,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], **options: Any) -> None:

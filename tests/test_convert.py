@@ -19,6 +19,7 @@ from muco.data.convert import Layout
 from muco.data.make import conversion_of
 from muco.data.read import ShardReader
 from tests.outside_data import (
+    bomb,
     image_bytes,
     m3t_row,
     mmeb_rows,
@@ -96,9 +97,6 @@ def test_images_are_copied_as_they_are_and_reduced_only_above_a_limit(tmp_path):
     assert ShardReader(tmp_path / "large_enough")[1] == same
 
 
-BOMB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\x86\xa0\0\1\x86\xa0\x08\x02\0\0\0\xae\x1c\xbc\x26"
-
-
 def test_what_makes_no_sample_is_left_out_counted_and_named(tmp_path):
     folder = tmp_path / "MMEB"
     write_mmeb(folder, 8, ["CIRR"])
@@ -109,7 +107,7 @@ def test_what_makes_no_sample_is_left_out_counted_and_named(tmp_path):
     rows[6] |= {"qry_image_path": "bomb.png"}
     rows[7] |= {"qry_image_path": "page.jpg"}
     write_parquet(folder / "CIRR" / "original-00000-of-00001.parquet", rows)
-    write_files(folder, {"bomb.png": BOMB, "page.jpg": b"<html>404</html>"})
+    write_files(folder, {"bomb.png": bomb(), "page.jpg": b"<html>404</html>"})
     made = convert("mmeb", folder, tmp_path / "shards")
     assert (made.num_samples, made.num_skipped) == (3, 5)
     lines = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
@@ -214,7 +212,7 @@ def test_the_disk_is_asked_first(m3t, tmp_path, monkeypatch):
     need = conversion.need(quiet)
     convert("m3t", m3t, tmp_path / "shards")
     taken = sum(len(data) for name, data in contents(tmp_path / "shards").items() if name.endswith(".tar"))
-    assert taken <= need.num_bytes <= 1.6 * taken
+    assert taken <= need.num_bytes <= 2 * taken
     assert need.num_missing == 0
     free = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=need.num_bytes - 1))

@@ -351,7 +351,7 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
     ("old", "new", "told"),
     [
         (b'"version":1', b'"version":7', "sample format 7; this muco reads 1. Prepare the data anew."),
-        (b'{"caption"', b'["caption"', "not a sample: "),
+        (b'{"dataset"', b'["dataset"', "not a sample: "),
         (b'"plain"', b"1234567", "not a sample: 1234567 stands where text belongs"),
         (b'"thing 3"', b"[[[[[]]]]", "not a sample: "),
         (b'"target"', b'"tarjet"', "'target' is missing from the sample"),
@@ -456,7 +456,7 @@ def test_a_broken_image_is_counted_and_named_and_the_rest_of_the_batch_kept(
 
 
 def test_a_broken_record_is_counted_and_named_and_the_rest_of_the_batch_kept(folder, processor):
-    patch(folder, 3, b'{"caption"', b'["caption"')
+    patch(folder, 3, b'{"dataset"', b'["dataset"')
     step = step_of(folder, processor)
     assert [each.sample for each in step.unreadable] == ["data/shard-000001.tar:000000003"]
     assert len(step.samples) == 5

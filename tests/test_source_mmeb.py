@@ -91,7 +91,7 @@ def test_hard_negatives_are_lists_or_lists_written_as_text(folder, kind):
             row["neg_text"] = ["wrong", f"{IMG}\nRepresent the given image.\n", "a third"]
             row["neg_image_path"] = ["", "images/CIRR/Train/target_1.jpg"]
     write_parquet(folder / "MMEB_train" / "CIRR" / "cirr_generated_sentence.parquet", rows)
-    made = source(folder, split="captioned", num_negatives=3)
+    made = source(folder, split="captioned")
     assert len(made) == 6
     sample = next(made.samples())
     wrong = sample.pairs[0].negatives
@@ -113,8 +113,12 @@ def test_one_hard_negative_of_many_is_drawn_the_same_each_time(folder):
             for kind in ("image", "target")
         },
     )
-    draws = [sample.pairs[0].negatives for sample in source(folder, split="captioned").samples()]
-    assert draws == [sample.pairs[0].negatives for sample in source(folder, split="captioned").samples()]
+    draws = [
+        sample.pairs[0].negatives for sample in source(folder, split="captioned", max_negatives=1).samples()
+    ]
+    assert draws == [
+        sample.pairs[0].negatives for sample in source(folder, split="captioned", max_negatives=1).samples()
+    ]
     assert {len(wrong) for wrong in draws} == {1}
     assert len({wrong[0].text.split()[0] for wrong in draws}) == 3, "all three places are drawn"
 

@@ -15,7 +15,7 @@ class Content:
     text: str = ""
     images: tuple[EncodedImage, ...] = ()
     caption: str = ""
-    """What the images show, in words, where somebody wrote it down; no part of the content's identity."""
+    """What the images show, in words, where it is known; it is no part of the content's identity."""
 
     @property
     def content_id(self) -> int:
@@ -64,7 +64,7 @@ class Sample:
     """Seen by every query of the sample, before its text: the shared prefix."""
     pairs: tuple[Pair, ...]
     caption: str = ""
-    """What the sample's images show, in words; empty where nobody wrote it down."""
+    """What `images` show, in words, where it is known."""
 
     def __post_init__(self) -> None:
         if not self.pairs:

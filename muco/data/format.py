@@ -42,26 +42,25 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
         elsewhere: where the folder holds an image already, if it does; else the sample holds it.
     """
     names: dict[int, str] = {}
-    images: list[Member] = []
+    files: list[Member] = []
 
     def name_of(image: EncodedImage) -> str:
         if image.content_id not in names:
-            own = f"{len(images)}.{_suffix(image.data)}"
+            own = f"{len(files)}.{_suffix(image.data)}"
             names[image.content_id] = (elsewhere and elsewhere(image, own)) or own
             if names[image.content_id] == own:
-                images.append(Member(own, image.data))
+                files.append(Member(own, image.data))
         return names[image.content_id]
 
     def record(content: Content) -> dict[str, Any]:
-        names = [name_of(image) for image in content.images]
-        return {"text": content.text, "images": names, "caption": content.caption}
+        images = [name_of(image) for image in content.images]
+        return {"text": content.text, "images": images, **_captioned(content.caption)}
 
     meta = {
         "version": FORMAT_VERSION,
         "sample_id": sample.sample_id,
         "dataset": sample.dataset,
         "images": [name_of(image) for image in sample.images],
-        "caption": sample.caption,
         "pairs": [
             {
                 "task": pair.task,
@@ -71,9 +70,10 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
             }
             for pair in sample.pairs
         ],
+        **_captioned(sample.caption),
     }
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return [Member("json", text.encode()), *images]
+    return [Member("json", text.encode()), *files]
 
 
 def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) -> Sample:
@@ -105,7 +105,7 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
             return found[name]
 
         def content(record: Mapping[str, Any]) -> Content:
-            return Content(_text(record["text"]), images(record["images"]), _text(record["caption"]))
+            return Content(_text(record["text"]), images(record["images"]), _text(record.get("caption", "")))
 
         pairs = tuple(
             Pair(
@@ -121,7 +121,7 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
             dataset=_text(meta["dataset"]),
             images=images(meta["images"]),
             pairs=pairs,
-            caption=_text(meta["caption"]),
+            caption=_text(meta.get("caption", "")),
         )
     except KeyError as error:
         raise DataError(f"{error} is missing from the sample") from None
@@ -174,6 +174,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} stands where text belongs")
     return value
+
+
+def _captioned(caption: str) -> dict[str, str]:
+    return {"caption": caption} if caption else {}
 
 
 def _suffix(data: bytes) -> str:

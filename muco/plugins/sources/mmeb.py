@@ -55,8 +55,8 @@ class MMEB(TableSource):
         """Data sets by the names of their folders; None takes all."""
         limit: PositiveInt | None = None
         """The first so many rows of each data set's file."""
-        num_negatives: NonNegativeInt = 1
-        """Hard negatives of a pair, drawn from those it has."""
+        max_negatives: NonNegativeInt | None = None
+        """At most this many hard negatives of a pair, drawn once; None takes all that it has."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -131,6 +131,7 @@ class MMEB(TableSource):
         texts += [""] * (number - len(texts))
         images += images[-1:] * (number - len(images))
         kept = [place for place in range(number) if texts[place] or (images and images[place])]
+        most = self.config.max_negatives
         draw = random.Random(stable_id(row.file, str(row.number)))
-        chosen = draw.sample(kept, min(self.config.num_negatives, len(kept)))
+        chosen = draw.sample(kept, len(kept) if most is None else min(most, len(kept)))
         return [texts[place] for place in chosen], [images[place] for place in chosen] if images else []

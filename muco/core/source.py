@@ -45,6 +45,10 @@ class Source(Component, ABC):
         """Return where a record lies, in words: file and row."""
         return str(record)
 
+    def image_names(self, record: Any) -> Iterable[str]:
+        """Yield the names of the images that a record asks for; those that are URLs can be downloaded."""
+        return ()
+
     def files_of(self, record: Any) -> Iterable[tuple[str, int]]:
         """Yield name and size in bytes of each image file that `sample` would read; to foretell sizes.
 

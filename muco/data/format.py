@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,20 +154,30 @@ def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
         DataError: the bytes are cut short, or are another sample's: the index does not fit the tar.
     """
     members: dict[str, bytes] = {}
+    for name, content in tar_entries(data, what=key):
+        found, _, suffix = name.partition(".")
+        if found != key:
+            raise DataError(f"the index says {key!r} lies here, the tar holds {name!r}")
+        members[suffix] = content
+    return members
+
+
+def tar_entries(data: bytes, *, what: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files whose tar entries are `data`.
+
+    Raises:
+        DataError: the bytes are cut short, or no tar entries.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for entry in tar:
-                found, _, suffix = entry.name.partition(".")
-                if found != key:
-                    raise DataError(f"the index says {key!r} lies here, the tar holds {entry.name!r}")
                 file = tar.extractfile(entry)
                 content = file.read() if file else b""
                 if len(content) != entry.size:
                     raise DataError(f"{entry.name} is cut short: {len(content)} of {entry.size} bytes")
-                members[suffix] = content
+                yield entry.name, content
     except tarfile.TarError as error:
-        raise DataError(f"no tar entries where the index says {key!r} lies: {error}") from None
-    return members
+        raise DataError(f"no tar entries where the index says {what!r} lies: {error}") from None
 
 
 def _text(value: Any) -> str:

@@ -89,14 +89,18 @@ def write_index(
     beside.rename(folder / INDEX_JSON)
 
 
-def read_index(folder: Path) -> ShardIndex:
+def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
     """Open the index and check that every shard is there in its length.
+
+    Args:
+        folder: holds both files.
+        shards_elsewhere: the shards do not lie beside them, and are not looked for.
 
     Raises:
         DataError: no index, a broken one, no samples, or shards that do not fit it.
     """
     if not (folder / INDEX_JSON).is_file():
-        raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards")
+        raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards.{_hint(folder)}")
     try:
         meta = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
         version = meta["version"]
@@ -120,6 +124,8 @@ def read_index(folder: Path) -> ShardIndex:
         path = folder / shard.file
         if path.name != shard.file:
             raise DataError(f"{folder}: the index names {shard.file!r}; a shard lies beside its index")
+        if shards_elsewhere:
+            continue
         if not path.is_file():
             raise DataError(f"{path}: missing, though the index names it")
         if path.stat().st_size != shard.num_bytes:
@@ -128,3 +134,10 @@ def read_index(folder: Path) -> ShardIndex:
                 "the file was cut short or changed. Make the shards anew."
             )
     return ShardIndex(folder, shards, rows, about, layout)
+
+
+def _hint(folder: Path) -> str:
+    """Return what may help where there is no index."""
+    if any(folder.glob("*.tar")):
+        return f" `muco data index {folder}` gives tars of another tool one."
+    return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -42,10 +41,15 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     for name, settings in recipe.data.items():
         if settings.source is not None:
             source: Source = make(settings.source)
-            folder = cached_shards(settings.source.name, settings.source.config, source, show)
+            place = cached_shards(settings.source.name, settings.source.config, source, show)
         else:
-            folder = Path(cast(str, settings.shards)).expanduser()
-        readers[name] = ShardReader(folder)
+            place = cast(str, settings.shards)
+        readers[name] = ShardReader(
+            place,
+            columns=settings.columns,
+            cache_bytes=int(settings.cache_gib * 2**30),
+            dataset=name,
+        )
     return readers
 
 

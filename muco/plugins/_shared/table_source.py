@@ -40,7 +40,7 @@ class TableSource(Source, ABC):
         """Return the sample of a row that could be read."""
 
     @abstractmethod
-    def image_names(self, row: Row) -> Iterable[str]:
+    def names_in(self, row: Row) -> Iterable[str]:
         """Yield the names of the images that `sample_of` reads."""
 
     @cached_property
@@ -68,8 +68,11 @@ class TableSource(Source, ABC):
         return record.place
 
     def files_of(self, record: Row) -> Iterator[tuple[str, int]]:
+        yield from ((name, self.images.size(name)) for name in self.image_names(record))
+
+    def image_names(self, record: Row) -> Iterator[str]:
         if not record.fault:
-            yield from ((name, self.images.size(name)) for name in self.image_names(record))
+            yield from self.names_in(record)
 
     def revision(self) -> str:
         return revision_of(self.tables())

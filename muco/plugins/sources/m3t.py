@@ -66,7 +66,7 @@ class M3T(TableSource):
     def columns(self) -> Sequence[str]:
         return tuple(dict.fromkeys((*_COLUMNS, self.config.image_column)))
 
-    def image_names(self, row: Row) -> Iterator[str]:
+    def names_in(self, row: Row) -> Iterator[str]:
         yield from filter(None, [row.text(self.config.image_column)])
 
     def sample_of(self, row: Row) -> Sample:

@@ -97,7 +97,7 @@ class MBEIR(TableSource):
         pools = [self._file(name) for name in self.config.candidates]
         return revision_of([*self.tables(), *pools, self._file(self.config.instructions)])
 
-    def image_names(self, row: Row) -> Iterator[str]:
+    def names_in(self, row: Row) -> Iterator[str]:
         yield from filter(None, [row.text("query_img_path")])
         for did in (*self._positives(row), *self._negatives(row)):
             yield from filter(None, [self._candidate(did)[1]])

@@ -88,7 +88,7 @@ class MMEB(TableSource):
     def columns(self) -> None:
         return None  # some data sets lack the columns of negatives
 
-    def image_names(self, row: Row) -> Iterator[str]:
+    def names_in(self, row: Row) -> Iterator[str]:
         yield from filter(None, (row.text("qry_image_path"), row.text("pos_image_path")))
         texts, images = self._negatives(row)
         yield from {images[min(place, len(images) - 1)] for place in range(len(texts)) if images} - {""}

@@ -91,19 +91,26 @@ class Pairs(Source):
         return ", ".join(row.place for row in record.rows)
 
     def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
+        for value in self._images_of(record):
+            data = _embedded(value)
+            if data is not None:
+                yield blake2b(data, digest_size=16).hexdigest(), len(data)
+            else:
+                yield _name(value), self.images.size(_name(value))
+
+    def image_names(self, record: Group) -> Iterator[str]:
+        for value in self._images_of(record):
+            if _embedded(value) is None:
+                yield _name(value)
+
+    def _images_of(self, record: Group) -> Iterator[Any]:
         columns = self.config.columns
         for row in record.rows:
-            named = [
-                row.values.get(column) for column in (columns.query_image, columns.target_image) if column
-            ]
+            sides = (columns.query_image, columns.target_image)
+            named = [row.values.get(column) for column in sides if column]
             if columns.negative_image:
                 named += images_listed(row.values.get(columns.negative_image))
-            for value in filter(None, named):
-                data = _embedded(value)
-                if data is not None:
-                    yield blake2b(data, digest_size=16).hexdigest(), len(data)
-                else:
-                    yield value, self.images.size(_name(value))
+            yield from filter(None, named)
 
     def revision(self) -> str:
         return revision_of(self.tables())

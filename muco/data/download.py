@@ -66,11 +66,11 @@ class Fetched:
     num_failed: int = 0
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Why a URL was not fetched, though asking again would not help."""
 
 
-class ComeAgain(Exception):
+class ComeAgainError(Exception):
     """Why a try failed that may succeed later."""
 
     def __init__(self, reason: str, after_seconds: float = 0.0) -> None:
@@ -78,7 +78,7 @@ class ComeAgain(Exception):
         self.after_seconds = after_seconds
 
 
-class PrivateAddress(OSError):
+class PrivateAddressError(OSError):
     """A connection to an address that is not on the public internet."""
 
 
@@ -118,7 +118,7 @@ class _Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fetched = Fetched()
-        self._db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)
+        self._db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None, timeout=0)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         try:
             self._db.execute("CREATE TABLE IF NOT EXISTS had (name TEXT PRIMARY KEY) WITHOUT ROWID")
@@ -228,10 +228,10 @@ class _Downloader:
                 await asyncio.to_thread(self._check, data)
                 self.store.put(url, data)
                 return
-            except (Refused, DataError) as error:
+            except (RefusedError, DataError) as error:
                 reason = str(error)
                 break
-            except ComeAgain as error:
+            except ComeAgainError as error:
                 reason = str(error)
                 if tries < self.manners.tries:
                     await asyncio.sleep(
@@ -250,42 +250,42 @@ class _Downloader:
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
-            raise Refused(f"more than {_MOST_REDIRECTS} redirects")
-        except aiohttp.InvalidURL as error:
-            raise Refused(f"no URL: {error}") from None
+            raise RefusedError(f"more than {_MOST_REDIRECTS} redirects")
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise RefusedError(f"no URL: {error}") from None
         except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, PrivateAddress) or PrivateAddress.__name__ in str(error):
-                raise Refused(f"{urlsplit(url).hostname} is at a private or loopback address") from None
-            raise ComeAgain(f"no connection: {error}") from None
+            if isinstance(error.os_error, PrivateAddressError) or PrivateAddressError.__name__ in str(error):
+                raise RefusedError(f"{urlsplit(url).hostname} is at a private or loopback address") from None
+            raise ComeAgainError(f"no connection: {error}") from None
         except TimeoutError:
-            raise ComeAgain(f"no answer within {self.manners.timeout_seconds:g} s") from None
+            raise ComeAgainError(f"no answer within {self.manners.timeout_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ComeAgain(f"{type(error).__name__}: {error}") from None
+            raise ComeAgainError(f"{type(error).__name__}: {error}") from None
 
     async def _get(self, url: str) -> bytes | str:
         """Return the body, or where a redirect leads."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused(f"only http and https are fetched, not {url[:80]}")
+            raise RefusedError(f"only http and https are fetched, not {url[:80]}")
         session = self._sessions[parts.hostname not in self.manners.allowed_hosts]
         async with session.get(url, allow_redirects=False) as answer:
             if answer.status in _REDIRECTS and "Location" in answer.headers:
                 return answer.headers["Location"]
             if answer.status in _LATER:
-                raise ComeAgain(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
+                raise ComeAgainError(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
             if answer.status != 200:
-                raise Refused(f"status {answer.status}")
+                raise RefusedError(f"status {answer.status}")
             return await self._body(answer)
 
     async def _body(self, answer: Any) -> bytes:
         most = self.manners.max_bytes
         if (answer.content_length or 0) > most:
-            raise Refused(f"{answer.content_length:,} bytes; at most {most:,} are fetched")
+            raise RefusedError(f"{answer.content_length:,} bytes; at most {most:,} are fetched")
         body = bytearray()
         async for block in answer.content.iter_chunked(_BLOCK_BYTES):
             body += block
             if len(body) > most:
-                raise Refused(f"more than {most:,} bytes")
+                raise RefusedError(f"more than {most:,} bytes")
         return bytes(body)
 
     def _check(self, data: bytes) -> None:
@@ -314,7 +314,7 @@ def _public_socket(info: tuple[Any, ...]) -> socket.socket:
     """Return a socket for an address that a name led to; every connection passes here, redirects too."""
     family, kind, protocol, _, address = info
     if not is_public(address[0]):
-        raise PrivateAddress(f"{PrivateAddress.__name__}: {address[0]}")
+        raise PrivateAddressError(f"{PrivateAddressError.__name__}: {address[0]}")
     return socket.socket(family, kind, protocol)
 
 

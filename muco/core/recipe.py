@@ -116,6 +116,8 @@ class DatasetSettings(ComponentConfig):
     """Made into shards in the cache folder on first use, and reused."""
     shards: str | None = None
     """Folder of WebDataset shards with their index, or the URL of one that fsspec can open."""
+    get: str | None = None
+    """How to get the shards and how large they are; told where they are missing."""
     columns: PairColumns | None = None
     """What makes a pair of a record, where another tool wrote the shards."""
     cache_gib: PositiveFloat = 50.0

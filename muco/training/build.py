@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from muco.core.backbone import Backbone
 from muco.core.encoder import TurnEncoder
-from muco.core.errors import MucoError
+from muco.core.errors import DataError, MucoError
 from muco.core.loss import Loss
 from muco.core.packer import Packer
 from muco.core.pooler import Pooler
@@ -37,6 +38,7 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     Raises:
         MucoError: shards that are not there, or do not fit their index.
     """
+    _check_there(recipe)
     readers = {}
     for name, settings in recipe.data.items():
         if settings.source is not None:
@@ -51,6 +53,18 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
             dataset=name,
         )
     return readers
+
+
+def _check_there(recipe: Recipe) -> None:
+    """Raise DataError that names all folders of shards that are missing, and how to get them."""
+    missing = []
+    for name, settings in recipe.data.items():
+        place = settings.shards or ""
+        if place and "://" not in place and not Path(place).expanduser().is_dir():
+            how = settings.get or "`muco data prepare` makes shards; docs/shards.md has the layout."
+            missing.append(f"  data.{name}: {place} is not there.\n    {how.strip()}")
+    if missing:
+        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(missing))
 
 
 @dataclass(frozen=True)

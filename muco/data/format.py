@@ -18,6 +18,9 @@ FORMAT_VERSION = 1
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
 
+_CHECKSUM = slice(148, 156)
+"""Of a tar header, taken as blanks where it is computed."""
+
 Elsewhere = Callable[[EncodedImage, str], str | None]
 """(image, the name it would have in this sample) -> `000000003.0.jpg`, the member of an earlier sample that
 holds it, if one does."""
@@ -150,16 +153,42 @@ def tar_bytes(key: str, members: Sequence[Member]) -> bytes:
 def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
     """Return the members by suffix of the one sample whose tar entries are `data`.
 
+    Reads what `tar_bytes` writes, plain USTAR headers: several times faster than `tarfile`.
+
     Raises:
         DataError: the bytes are cut short, or are another sample's: the index does not fit the tar.
     """
     members: dict[str, bytes] = {}
-    for name, content in tar_entries(data, what=key):
+    offset = 0
+    while offset < len(data):
+        header = data[offset : offset + tarfile.BLOCKSIZE]
+        name, size = _parse_header(header, key)
         found, _, suffix = name.partition(".")
         if found != key:
             raise DataError(f"the index says {key!r} lies here, the tar holds {name!r}")
+        offset += tarfile.BLOCKSIZE
+        content = data[offset : offset + size]
+        if len(content) != size:
+            raise DataError(f"{name} is cut short: {len(content)} of {size} bytes")
         members[suffix] = content
+        offset += -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return members
+
+
+def _parse_header(header: bytes, key: str) -> tuple[str, int]:
+    """Return name and size of a regular file."""
+    try:
+        if sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ") != _octal(header[_CHECKSUM]):
+            raise ValueError("its checksum is wrong")
+        if header[156:157] != tarfile.REGTYPE:
+            raise ValueError("it is no regular file")
+        return header[:100].rstrip(b"\0").decode("ascii"), _octal(header[124:136])
+    except ValueError as error:
+        raise DataError(f"no tar entries where the index says {key!r} lies: {error}") from None
+
+
+def _octal(field: bytes) -> int:
+    return int(field.rstrip(b" \0"), 8)
 
 
 def tar_entries(data: bytes, *, what: str) -> Iterator[tuple[str, bytes]]:

@@ -4,7 +4,7 @@
 
 Both read the same shards of photograph-sized noise, parse the record, decode every image to RGB, and shuffle:
 webdataset by shard and in a buffer of 512 samples, muco by a plan in windows of 512. The two take turns, and
-the figures are those of the better of three rounds of each: others may be busy meanwhile.
+the figures are those of the best of five rounds of each: others may be busy meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from muco.data.write import write_shards
 from muco.plugins.samplers.mixture import Mixture
 
 NUM_SAMPLES, BATCH, WINDOW, WORKERS = 1536, 32, 512, 2
-ROUNDS = 3
+ROUNDS = 5
 SHARE = 0.95
 """Of webdataset's samples a second that ours must have."""
 

@@ -12,11 +12,11 @@ import tarfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from muco import __version__
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import url_name
 from muco.core.image import EncodedImage
@@ -215,7 +215,7 @@ class _Downloader:
             socket_factory=_public_socket if guarded else None,
         )
         timeout = aiohttp.ClientTimeout(total=self.manners.timeout_seconds)
-        agent = {"User-Agent": f"muco/{__version__}", "Accept": "image/*"}
+        agent = {"User-Agent": f"muco/{version('muco')}", "Accept": "image/*"}
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=agent) as session:
             yield session
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -49,29 +50,35 @@ def run(
     console = console or Console()
     place = RunFolder(folder or Path("runs") / recipe.name)
     began = time.perf_counter()
-    ranks = _join_ranks()
-    if ranks.is_main:
-        if fresh:
-            place.clear()
-    else:
-        console = Console(quiet=True)
-    ranks.wait()
-    done = _look_around(place, recipe, resume, only)
-    ranks.wait()
-    if done is not None:
-        console.print(f"{place.path}: this run is done; --fresh runs it again", highlight=False)
-    else:
-        done = _run(recipe, place, only, console, began, ranks)
-    if done is not None and ranks.is_main:
-        _tell(done, place, console)
-    return done
+    with _join_ranks(recipe) as ranks:
+        if ranks.is_main:
+            if fresh:
+                place.clear()
+        else:
+            console = Console(quiet=True)
+        ranks.wait()
+        done = _look_around(place, recipe, resume, only)
+        ranks.wait()
+        if done is not None:
+            console.print(f"{place.path}: this run is done; --fresh runs it again", highlight=False)
+        else:
+            done = _run(recipe, place, only, console, began, ranks)
+        if done is not None and ranks.is_main:
+            _tell(done, place, console)
+        return done
 
 
-def _join_ranks() -> Ranks:
-    """Return this process among those that a launcher started."""
+@contextmanager
+def _join_ranks(recipe: Recipe) -> Iterator[Ranks]:
+    """Be one of the processes that a launcher started; one that ends takes the others with it."""
+    from muco.training.presence import watched
     from muco.training.ranks import Ranks
+    from muco.training.shards import check_launch
 
-    return Ranks.join()
+    check_launch(recipe)
+    ranks = Ranks.join()
+    with watched(ranks):
+        yield ranks
 
 
 def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> dict[str, Any] | None:
@@ -184,7 +191,7 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
         processor=model.encoder.backbone.processor,
         samples_per_step=recipe.train.samples_per_step,
         seed=recipe.seed,
-        chunk_tokens=recipe.train.chunk_tokens,
+        max_dialogue_tokens=recipe.train.max_dialogue_tokens,
         rank=ranks.rank,
         num_ranks=ranks.number,
     )

@@ -22,6 +22,8 @@ _REPORTED = (
     "muco",
     "torch",
     "transformers",
+    "open-clip-torch",
+    "timm",
     "accelerate",
     "tokenizers",
     "numpy",

@@ -8,7 +8,18 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "torchvision", "transformers", "accelerate", "tensorboard", "numpy", "PIL", "webdataset"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip",
+    "timm",
+    "accelerate",
+    "tensorboard",
+    "numpy",
+    "PIL",
+    "webdataset",
+}
 
 ANSWER = """
 import sys

@@ -282,5 +282,36 @@ def test_settings_that_make_no_sense_are_refused(settings):
         MultiTurn.Config(**settings)
 
 
+@pytest.mark.parametrize("packer", [single_turn(turns="all"), multi_turn(), multi_turn(context="isolated")])
+def test_hard_negatives_of_text_and_images_stand_each_alone(packer):
+    pairs = tuple(
+        Pair(f"task {n}", (Content(f"query {n}"),), Content(f"target {n}"), wrong)
+        for n, wrong in enumerate([(Content("a bicycle"), Content("so", (BLUE,)), Content("", (RED,))), ()])
+    )
+    packed = pack(packer, Sample("0", "data", (RED,), pairs))
+    assert [dialogue.images for dialogue in packed.negatives] == [(), (BLUE,), (RED,)]
+    assert [content.text for content in said(packed.negatives)] == ["a bicycle", "so", ""]
+    for key, wrong in zip(keys(packed.negatives), pairs[0].negatives, strict=True):
+        assert (key.turn_id, key.is_negative, key.content_id) == (0, True, wrong.content_id)
+    searched = [packer.inference(wrong) for wrong in pairs[0].negatives]
+    assert [each.content_key for each in packed.negatives] == [each.content_key for each in searched]
+
+
+@pytest.mark.parametrize("cls", [SingleTurn, MultiTurn])
+def test_hard_negatives_can_be_fewer_drawn_anew(cls):
+    wrong = tuple(Content(f"wrong {n}") for n in range(5))
+    sample = Sample("0", "data", (), (Pair("task", (Content("query"),), Content("target"), wrong),))
+    made = cls(cls.Config(max_negatives=2))
+    drawn = Counter()
+    for own in range(200):
+        found = [content.text for content in said(pack(made, sample, own=own).negatives)]
+        assert len(set(found)) == 2
+        drawn.update(found)
+    assert len(drawn) == 5
+    assert min(drawn.values()) > 50
+    assert len(pack(cls(cls.Config(max_negatives=9)), sample).negatives) == 5
+    assert pack(cls(cls.Config(max_negatives=0)), sample).negatives == ()
+
+
 def test_the_system_text_is_that_of_the_public_weights():
     assert multi_turn().system == single_turn().system == SYSTEM

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from muco.core import Backbone, ComponentConfig, MucoError, RecipeError, find_recipe, hookimpl, load_recipe
+from muco.core import ComponentConfig, MucoError, RecipeError, find_recipe, hookimpl, load_recipe
 from muco.core.recipe_file import validate_recipe
 from muco.core.recipe_schema import recipe_schema
 from muco.core.registry import Registry
 from muco.plugins import hooks
+from muco.plugins.backbones.qwen_vl import QwenVL
 
 SHIPPED = sorted(path.name for path in Path(str(files("muco.recipes"))).glob("*.yaml"))
 
@@ -320,7 +321,7 @@ def test_merging_duplicates_needs_targets_of_their_own(load, refusal):
     load(RECIPE, "loss.duplicates=merge")
 
 
-class TextOnly(Backbone):
+class TextOnly(QwenVL):
     """A backbone that takes no image for a target."""
 
     Config = ComponentConfig

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from muco.core import CONTRACT, Component, ComponentConfig, PluginError, hookimpl
+from muco.core import CONTRACT, Component, ComponentConfig, Loss, PluginError, hookimpl
 from muco.core import registry as registry_module
 from muco.core.component import KINDS
 from muco.core.hookspecs import HOOKS
@@ -68,15 +68,21 @@ def test_our_own_components_are_listed_by_kind_and_name(registry):
     listed = {(entry.kind, entry.name) for entry in registry if entry.provider.startswith("muco ")}
     assert listed >= {
         ("source", "scenes"),
+        ("sampler", "mined"),
         ("sampler", "mixture"),
+        ("sampler", "task_homogeneous"),
         ("packer", "multi_turn"),
+        ("packer", "reconstruction"),
         ("packer", "single_turn"),
         ("backbone", "qwen_vl"),
         ("pooler", "last_token"),
         ("pooler", "mean"),
         ("pooler", "turn_token"),
+        ("loss", "hardness_weighted"),
         ("loss", "infonce"),
+        ("loss", "matryoshka"),
         ("loss", "multiturn_infonce"),
+        ("loss", "siglip"),
         ("suite", "scenes"),
     }
     assert {entry.provider for entry in registry} >= {f"muco {version('muco')}"}
@@ -158,6 +164,7 @@ def test_another_contract_or_none_is_refused(contract, told):
     assert "muco_shapes.hooks" in message
     assert PROVIDER in message
     assert told in message
+    assert "hooks: muco_losses" in message
     assert f"this muco speaks contract {CONTRACT}" in message
 
 
@@ -181,6 +188,36 @@ def test_a_class_of_another_kind_is_refused(target):
 
 def test_a_class_without_settings_is_refused():
     assert "has no `Config` that derives from muco.core.ComponentConfig" in refusal_of("muco.core.loss:Loss")
+
+
+class HalfDone(Loss):
+    """A loss that scores nothing."""
+
+    Config = ComponentConfig
+
+
+def test_a_class_that_leaves_a_method_unwritten_is_refused():
+    told = refusal_of(f"{__name__}:HalfDone")
+    assert "does not write per_turn, which its interface asks for" in told
+
+
+@pytest.mark.parametrize("declared", [None, ["mine"], {"mine": 3}, {"mine": Unkind}])
+def test_a_hook_that_declares_no_names_and_places_is_refused(declared):
+    message = refusal(plugin(muco_losses=declared))
+    assert f"plugin muco_shapes.hooks ({PROVIDER}, hook muco_losses)" in message
+    assert "declares" in message
+
+
+def test_a_hook_that_raises_is_named():
+    module = plugin()
+
+    def muco_losses():
+        raise RuntimeError("no licence")
+
+    module.muco_losses = hookimpl(muco_losses)
+    message = refusal(module)
+    assert f"plugin muco_shapes.hooks ({PROVIDER}, hook muco_losses)" in message
+    assert "no licence" in message
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,68 @@ def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN)
+    near(weights(tmp_path), one_process)
+
+
+def sharded(version: str = "2") -> dict[str, str]:
+    """Return an environment with what `accelerate launch --use_fsdp --fsdp_version 2` sets."""
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    return {**os.environ, **told}
+
+
+@pytest.mark.slow
+def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process, tmp_path):
+    def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
+        process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
+        wait_for_step(process, tmp_path / "runs/quickstart", step, checkpoint=checkpoint)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    until(5, 4, launcher=TORCHRUN, env=sharded())
+    until(9, 8, "--resume")
+    finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN, env=sharded())
+    near(weights(tmp_path), one_process)
+
+
+def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
+    assert "train.optimizer: muon" in finish(tmp_path, "--set", "train.optimizer=muon", code=2, env=sharded())
+    assert "--fsdp_version 2" in finish(tmp_path, *ADAMW, code=2, env=sharded(version="1"))
+    assert not (tmp_path / "runs").exists()
+
+
+def by_hand(folder: Path, *arguments: str) -> list[subprocess.Popen]:
+    """Start two processes that no launcher watches, as on two nodes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        start(folder, *ADAMW, *arguments, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(2)
+    ]
+
+
+def failed(process: subprocess.Popen) -> str:
+    """Return what a process said that ended with an error, within the minute that it has for it."""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, out + err
+    assert "Traceback" not in err, err
+    return err
+
+
+@pytest.mark.slow
+def test_one_of_two_killed_the_other_names_it_and_both_go_on(one_process, tmp_path):
+    """Either of them: with the first one goes the store that the two met in."""
+    victim = random.Random(time.time_ns()).randrange(2)
+    processes = by_hand(tmp_path)
+    wait_for_step(processes[0], tmp_path / "runs/quickstart", 5, checkpoint=4)
+    processes[victim].kill()
+    told = failed(processes[1 - victim])
+    assert f"process {victim} of 2 (host {socket.gethostname()}, pid {processes[victim].pid}) is gone" in told
+    assert "--resume" in told
+    processes[victim].communicate()
+    for each in by_hand(tmp_path, "--resume"):
+        assert each.communicate(timeout=120)
+        assert each.returncode == 0
     near(weights(tmp_path), one_process)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from muco.core import BatchPlan, EncoderInputs, MucoError, SampleRef
@@ -278,3 +279,23 @@ def same(one: EncoderInputs, other: EncoderInputs) -> bool:
     return one.tensors.keys() == other.tensors.keys() and all(
         one.tensors[name].equal(other.tensors[name]) for name in one.tensors
     )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1, (900, 90, 9)), (2, (705, 223, 71)), (1e6, (333, 333, 333))]
+)
+def test_temperature_sets_shares_between_the_sizes_and_equal_ones(temperature, expected):
+    catalog = {"a": 900, "b": 90, "c": 9}
+    made = Mixture(Mixture.Config(temperature=temperature))
+    number = made.num_batches(catalog, batch_size=37)
+    drawn = Counter(
+        ref.dataset
+        for position in range(number)
+        for ref in made.plan(catalog, batch_size=37, seed=0, epoch=0, position=position).samples
+    )
+    assert tuple(drawn[name] for name in catalog) == expected
+
+
+def test_weights_and_temperature_exclude_each_other():
+    with pytest.raises(ValidationError, match="give `weights` or `temperature`, not both"):
+        Mixture.Config(weights={"a": 1}, temperature=2)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
+from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
 from muco.core import TurnEncoder
@@ -25,6 +26,7 @@ from muco.plugins.poolers.turn_token import TurnToken
 from muco.plugins.samplers.mixture import Mixture
 from muco.training.batches import StepBatches
 from muco.training.ranks import Ranks
+from muco.training.shards import Shards
 from muco.training.step import Stepper
 from tests.small import SMALL, TEXTS, picture
 
@@ -58,9 +60,9 @@ def ragged(folder: Path) -> ShardReader:
     return ShardReader(folder)
 
 
-def encoder(*, freeze_vision: bool = False, lora: bool = False) -> TurnEncoder:
+def encoder(*, lora: bool = False, **options: object) -> TurnEncoder:
     torch.manual_seed(0)
-    config = QwenVL.Config.model_validate({**SMALL, "freeze_vision": freeze_vision})
+    config = QwenVL.Config.model_validate({**SMALL, **options})
     backbone = QwenVL.build(config, texts=TEXTS)
     if lora:
         for weight in backbone.parameters():
@@ -76,13 +78,12 @@ def exact(model: TurnEncoder) -> TurnEncoder:
     """Let the norms compute in the dtype of the weights: transformers rounds to float32 in any."""
     for norm in model.modules():
         if isinstance(norm, Qwen2VLRMSNorm):
-            norm.forward = partial(
-                F.rms_norm,
-                normalized_shape=norm.weight.shape,
-                weight=norm.weight,
-                eps=norm.variance_epsilon,
-            )
+            norm.forward = partial(_rms_norm, norm)
     return model
+
+
+def _rms_norm(norm: Qwen2VLRMSNorm, states: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def gradients(
@@ -95,8 +96,11 @@ def gradients(
     dtype=torch.float64,
     ranks=ALONE,
     num_samples=7,
+    sharded=False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     model = exact(copy.deepcopy(model).to(dtype))
+    shards = Shards.of(model, ranks, CPU) if sharded else Shards()
+    assert sharded == any(isinstance(weight, DTensor) for weight in model.parameters())
     packer = MultiTurn(MultiTurn.Config(context=context, order="per_sample", system=""))
     batches = StepBatches(
         readers={"ragged": reader},
@@ -111,8 +115,9 @@ def gradients(
     )
     torch.manual_seed(7)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
-    done = Stepper(model, loss, CPU, ranks, cached=cached)(batches[0])
-    return done.mean, {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    done = Stepper(model, loss, CPU, ranks, shards, cached=cached)(batches[0])
+    found = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    return done.mean, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}
 
 
 def same(found, expected, tolerance):
@@ -122,9 +127,17 @@ def same(found, expected, tolerance):
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.fixture(scope="module")
-def model() -> TurnEncoder:
-    return encoder()
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def model(request) -> TurnEncoder:
+    return encoder(rows=request.param)
+
+
+def test_packed_rows_have_the_gradients_of_padded_ones(reader):
+    found, expected = (
+        gradients(encoder(rows=rows), reader, cached=True, budget=150, context="isolated")
+        for rows in ("packed", "padded")
+    )
+    same(found, expected, 1e-10)
 
 
 @settings(max_examples=12)
@@ -139,6 +152,21 @@ def test_float32_agrees_to_1e_5(model, reader, context):
     whole = gradients(model, reader, cached=False, budget=None, context=context, dtype=torch.float32)
     cached = gradients(model, reader, cached=True, budget=90, context=context, dtype=torch.float32)
     same(cached, whole, 1e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_activation_checkpointing_leaves_the_gradients_as_they_are(reader, cached):
+    found, expected = (
+        gradients(
+            encoder(lora=True, checkpoint_activations=each),
+            reader,
+            cached=cached,
+            budget=120,
+            context="isolated",
+        )
+        for each in (True, False)
+    )
+    same(found, expected, 1e-10)
 
 
 @pytest.mark.parametrize("context", ["isolated", "causal"])
@@ -177,9 +205,16 @@ CASES = [
     for context in ("isolated", "causal")
 ]
 """With two samples a step, the third of three ranks has none; with seven they are uneven."""
+ADAPTED = {"cached": True, "budget": 90, "context": "isolated"}
+"""A step of LoRA on frozen weights, without dropout."""
 
 
-def _rank_main(rank: int, number: int, folder: str) -> None:
+def cases(sharded: bool) -> list[tuple]:
+    """Return the cases to run: shards, the slower ones, in one context."""
+    return [case for case in CASES if case[2] == "isolated" or not sharded]
+
+
+def _rank_main(rank: int, number: int, folder: str, sharded: bool) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=number
@@ -192,25 +227,31 @@ def _rank_main(rank: int, number: int, folder: str) -> None:
         original(self, weights)
 
     Ranks.sum_gradients = counted
-    model, reader = encoder(), ShardReader(Path(folder) / "ragged")
+    model, adapted, reader = encoder(), encoder(lora=True).eval(), ShardReader(Path(folder) / "ragged")
     torch.manual_seed(100 + rank)  # ranks whose generators differ
     found = []
-    for cached, budget, context, num_samples in CASES:
+    for cached, budget, context, num_samples in cases(sharded):
         told = {"context": context, "cached": cached, "budget": budget, "num_samples": num_samples}
         sums.clear()
-        found.append(gradients(model, reader, ranks=Ranks(rank, number), **told))
+        found.append(gradients(model, reader, ranks=Ranks(rank, number), sharded=sharded, **told))
         assert len(sums) == 1, "gradients are exchanged once a step"
+    found.append(gradients(adapted, reader, ranks=Ranks(rank, number), sharded=sharded, **ADAPTED))
     torch.save(found, f"{folder}/found-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_ranks_equal_one_process(model, tmp_path, number):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_equal_one_process(tmp_path, number, sharded):
+    model = encoder()
     reader = ragged(tmp_path / "ragged")
-    torch.multiprocessing.spawn(_rank_main, args=(number, str(tmp_path)), nprocs=number)
+    torch.multiprocessing.spawn(_rank_main, args=(number, str(tmp_path), sharded), nprocs=number)
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(number)]
-    for place, (_, budget, context, num_samples) in enumerate(CASES):
-        told = {"context": context, "budget": budget, "num_samples": num_samples}
-        alone = gradients(model, reader, cached=False, **told)
-        for rank in range(number):
-            same(found[rank][place], alone, 1e-10)
+    expected = [
+        gradients(model, reader, cached=False, context=context, budget=budget, num_samples=num_samples)
+        for _, budget, context, num_samples in cases(sharded)
+    ]
+    expected.append(gradients(encoder(lora=True).eval(), reader, **ADAPTED))
+    for each in found:
+        for mine, alone in zip(each, expected, strict=True):
+            same(mine, alone, 1e-10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,15 @@ from muco.core import TurnEmbeddings, TurnIds, TurnKey
 
 
 def random_turns(
-    turn_counts: Sequence[int], seed: int, *, dim: int = 6, num_contents: int = 1000, num_negatives: int = 0
+    turn_counts: Sequence[int],
+    seed: int,
+    *,
+    dim: int = 6,
+    num_contents: int = 1000,
+    num_negatives: int = 0,
+    num_forms: int = 1,
 ) -> tuple[TurnEmbeddings, TurnEmbeddings]:
-    """Return float64 queries and shuffled targets of samples with these numbers of turns."""
+    """Return float64 queries and shuffled targets of samples with these numbers of turns, in each form."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int) -> int:
@@ -26,6 +33,7 @@ def random_turns(
         for sample, count in enumerate(turn_counts)
         for turn in range(count)
     ]
+    keys = [replace(key, form_id=form) for key in keys for form in range(num_forms)]
     extra = [
         TurnKey(
             sample_id=keys[index % len(keys)].sample_id,

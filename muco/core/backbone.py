@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import nn
 
 from muco.core.component import Component, Kind
@@ -28,6 +29,9 @@ class Processor(ABC):
 
     A picklable object: tokenizer, image processor, chat template.
     """
+
+    padded: bool = False
+    """Whether every dialogue of a chunk is filled up to the longest one, which counts against its budget."""
 
     @abstractmethod
     def count(self, dialogue: Dialogue) -> Cost:
@@ -92,6 +96,25 @@ class Backbone(Component, nn.Module, ABC):
     @abstractmethod
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         """Return the vision tower's output for the chunk's images; None where it has none."""
+
+    def about(self, device: torch.device, *, half: bool) -> str:
+        """Return what a run should say about itself at its start, its kernels say; empty for nothing.
+
+        Args:
+            device: where it will run.
+            half: whether in 16 bits.
+
+        Raises:
+            MucoError: something that the recipe names cannot run there.
+        """
+        return ""
+
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        """Return the modules whose weights processes may split among them, inner ones first; none by default.
+
+        All of a module's weights have one dtype. Those of `encode_images` stay whole.
+        """
+        return ()
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         """Return the weights that `encode_images` reads; where none is trained, its output is kept."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from muco.core.backbone import Cost
 
 
-def plan_chunks(costs: Sequence[Cost], budget: Cost | None) -> list[list[int]]:
+def plan_chunks(costs: Sequence[Cost], budget: Cost | None, *, padded: bool) -> list[list[int]]:
     """Split dialogues into chunks.
 
     Args:
         costs: of each dialogue.
-        budget: the most that one chunk may take, padding to its longest dialogue included; a dialogue
-            that takes more is a chunk of its own. None puts all into one chunk, in order.
+        budget: the most that one chunk may take; a dialogue that takes more is a chunk of its own. None
+            puts all into one chunk, in order.
+        padded: whether a chunk's dialogues are filled up to the longest one, which counts.
 
     Returns:
         The dialogues' places, chunk by chunk, the longest first; no dialogue gives no chunk.
@@ -21,17 +22,16 @@ def plan_chunks(costs: Sequence[Cost], budget: Cost | None) -> list[list[int]]:
     if budget is None:
         return [list(range(len(costs)))] if costs else []
     chunks: list[list[int]] = []
-    width = patches = 0
+    tokens = patches = 0
     for place in sorted(range(len(costs)), key=lambda place: -costs[place].tokens):
         cost = costs[place]
-        fits = (
-            chunks
-            and (len(chunks[-1]) + 1) * width <= budget.tokens
-            and patches + cost.patches <= budget.patches
-        )
+        # The longest comes first, so that a padded row of the chunk is as long as its first dialogue.
+        row = costs[chunks[-1][0]].tokens if chunks and padded else cost.tokens
+        fits = chunks and tokens + row <= budget.tokens and patches + cost.patches <= budget.patches
         if not fits:
             chunks.append([])
-            width, patches = cost.tokens, 0
+            row, tokens, patches = cost.tokens, 0, 0
         chunks[-1].append(place)
+        tokens += row
         patches += cost.patches
     return chunks

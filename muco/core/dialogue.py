@@ -40,6 +40,8 @@ class Message:
 
     role: Literal["user", "assistant"]
     content: Content
+    blanks: tuple[int, ...] = ()
+    """Places in the text, ascending, at which the mask token stands for words that are hidden."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Dialogue:
     def content_key(self) -> tuple[object, ...]:
         """What the backbone sees, hashable: dialogues with one key have one embedding a turn."""
         said = tuple(
-            tuple((message.role, message.content.content_id) for message in turn.messages)
+            tuple((message.role, message.content.content_id, message.blanks) for message in turn.messages)
             for turn in self.turns
         )
         return (self.system, tuple(image.content_id for image in self.images), said, self.context)

@@ -47,6 +47,9 @@ class Loss(Component, nn.Module, ABC):
     """Score query turns against target turns, from embeddings and ids alone."""
 
     kind: ClassVar[Kind] = "loss"
+    symmetric: bool = False
+    """Whether the step also scores this rank's targets, hard negatives left out, against every rank's
+    queries, by the same `per_turn` with the sides exchanged, and takes the mean of both directions."""
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         """Return `per_turn`; raise ValueError when a query turn has no positive or no negative."""

@@ -21,7 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from muco.core.columns import PairColumns
-from muco.core.component import Component, ComponentConfig, Feature, Kind
+from muco.core.component import Component, ComponentConfig, Kind
+from muco.core.fit import missing_in, offered_by, remedies
 from muco.core.registry import Registry, default_registry
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class ComponentRef(Generic[T]):
 
     def __repr__(self) -> str:
         return f"{self.kind}:{self.name}({self.config!r})"
+
+    def make(self) -> T:
+        """Return the component, of a kind that is built from its settings alone."""
+        return cast(Any, self.cls)(self.config)
 
     def dump(self) -> dict[str, Any]:
         """Return the mapping that validates to this reference, defaults filled in."""
@@ -167,9 +172,13 @@ class TrainSettings(ComponentConfig):
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
-    chunk_tokens: PositiveInt | None = None
-    """The most language-model tokens (padding included) and image patches encoded at once: dialogues of
-    like lengths go together, so that smaller chunks hold less padding. None encodes a side at once."""
+    max_dialogue_tokens: PositiveInt | None = None
+    """The most language-model tokens of one dialogue, images included: turns beyond are left out whole, on
+    both sides, and counted. None keeps all."""
+    chunk_tokens: PositiveInt | Literal["auto"] | None = None
+    """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
+    at once: dialogues of like lengths go together. auto: what fits the device's memory, measured on the
+    first batch. None encodes a side at once."""
     gradients: Literal["plain", "cached"] = "plain"
     """plain: the activations of the whole batch are kept. cached: those of one chunk of `chunk_tokens`, and
     every chunk is encoded twice; the gradient is the same."""
@@ -193,6 +202,10 @@ class TrainSettings(ComponentConfig):
         if self.gradients == "cached" and self.chunk_tokens is None:
             raise PydanticCustomError(
                 "cached", "`gradients: cached` needs `chunk_tokens`, the size of a chunk"
+            )
+        if self.gradients == "plain" and self.chunk_tokens == "auto":
+            raise PydanticCustomError(
+                "auto_chunks", "`chunk_tokens: auto` needs `gradients: cached`: plain ones keep every chunk"
             )
         if self.offload_image_features and self.gradients != "cached":
             raise PydanticCustomError("offload", "`offload_image_features` needs `gradients: cached`")
@@ -242,25 +255,34 @@ class Recipe(ComponentConfig):
 
     @model_validator(mode="after")
     def _components_fit(self) -> Recipe:
-        sources = [settings.source for settings in self.data.values() if settings.source is not None]
-        step = [self.sampler, self.packer, self.backbone, self.pooler, self.loss]
-        parts: list[ComponentRef[Any]] = [*sources, *step, *self.evaluate.suites]
-        offered = frozenset[Feature]().union(*(part.cls.offers(part.config) for part in parts))
-        for part in parts:
-            missing = sorted(part.cls.needs(part.config) - offered)
-            if missing:
-                raise PydanticCustomError(
-                    "features",
-                    "{kind} `{name}` as set here needs {missing}, which no other component offers "
-                    "(offered: {offered})",
-                    {
-                        "kind": part.kind,
-                        "name": part.name,
-                        "missing": ", ".join(missing),
-                        "offered": ", ".join(sorted(offered)) or "nothing",
-                    },
-                )
+        refs = self._refs()
+        parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
+        for path, missing in missing_in(parts).items():
+            mended = " or ".join(remedies(parts))
+            raise PydanticCustomError(
+                "features",
+                "{kind} `{name}` as set here needs {missing}, which no other component offers "
+                "(offered: {offered}){mended}",
+                {
+                    "kind": refs[path].kind,
+                    "name": refs[path].name,
+                    "missing": ", ".join(missing),
+                    "offered": ", ".join(sorted(offered_by(parts))) or "nothing",
+                    "mended": f". What works: {mended}" if mended else "",
+                },
+            )
         return self
+
+    def _refs(self) -> dict[str, ComponentRef[Any]]:
+        """Return the components by their keys in the recipe."""
+        refs: dict[str, ComponentRef[Any]] = {
+            f"data.{name}.source": settings.source
+            for name, settings in self.data.items()
+            if settings.source is not None
+        }
+        step = ("sampler", "packer", "backbone", "pooler", "loss")
+        refs |= {kind: getattr(self, kind) for kind in step}
+        return refs | {f"evaluate.suites.{place}": ref for place, ref in enumerate(self.evaluate.suites)}
 
     def dump(self) -> dict[str, Any]:
         """Return the resolved recipe as plain data, defaults filled in; it validates to itself."""

@@ -40,14 +40,16 @@ class Registry:
         """Take the declarations of one plugin module.
 
         Raises:
-            PluginError: a misspelt hook, another contract version, a name that is taken.
+            PluginError: a misspelt hook, another contract version, a name that is taken, a hook that does
+                not declare names and places.
         """
         contract = getattr(plugin, "muco_contract", None)
         if contract != hookspecs.CONTRACT:
             stated = "states no `muco_contract`" if contract is None else f"is built for contract {contract}"
             raise PluginError(
-                f"plugin {plugin.__name__} ({provider}) {stated}; this muco speaks contract "
-                f"{hookspecs.CONTRACT}. Install a release of the plugin that does."
+                f"plugin {plugin.__name__} ({provider}; hooks: {', '.join(_declared(plugin)) or 'none'}) "
+                f"{stated}; this muco speaks contract {hookspecs.CONTRACT}. Install a release of the plugin "
+                "that does."
             )
         try:
             self._manager.register(plugin)
@@ -58,7 +60,7 @@ class Registry:
         for kind, hook in hookspecs.HOOKS.items():
             declare = getattr(plugin, hook, None)
             if declare is not None:
-                for name, target in declare().items():
+                for name, target in _declarations(plugin, hook, declare, provider).items():
                     self._declare(Entry(kind, name, target, provider))  # type: ignore[arg-type]
 
     def _declare(self, entry: Entry) -> None:
@@ -95,7 +97,8 @@ class Registry:
 
         Raises:
             LookupError: no such name.
-            PluginError: the declaration does not lead to a class of that kind with a `Config`.
+            PluginError: the declaration does not lead to a class of that kind with a `Config` and every
+                method that the interface leaves to write.
         """
         entry = self.find(kind, name)
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"
@@ -111,17 +114,37 @@ class Registry:
         config = getattr(found, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise PluginError(f"{blame} has no `Config` that derives from muco.core.ComponentConfig")
+        missing = sorted(cast(frozenset[str], getattr(found, "__abstractmethods__", frozenset[str]())))
+        if missing:
+            raise PluginError(f"{blame} does not write {', '.join(missing)}, which its interface asks for")
         return found
+
+
+def _declared(plugin: Any) -> list[str]:
+    """Return the names of a plugin's hooks, misspelt ones too."""
+    members = cast(dict[str, Any], vars(plugin))
+    return [name for name, value in members.items() if hasattr(value, f"{hookspecs.PROJECT}_impl")]
 
 
 def _misspelt(plugin: Any, provider: str) -> str | None:
     known = list(hookspecs.HOOKS.values())
-    members = cast(dict[str, Any], vars(plugin))
-    for name, value in members.items():
-        if hasattr(value, f"{hookspecs.PROJECT}_impl") and name not in known:
+    for name in _declared(plugin):
+        if name not in known:
             near = did_you_mean(name, known)
             return f"plugin {plugin.__name__} ({provider}): no hook named {name!r}.{near}"
     return None
+
+
+def _declarations(plugin: Any, hook: str, declare: Any, provider: str) -> dict[str, str]:
+    """Return what a hook declares."""
+    blame = f"plugin {plugin.__name__} ({provider}, hook {hook})"
+    try:
+        found = dict(declare())
+    except Exception as error:
+        raise PluginError(f"{blame} declares nothing that can be read: {error!r}") from error
+    if not all(isinstance(text, str) for pair in found.items() for text in pair):
+        raise PluginError(f'{blame} declares {found!r}; it must map names to "module:Class"')
+    return found
 
 
 @cache

@@ -35,6 +35,16 @@ class Sampler(Component, ABC):
 
     kind: ClassVar[Kind] = "sampler"
 
+    def verify_data(self, fingerprints: Mapping[str, str]) -> None:
+        """Accept any data; a sampler that was made for particular data refuses others here.
+
+        Args:
+            fingerprints: a hash of each data set's samples, by name.
+
+        Raises:
+            MucoError: the data are others.
+        """
+
     @abstractmethod
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
         """Return the number of batches of an epoch; the last one may be smaller, never padded."""

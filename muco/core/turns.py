@@ -109,6 +109,8 @@ class EncoderInputs:
     num_padding_tokens: int
     num_patches: int
     """Image patches that enter the vision tower."""
+    num_cut_texts: int = 0
+    """Turns whose text was cut to the backbone's context, where the recipe allows that."""
 
     def to(self, device: torch.device | str) -> EncoderInputs:
         """Return the chunk on `device`."""

@@ -42,7 +42,8 @@ class Encoder:
             distinct[row] = content
         dialogues = [self._packer.inference(content) for content in distinct]
         processor = self._encoder.backbone.processor
-        plan = plan_chunks([processor.count(dialogue) for dialogue in dialogues], self._budget)
+        costs = [processor.count(dialogue) for dialogue in dialogues]
+        plan = plan_chunks(costs, self._budget, padded=processor.padded)
         parts: list[Tensor] = []
         for chunk in track(plan, len(plan)):
             inputs = processor.collate([dialogues[place] for place in chunk])

@@ -23,6 +23,7 @@ def muco_sources() -> Mapping[str, str]:
 @hookimpl
 def muco_samplers() -> Mapping[str, str]:
     return {
+        "mined": "muco.plugins.samplers.mined:Mined",
         "mixture": "muco.plugins.samplers.mixture:Mixture",
         "task_homogeneous": "muco.plugins.samplers.task_homogeneous:TaskHomogeneous",
     }
@@ -32,13 +33,17 @@ def muco_samplers() -> Mapping[str, str]:
 def muco_packers() -> Mapping[str, str]:
     return {
         "multi_turn": "muco.plugins.packers.multi_turn:MultiTurn",
+        "reconstruction": "muco.plugins.packers.reconstruction:Reconstruction",
         "single_turn": "muco.plugins.packers.single_turn:SingleTurn",
     }
 
 
 @hookimpl
 def muco_backbones() -> Mapping[str, str]:
-    return {"qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL"}
+    return {
+        "clip": "muco.plugins.backbones.clip:Clip",
+        "qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL",
+    }
 
 
 @hookimpl
@@ -53,8 +58,11 @@ def muco_poolers() -> Mapping[str, str]:
 @hookimpl
 def muco_losses() -> Mapping[str, str]:
     return {
+        "hardness_weighted": "muco.plugins.losses.hardness_weighted:HardnessWeighted",
         "infonce": "muco.plugins.losses.infonce:InfoNCE",
+        "matryoshka": "muco.plugins.losses.matryoshka:Matryoshka",
         "multiturn_infonce": "muco.plugins.losses.multiturn_infonce:MultiTurnInfoNCE",
+        "siglip": "muco.plugins.losses.siglip:SigLIP",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from muco.core.backbone import Cost, Processor
+from muco.core.budget import Fitted, fit
 from muco.core.chunks import plan_chunks
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.errors import DataError
@@ -61,6 +63,8 @@ class StepInputs:
     samples: tuple[str, ...]
     """Where the samples lie, in words."""
     unreadable: tuple[Unreadable, ...]
+    num_dropped: int = 0
+    """Turns and hard negatives left out for `max_dialogue_tokens`."""
 
 
 class StepBatches(Dataset[StepInputs]):
@@ -76,6 +80,7 @@ class StepBatches(Dataset[StepInputs]):
         samples_per_step: int,
         seed: int,
         chunk_tokens: int | None = None,
+        max_dialogue_tokens: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -86,10 +91,17 @@ class StepBatches(Dataset[StepInputs]):
         self.processor = processor
         self.samples_per_step = samples_per_step
         self.seed = seed
-        self.budget = Cost(chunk_tokens, chunk_tokens) if chunk_tokens else None
+        self.budget = _budget(chunk_tokens)
+        self.max_dialogue_tokens = max_dialogue_tokens
         self.rank = rank
         self.num_ranks = num_ranks
         self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=samples_per_step)
+
+    def chunked(self, chunk_tokens: int | None) -> StepBatches:
+        """Return the same batches in chunks of at most so many tokens or patches."""
+        other = copy.copy(self)
+        other.budget = _budget(chunk_tokens)
+        return other
 
     def __getitem__(self, step: int) -> StepInputs:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -102,11 +114,15 @@ class StepBatches(Dataset[StepInputs]):
         )
         packed: list[Packed] = []
         broken: list[Unreadable] = []
+        num_dropped = 0
         for ref in plan.samples[self.rank :: self.num_ranks]:
             reader = self.readers[ref.dataset]
             name = f"{ref.dataset}/{reader.name(ref.index)}"
             try:
-                packed.append(Packed(name, self._pack(reader[ref.index], epoch, step)))
+                fitted = self._pack(reader[ref.index], epoch, step)
+                num_dropped += fitted.num_dropped
+                if fitted.pair is not None:
+                    packed.append(Packed(name, fitted.pair))
             except DataError as error:
                 broken.append(Unreadable(name, str(error)))
         try:
@@ -116,7 +132,7 @@ class StepBatches(Dataset[StepInputs]):
             broken += more
             queries, targets = self._sides(packed)
         names = tuple(each.sample for each in packed)
-        return StepInputs(step, epoch, queries, targets, names, tuple(broken))
+        return StepInputs(step, epoch, queries, targets, names, tuple(broken), num_dropped)
 
     def _sift(self, packed: Sequence[Packed]) -> tuple[list[Packed], list[Unreadable]]:
         """Part the samples that can be collated from those that cannot, a broken image among them."""
@@ -130,14 +146,18 @@ class StepBatches(Dataset[StepInputs]):
                 broken.append(Unreadable(each.sample, str(error)))
         return whole, broken
 
-    def _pack(self, sample: Sample, epoch: int, step: int) -> DialoguePair:
-        """Pack under generators that depend on what is packed alone."""
+    def _pack(self, sample: Sample, epoch: int, step: int) -> Fitted:
+        """Pack under generators that depend on what is packed alone, within the budget of a dialogue."""
         moment = (str(self.seed), str(epoch), str(step))
-        return self.packer.pack(
+        pair = self.packer.pack(
             sample,
             batch_random=random.Random(stable_id("batch", *moment)),
             sample_random=random.Random(stable_id("sample", *moment, sample.dataset, sample.sample_id)),
         )
+        if self.max_dialogue_tokens is None:
+            return Fitted(pair, 0)
+        count = self.processor.count
+        return fit(pair, max_tokens=self.max_dialogue_tokens, count=lambda dialogue: count(dialogue).tokens)
 
     def _sides(self, packed: Sequence[Packed]) -> tuple[SideInputs, SideInputs]:
         queries = [dialogue for each in packed for dialogue in each.pair.queries]
@@ -155,7 +175,7 @@ class StepBatches(Dataset[StepInputs]):
                 distinct.append(dialogue)
             kinds.append(kind)
         costs = [self.processor.count(dialogue) for dialogue in distinct] if self.budget else []
-        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget)
+        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget, padded=self.processor.padded)
         first_row: dict[int, int] = {}
         row = 0
         for place in (place for chunk in plan for place in chunk):
@@ -171,3 +191,7 @@ class StepBatches(Dataset[StepInputs]):
             row_index=torch.tensor(rows, dtype=torch.int64),
             ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
         )
+
+
+def _budget(chunk_tokens: int | None) -> Cost | None:
+    return None if chunk_tokens is None else Cost(chunk_tokens, chunk_tokens)

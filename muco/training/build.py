@@ -29,7 +29,7 @@ _TEXTS_FROM = 2000
 
 def make(ref: ComponentRef[Any]) -> Any:
     """Return the component of a kind that is built from its settings alone."""
-    return cast(Any, ref.cls)(ref.config)
+    return ref.make()
 
 
 def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
@@ -92,9 +92,11 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
     """Return the sampler.
 
     Raises:
-        MucoError: an epoch would end in a batch of one sample, which has no negative.
+        MucoError: it was made for other data; or an epoch would end in a batch of one sample, which has
+            no negative.
     """
     sampler: Sampler = make(recipe.sampler)
+    sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
     catalog = {name: len(reader) for name, reader in readers.items()}
     size = recipe.train.samples_per_step
     last = sampler.num_batches(catalog, batch_size=size) - 1

@@ -15,7 +15,6 @@ from muco.core.errors import DataError, MucoError
 from muco.core.recipe import Recipe
 from muco.training.build import Model
 from muco.training.model_folder import load_encoder, save_encoder
-from muco.training.optimizer import Optimizers
 
 
 @dataclass
@@ -29,6 +28,8 @@ class Progress:
     tokens_seen: int = 0
     unreadable: int = 0
     train_seconds: float = 0.0
+    chunk_tokens: int | None = None
+    """What `train.chunk_tokens: auto` came to."""
     window: dict[str, float] = field(default_factory=dict)
     """Sums since the last logged step."""
 
@@ -55,9 +56,16 @@ def checkpoints(run_folder: Path) -> list[Checkpoint]:
 
 
 def save_checkpoint(
-    run_folder: Path, recipe: Recipe, model: Model, optimizers: Optimizers, progress: Progress
+    run_folder: Path, recipe: Recipe, model: Model, optimizers: list[dict[str, Any]], progress: Progress
 ) -> Path:
     """Write a checkpoint and remove those beyond `train.keep_checkpoints`.
+
+    Args:
+        run_folder: `runs/<name>`.
+        recipe: the run's.
+        model: what is trained; its state dicts hold whole weights.
+        optimizers: the optimizers' states, whole.
+        progress: how far the run has come.
 
     Raises:
         MucoError: it cannot be written; the earlier ones stay.
@@ -69,7 +77,7 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         save_encoder(model.encoder, recipe, beside / "model", step=progress.step)
-        state = {"optimizers": optimizers.state_dict(), "loss": model.loss.state_dict()}
+        state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
         torch.save(state, beside / "training.pt")
         (beside / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
         for file in [path for path in beside.rglob("*") if path.is_file()]:

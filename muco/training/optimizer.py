@@ -23,6 +23,15 @@ class Optimizers:
         """Return every weight that is trained."""
         return [weight for part, _ in self.parts for group in part.param_groups for weight in group["params"]]
 
+    def state_bytes(self) -> int:
+        """Return what the optimizers keep once they have stepped: two numbers a weight, Muon one."""
+        return sum(
+            (1 if isinstance(part, Muon) else 2) * weight.nbytes
+            for part, _ in self.parts
+            for group in part.param_groups
+            for weight in group["params"]
+        )
+
     def step(self, step: int) -> None:
         """Apply the gradients as update `step`, counted from 0, and clear them."""
         share = learning_rate_share(self.settings, step)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from muco.core.errors import MucoError
 from muco.core.turns import TurnEmbeddings, TurnIds
 
 _BUCKET = 1 << 25
 """Gradients that are summed at once, in numbers."""
+_LONGEST_WAIT = timedelta(hours=12)
+"""For a process that prepares data or writes; the dead are found by their missing beat, not by this."""
 _ID_COLUMNS = tuple(field.name for field in fields(TurnIds))
 
 
@@ -33,14 +37,16 @@ class Ranks:
         Raises:
             MucoError: a launcher's setting that is not supported.
         """
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-            if os.environ.get(name, "false").lower() == "true":
-                raise MucoError(f"{name} is set: muco does not shard weights; launch with --multi_gpu alone")
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise MucoError(
+                "ACCELERATE_USE_DEEPSPEED is set: muco does not run under DeepSpeed; to shard weights, "
+                "launch with --use_fsdp --fsdp_version 2"
+            )
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -85,13 +91,13 @@ class Ranks:
         return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**named))  # type: ignore[arg-type]
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the processes: the one exchange of gradients of a step.
+        """Replace every whole weight's gradient by its sum over the processes, once a step.
 
         A weight that no process has a gradient for keeps none, as it would in one process.
         """
         if self.number == 1:
             return
-        trained = [weight for weight in weights if weight.requires_grad]
+        trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
         for bucket in _buckets(trained):
             parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
             used = torch.tensor([float(each.grad is not None) for each in bucket])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
 from muco.training.batches import SideInputs, StepInputs
 from muco.training.ranks import Ranks
+from muco.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Stepper:
     loss: Loss
     device: torch.device
     ranks: Ranks = field(default_factory=Ranks)
+    shards: Shards = field(default_factory=Shards)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     cached: bool = False
     """Keep the activations of one chunk at a time, and encode every chunk twice."""
@@ -47,9 +49,33 @@ class Stepper:
         Raises:
             ValueError: a query turn has no positive or no negative.
         """
+        self.shards.gather()
         done = self._cached(inputs) if self.cached else self._plain(inputs)
-        self.ranks.sum_gradients([*self.encoder.parameters(), *self.loss.parameters()])
+        self.shards.release(self.encoder)
+        self.ranks.sum_gradients(self.parameters())
         return done
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Yield the weights of the encoder and of the loss."""
+        yield from self.encoder.parameters()
+        yield from self.loss.parameters()
+
+    def rehearse(self, chunk: EncoderInputs) -> int:
+        """Go through one chunk as a step would, for its cost: weights, buffers and gradients stay.
+
+        Returns:
+            The bytes of image features that a cached step would keep of it on the device.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
+        first = self._first_pass(chunk)
+        images = first.images_on(self.device) if self.cached else None
+        vectors = self._encode(chunk, images)
+        vectors.backward(torch.zeros_like(vectors))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if not self.cached or first.images is None or self.offload_images:
+            return 0
+        return sum(tensor.nbytes for tensor in first.images.tensors)
 
     def _plain(self, inputs: StepInputs) -> StepLoss:
         sides = [
@@ -112,9 +138,17 @@ class Stepper:
         num_turns = self.ranks.sums({"turns": len(queries)}, self.device)["turns"]
         terms = self.loss(queries, self.ranks.gather(targets))
         mean = terms.per_turn.sum() / max(num_turns, 1)
+        if self.loss.symmetric:
+            mean = (mean + self._exchanged(queries, targets)) / 2
         mean.backward()
         sums = self.ranks.sums({**terms.counts, "mean": mean.detach()}, self.device)
         return StepLoss(sums.pop("mean"), int(num_turns), sums)
+
+    def _exchanged(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> Tensor:
+        """Return this rank's part of the mean loss of the target turns against all queries."""
+        targets = targets.select(~targets.is_negative)
+        num_turns = self.ranks.sums({"turns": len(targets)}, self.device)["turns"]
+        return self.loss(targets, self.ranks.gather(queries)).per_turn.sum() / max(num_turns, 1)
 
 
 @dataclass(frozen=True)

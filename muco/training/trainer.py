@@ -25,7 +25,10 @@ from muco.training.checkpoint import Progress, save_checkpoint
 from muco.training.interrupt import Interrupted, StopWish
 from muco.training.log import NoLog, TrainLog, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
+from muco.training.presence import unbroken
 from muco.training.ranks import Ranks
+from muco.training.shards import Shards, clip_gradients, sharding_wished, split_states, whole_states
+from muco.training.sizing import choose_budget, describe, predict, rehearse
 from muco.training.step import StepLoss, Stepper
 
 UNREADABLE_FILE = "unreadable.jsonl"
@@ -58,21 +61,26 @@ class Trainer:
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_precision(settings.precision))
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
         parts.train().to(accelerator.device)
+        self.ranks.share_weights(parts)
+        self._shards = Shards()
+        if sharding_wished() and self.ranks.number > 1:
+            self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device)
         self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
-            self._optimizers.load_state_dict(self.optimizer_state)
-        self.ranks.share_weights(parts)
+            self._optimizers.load_state_dict(split_states(self._optimizers, self.optimizer_state))
         self._stepper = Stepper(
             self.model.encoder,
             self.model.loss,
             accelerator.device,
             self.ranks,
+            self._shards,
             lambda: accelerator.autocast(),
             cached=settings.gradients == "cached",
             offload_images=settings.offload_image_features,
         )
 
         start = self.progress.step
+        self._size_up(start)
         if self.ranks.is_main:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
@@ -101,6 +109,35 @@ class Trainer:
                         "Go on with --resume.",
                         signum,
                     )
+
+    def _size_up(self, step: int) -> None:
+        """Settle the size of a chunk, and tell the arithmetic of the first batch.
+
+        The main process measures for all: its share is never empty, and nothing in it communicates.
+        """
+        stepper = self._stepper
+        state_bytes = self._optimizers.state_bytes()
+        stepper.shards.gather()
+        memory = rehearse(stepper, self.batches, step) if self.ranks.is_main else None
+        for weight in stepper.parameters():
+            weight.grad = None
+        stepper.shards.release(stepper.encoder)
+        chunk_tokens = self.recipe.train.chunk_tokens
+        if chunk_tokens == "auto":
+            if memory is not None and self.progress.chunk_tokens is None:
+                singles = self.batches.chunked(1)[step]
+                self.progress.chunk_tokens = choose_budget(stepper, memory, singles, state_bytes)
+            chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
+            self._say(f"chunk_tokens: auto takes {chunk_tokens:,}")
+        self.batches = self.batches.chunked(chunk_tokens or None)
+        inputs = self.batches[step]
+        for line in describe(inputs, stepper, self.ranks):
+            self._say(line)
+        if memory is not None:
+            self._say(str(predict(stepper, memory, inputs, state_bytes)))
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _open_log(self, start: int) -> TrainLog | NoLog:
         if not self.ranks.is_main:
@@ -134,18 +171,14 @@ class Trainer:
         # Dropout draws are a function of the step, so that resuming needs no random state.
         torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step), str(self.ranks.rank)))
         if not found["read"]:
-            raise MucoError(f"step {inputs.step + 1}: none of its samples can be read; see {UNREADABLE_FILE}")
+            raise MucoError(
+                f"step {inputs.step + 1}: none of its samples can be read, or has a turn within "
+                f"train.max_dialogue_tokens; see {UNREADABLE_FILE}"
+            )
         try:
             result = self._stepper(inputs)
         except ValueError as error:
             raise MucoError(f"step {inputs.step + 1}: {error}. Samples: {_some(inputs.samples)}") from error
-        except RuntimeError as error:
-            if self.ranks.number == 1 or not _is_of_another(error):
-                raise
-            raise MucoError(
-                f"step {inputs.step + 1}: process {self.ranks.rank} of {self.ranks.number} stopped, most "
-                f"likely because another one is gone; the launcher names it. Go on with --resume.\n{error}"
-            ) from error
         value = result.mean
         if not math.isfinite(value):
             raise MucoError(
@@ -153,7 +186,7 @@ class Trainer:
                 f"Samples: {_some(inputs.samples)}\nThe last checkpoint is whole; a lower "
                 "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
             )
-        norm = nn.utils.clip_grad_norm_(self._optimizers.weights(), self.recipe.train.max_grad_norm)
+        norm = clip_gradients(self._optimizers.weights(), self.recipe.train.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
                 f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
@@ -169,8 +202,13 @@ class Trainer:
             "samples": len(inputs.samples),
             "tokens": sum(chunk.num_tokens for chunk in chunks),
             "padding": sum(chunk.num_padding_tokens for chunk in chunks),
+            "cut_texts": sum(chunk.num_cut_texts for chunk in chunks),
         }
+        if self.recipe.train.max_dialogue_tokens is not None:
+            mine["count/dropped_turns"] = inputs.num_dropped
         all_ranks = self.ranks.sums(mine, self._stepper.device)
+        if cut_texts := all_ranks.pop("cut_texts"):
+            self._count("count/cut_texts", cut_texts)
         self.progress.step = inputs.step + 1
         self.progress.samples_seen += int(all_ranks["samples"])
         self.progress.pairs_seen += result.num_turns
@@ -208,7 +246,7 @@ class Trainer:
                 "pairs_per_second": sums["pairs"] / seconds,
                 "samples_per_second": sums["samples"] / seconds,
                 "tokens": round(sums["tokens"] / steps),
-                "padding_share": sums["padding"] / (sums["tokens"] + sums["padding"]),
+                "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
                 "precision": None if hits is None else hits * steps / sums["pairs"],
                 "wait_share": sums["wait"] / seconds,
                 "counts": counts,
@@ -217,8 +255,11 @@ class Trainer:
         self.progress.window = {}
 
     def _save(self) -> None:
-        if self.ranks.is_main:
-            save_checkpoint(self.folder, self.recipe, self.model, self._optimizers, self.progress)
+        states = whole_states(self._optimizers.state_dict(), keep=self.ranks.is_main)
+        with self._shards.saved_whole(keep=self.ranks.is_main):
+            if self.ranks.is_main:
+                with unbroken:
+                    save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
         self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:
@@ -241,13 +282,6 @@ class Trainer:
                 f"than train.max_broken_share {allowed:.2%} allows.{first}\n"
                 f"All are named in {self.folder / UNREADABLE_FILE}."
             )
-
-
-def _is_of_another(error: RuntimeError) -> bool:
-    """Say whether an error is that of an exchange whose other side is gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    return any(told in str(error) for told in ("Connection closed", "Connection reset", "Timed out waiting"))
 
 
 def _precision(wanted: str) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from muco.core.dialogue import Dialogue, Turn
+from muco.core.dialogue import Dialogue, Message, Turn
 from muco.core.image import EncodedImage
-from muco.core.sample import Content
 
 EMB = "<|emb|>"
 """The token whose last hidden state is a turn's embedding."""
@@ -72,7 +71,8 @@ def _chatml_turn(turn: Turn) -> Iterator[Piece]:
     for place, message in enumerate(turn.messages):
         if place:
             yield Markup(f"<|im_start|>{message.role}\n")
-        yield from _content(message.content, "\n")
+        # What the assistant says ends as it ends: its line is the packer's.
+        yield from _content(message, "\n" if message.role == "user" else "")
         yield Markup("<|im_end|>\n")
     yield Markup(f"<|im_start|>assistant\n{EMB}<|im_end|>")
 
@@ -80,19 +80,25 @@ def _chatml_turn(turn: Turn) -> Iterator[Piece]:
 def _bare(dialogue: Dialogue) -> Pieces:
     system = (Said(dialogue.system),) if dialogue.system else ()
     turns = tuple(
-        (*(piece for message in turn.messages for piece in _content(message.content, "")), Markup(EMB))
+        (*(piece for message in turn.messages for piece in _content(message, "")), Markup(EMB))
         for turn in dialogue.turns
     )
     return Pieces((*system, *_images(dialogue.images, "")), turns)
 
 
-def _content(content: Content, end: str) -> Iterator[Piece]:
-    """Yield the images, then the text closed by `end` unless it closes itself."""
-    yield from _images(content.images, end)
-    if content.text:
-        yield Said(content.text.removesuffix(end) if end else content.text)
-        if end:
-            yield Markup(end)
+def _content(message: Message, end: str) -> Iterator[Piece]:
+    """Yield the images, then the text with its blanks, closed by `end` unless it closes itself."""
+    text, start = message.content.text, 0
+    yield from _images(message.content.images, end)
+    for place in message.blanks:
+        if place > start:
+            yield Said(text[start:place])
+        yield Markup(MASK)
+        start = place
+    if text[start:]:
+        yield Said(text[start:].removesuffix(end) if end else text[start:])
+    if end and (text or message.blanks):
+        yield Markup(end)
 
 
 def _images(images: tuple[EncodedImage, ...], end: str) -> Iterator[Piece]:

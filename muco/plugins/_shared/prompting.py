@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Literal
 
+from pydantic import NonNegativeInt
+
+from muco.core.component import ComponentConfig
 from muco.core.dialogue import Dialogue, Message, Turn, TurnKey
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
 
 SYSTEM = "You are a helpful assistant."
 """The system text of Qwen2-VL's chat template, and of the public MuCo weights."""
+
+
+class PackerConfig(ComponentConfig):
+    """The settings of every packer."""
+
+    max_negatives: NonNegativeInt | None = None
+    """At most this many hard negatives of a pair, drawn anew at each visit; None takes all."""
+    system: str = SYSTEM
+    """Opens every dialogue; empty for none."""
 
 
 def turn_key(sample: Sample, index: int) -> TurnKey:
@@ -30,6 +43,12 @@ def user_turn(content: Content, key: TurnKey) -> Turn:
     return Turn((Message("user", content),), key)
 
 
+def draw_pairs(sample: Sample, turns: Literal["one", "all"], draw: random.Random) -> list[int]:
+    """Return the indices of the pairs that a sample is packed with: one of them, or all in order."""
+    every = list(range(len(sample.pairs)))
+    return every if turns == "all" else [draw.randrange(len(every))]
+
+
 def draw_query(pair: Pair, draw: random.Random) -> Content:
     """Return one of the pair's paraphrases."""
     return pair.queries[draw.randrange(len(pair.queries))]
@@ -40,10 +59,18 @@ def alone(content: Content, key: TurnKey, *, system: str) -> Dialogue:
     return Dialogue(system, content.images, (user_turn(Content(content.text), key),))
 
 
-def hard_negatives(pair: Pair, key: TurnKey, *, system: str) -> list[Dialogue]:
-    """Return a dialogue for each of the pair's wrong targets; they keep their owner's identity."""
-    keys = [replace(key, content_id=wrong.content_id, is_negative=True) for wrong in pair.negatives]
-    return [alone(wrong, own, system=system) for wrong, own in zip(pair.negatives, keys, strict=True)]
+def hard_negatives(
+    pair: Pair, key: TurnKey, *, system: str, most: int | None, draw: random.Random
+) -> list[Dialogue]:
+    """Return a dialogue for each of the pair's wrong targets; they keep their owner's identity.
+
+    Where there are more than `most`, so many are drawn.
+    """
+    wrong = pair.negatives
+    if most is not None and len(wrong) > most:
+        wrong = draw.sample(wrong, most)
+    keys = [replace(key, content_id=each.content_id, is_negative=True) for each in wrong]
+    return [alone(each, own, system=system) for each, own in zip(wrong, keys, strict=True)]
 
 
 def for_inference(content: Content, *, system: str) -> Dialogue:

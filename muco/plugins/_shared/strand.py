@@ -1,7 +1,4 @@
-"""A dialogue laid out as tokens, and many of them as the rows of a chunk.
-
-R rows, L tokens of the longest row, A axes of position: three for M-RoPE, one elsewhere.
-"""
+"""A dialogue laid out as tokens; A axes of position: three for M-RoPE, one elsewhere."""
 
 from __future__ import annotations
 
@@ -9,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from muco.core.dialogue import TurnKey
 from muco.core.image import EncodedImage
-from muco.core.turns import TurnPlaces
 
 PREFIX = 0
 """The branch of tokens that every turn sees."""
-PADDING = -1
-"""The branch of tokens that nothing sees."""
 
 
 @dataclass
@@ -98,63 +90,3 @@ class Strand:
     def _put(self, ids: Sequence[int]) -> None:
         self.input_ids.extend(ids)
         self.branches.extend([self.branch] * len(ids))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Strands as rows, padded on the right to the longest."""
-
-    input_ids: Tensor
-    """int64 [R, L]"""
-    position_ids: Tensor
-    """int64 [A, R, L]"""
-    branches: Tensor | None
-    """int64 [R, L]; None where causal attention alone is right, no turn being isolated."""
-    image_index: Tensor
-    """int64: places of image features, in rows laid end to end."""
-    places: TurnPlaces
-    num_tokens: int
-    num_padding_tokens: int
-
-
-def rows_of(strands: Sequence[Strand], *, padding_id: int) -> Rows:
-    """Lay the strands out, one a row."""
-    length = max(map(len, strands))
-    num_axes = strands[0].num_axes
-    input_ids = np.full((len(strands), length), padding_id, dtype=np.int64)
-    branches = np.full((len(strands), length), PADDING, dtype=np.int64)
-    position_ids = np.zeros((num_axes, len(strands), length), dtype=np.int64)
-    places: dict[str, list[int]] = {"token": [], "start": [], "stop": []}
-    image_index: list[int] = []
-    for row, strand in enumerate(strands):
-        size = len(strand)
-        input_ids[row, :size] = strand.input_ids
-        branches[row, :size] = strand.branches
-        position_ids[:, row, :size] = strand.positions
-        for name, found in places.items():
-            found.extend(row * length + place for place in getattr(strand, name))
-        image_index.extend(row * length + place for place in strand.image_places)
-    num_tokens = sum(map(len, strands))
-    return Rows(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        branches=torch.from_numpy(branches) if (branches > PREFIX).any() else None,
-        image_index=torch.tensor(image_index, dtype=torch.int64),
-        places=TurnPlaces(**{name: torch.tensor(found) for name, found in places.items()}),
-        num_tokens=num_tokens,
-        num_padding_tokens=input_ids.size - num_tokens,
-    )
-
-
-def branch_mask(branches: Tensor) -> Tensor:
-    """Return who sees whom where turns are isolated: bool [R, 1, L, L], query by key.
-
-    A token sees what comes before it in the shared prefix and in its own turn. A padding token sees
-    itself, so that no row of the softmax is empty.
-    """
-    query, key = branches[:, :, None], branches[:, None, :]
-    length = branches.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=branches.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=branches.device)
-    allowed = ((key == PREFIX) | (key == query)) & (query != PADDING) & causal
-    return (allowed | itself)[:, None]

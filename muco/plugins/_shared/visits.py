@@ -5,11 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
+from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import stable_id
 from muco.core.sampler import Catalog, SampleRef
 from muco.plugins._shared.permutation import permute
+
+
+class SharesConfig(ComponentConfig):
+    """How much of an epoch each data set fills."""
+
+    weights: dict[str, NonNegativeFloat] | None = None
+    """Share of each data set by name, in any unit; None takes all samples once an epoch."""
+    temperature: PositiveFloat | None = None
+    """Instead of weights: shares in proportion to size ** (1 / temperature). 1 leaves them as the sizes are;
+    the higher, the more alike they become."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SharesConfig:
+        if self.weights is not None and self.temperature is not None:
+            raise ValueError("give `weights` or `temperature`, not both")
+        return self
+
+
+def shares_of(config: SharesConfig, catalog: Catalog) -> Mapping[str, float] | None:
+    """Return the data sets' weights; None where every sample comes once an epoch."""
+    if config.temperature is None:
+        return config.weights
+    return {name: size ** (1 / config.temperature) for name, size in catalog.items()}
 
 
 def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str, int]:
@@ -39,6 +64,30 @@ def owner_of(sizes: Mapping[str, int], place: int) -> tuple[str, int]:
             return name, place
         place -= size
     raise ValueError(f"no place {place} beyond the end")
+
+
+def place_in_runs(quotas: Mapping[str, int], place: int, *, run_length: int, key: int) -> tuple[str, int]:
+    """Return the data set of a place in the epoch, and the place in that data set's share.
+
+    Each share is cut into runs, and the runs of all are shuffled; what is left of each share after its last
+    whole run comes at the end, data set by data set.
+
+    Args:
+        quotas: places of each data set.
+        place: in the epoch, below the sum of the quotas.
+        run_length: places that stand together.
+        key: seeds the order of the runs.
+    """
+    runs = {name: quota // run_length for name, quota in quotas.items()}
+    num_runs = sum(runs.values())
+    run, offset = divmod(place, run_length)
+    if run < num_runs:
+        drawn = int(permute(np.array([run], dtype=np.int64), num_runs, seed=key)[0])
+        name, run_of_it = owner_of(runs, drawn)
+        return name, run_of_it * run_length + offset
+    rest = {name: quota % run_length for name, quota in quotas.items()}
+    name, offset = owner_of(rest, place - num_runs * run_length)
+    return name, runs[name] * run_length + offset
 
 
 def shuffled_visit(name: str, visit: int, *, size: int, seed: int) -> SampleRef:

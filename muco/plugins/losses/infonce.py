@@ -25,6 +25,7 @@ class InfoNCE(Loss):
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
         self.config = config
+        self.symmetric = config.symmetric
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        return contrast(query, target, None, self.config)
+        return contrast(query, target, self.config)

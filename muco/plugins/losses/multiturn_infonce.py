@@ -1,12 +1,11 @@
-"""InfoNCE for several turns of one image: MuCo's loss."""
+"""InfoNCE for several turns of one image: MuCo's loss, in both of its stages."""
 
 from __future__ import annotations
 
 from muco.core.component import Feature
 from muco.core.loss import Loss, LossTerms
-from muco.core.pairs import equal_pairs
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import ContrastiveConfig, contrast, needs_of
+from muco.plugins._shared.contrastive import ContrastiveConfig, Forms, Mask, contrast, needs_of
 
 
 class MultiTurnInfoNCE(Loss):
@@ -20,18 +19,21 @@ class MultiTurnInfoNCE(Loss):
     """
 
     class Config(ContrastiveConfig):
-        pass
+        mask: Mask = "same_group"
+        """same_group: the other targets of a query's images are no negatives, nor is the other form of its
+        own. none: they are negatives (table 7 of the paper)."""
+        forms: Forms = "joint"
+        """Where targets have two forms. joint: a positive is held against both forms of the others (the
+        paper). separate: against those of its own form (the public code, whose value is 4 times this)."""
 
     @classmethod
     def needs(cls, config: ContrastiveConfig) -> frozenset[Feature]:
         return needs_of(config)
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.symmetric = config.symmetric
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        # Turns of one image: a sibling's target may answer this query too.
-        rows, columns = equal_pairs(query.group_ids, target.group_ids)
-        sibling = ~target.is_negative[columns]
-        return contrast(query, target, (rows[sibling], columns[sibling]), self.config)
+        return contrast(query, target, self.config, mask=self.config.mask, forms=self.config.forms)

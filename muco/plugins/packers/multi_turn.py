@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from muco.core.component import ComponentConfig, Feature
+from muco.core.component import Feature
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.packer import Packer
 from muco.core.sample import Content, Sample
 from muco.plugins._shared.prompting import (
-    SYSTEM,
+    PackerConfig,
     alone,
     draw_query,
     for_inference,
@@ -30,7 +30,7 @@ class MultiTurn(Packer):
         dialogue are the paper's settings.
     """
 
-    class Config(ComponentConfig):
+    class Config(PackerConfig):
         context: Literal["causal", "isolated"] = "causal"
         """causal: a turn sees the image and the earlier turns (the paper). isolated: the image and
         itself, so that its embedding equals a single-turn pass."""
@@ -41,8 +41,6 @@ class MultiTurn(Packer):
         """Of the turns: shuffled for each sample (the paper), one shuffle a batch, or as in the data."""
         max_turns: PositiveInt | None = None
         """At most this many turns of a sample, drawn anew at each visit; None takes all."""
-        system: str = SYSTEM
-        """Opens every dialogue; empty for none."""
 
         @model_validator(mode="after")
         def _isolated_means_independent(self) -> MultiTurn.Config:
@@ -66,6 +64,7 @@ class MultiTurn(Packer):
         self.independent = _independent(config)
         self.order = config.order
         self.max_turns = config.max_turns
+        self.max_negatives = config.max_negatives
         self.system = config.system
 
     def pack(
@@ -84,7 +83,13 @@ class MultiTurn(Packer):
         negatives = [
             negative
             for index in chosen
-            for negative in hard_negatives(sample.pairs[index], keys[index], system=self.system)
+            for negative in hard_negatives(
+                sample.pairs[index],
+                keys[index],
+                system=self.system,
+                most=self.max_negatives,
+                draw=sample_random,
+            )
         ]
         return DialoguePair((queries,), targets, tuple(negatives))
 

@@ -5,44 +5,50 @@ from __future__ import annotations
 import random
 from typing import Any, Literal
 
-from muco.core.component import ComponentConfig, Feature
+from muco.core.component import Feature
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.packer import Packer
 from muco.core.sample import Content, Sample
-from muco.plugins._shared.prompting import SYSTEM, alone, draw_query, for_inference, hard_negatives, turn_key
+from muco.plugins._shared.prompting import (
+    PackerConfig,
+    alone,
+    draw_pairs,
+    draw_query,
+    for_inference,
+    hard_negatives,
+    turn_key,
+)
 
 
 class SingleTurn(Packer):
     """Give every query and every target a dialogue of its own."""
 
-    class Config(ComponentConfig):
+    class Config(PackerConfig):
         turns: Literal["one", "all"] = "one"
         """one: a pair drawn from each sample. all: every pair, the image encoded anew for each."""
-        system: str = SYSTEM
-        """Opens every dialogue; empty for none."""
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"independent_targets"})
 
     def __init__(self, config: Config) -> None:
-        self.turns = config.turns
+        self.turns: Literal["one", "all"] = config.turns
+        self.max_negatives = config.max_negatives
         self.system = config.system
 
     def pack(
         self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
     ) -> DialoguePair:
-        chosen = range(len(sample.pairs))
-        if self.turns == "one":
-            chosen = [sample_random.randrange(len(sample.pairs))]
         queries, targets, negatives = [], [], []
-        for index in chosen:
+        for index in draw_pairs(sample, self.turns, sample_random):
             pair, key = sample.pairs[index], turn_key(sample, index)
             asked = draw_query(pair, sample_random)
             query = Content(asked.text, sample.images + asked.images)
             queries.append(alone(query, key, system=self.system))
             targets.append(alone(pair.target, key, system=self.system))
-            negatives += hard_negatives(pair, key, system=self.system)
+            negatives += hard_negatives(
+                pair, key, system=self.system, most=self.max_negatives, draw=sample_random
+            )
         return DialoguePair(tuple(queries), tuple(targets), tuple(negatives))
 
     def inference(self, content: Content) -> Dialogue:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from muco.core.component import ComponentConfig
 from muco.core.pooler import Pooler
 from muco.core.turns import TurnStates
+from muco.plugins._shared.projection import ProjectedConfig, projection
 
 
 class LastToken(Pooler):
     """Take the state of the last token of each turn's span: the one that closes the turn."""
 
-    class Config(ComponentConfig):
+    class Config(ProjectedConfig):
         pass
 
     def __init__(self, config: Config, *, hidden_dim: int) -> None:
         super().__init__()
-        self.embedding_dim = hidden_dim
+        self.project, self.embedding_dim = projection(config, hidden_dim)
 
     def pool(self, states: TurnStates) -> Tensor:
-        return states.hidden[states.places.stop - 1]
+        return self.project(states.hidden[states.places.stop - 1])

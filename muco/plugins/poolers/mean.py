@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muco.core.component import ComponentConfig
 from muco.core.pooler import Pooler
 from muco.core.turns import TurnStates
+from muco.plugins._shared.projection import ProjectedConfig, projection
 
 
 class Mean(Pooler):
     """Average the states of each turn's span; the shared prefix is not in it."""
 
-    class Config(ComponentConfig):
+    class Config(ProjectedConfig):
         pass
 
     def __init__(self, config: Config, *, hidden_dim: int) -> None:
         super().__init__()
-        self.embedding_dim = hidden_dim
+        self.project, self.embedding_dim = projection(config, hidden_dim)
 
     def pool(self, states: TurnStates) -> Tensor:
         places = states.places
@@ -29,4 +29,4 @@ class Mean(Pooler):
         within_T = torch.arange(len(owner_T), device=owner_T.device) - first_N[owner_T]
         token_TH = states.hidden[places.start[owner_T] + within_T].float()
         sum_NH = token_TH.new_zeros(len(length_N), token_TH.shape[1]).index_add_(0, owner_T, token_TH)
-        return sum_NH / length_N[:, None]
+        return self.project(sum_NH / length_N[:, None])

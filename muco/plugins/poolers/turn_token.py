@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from muco.core.component import ComponentConfig
 from muco.core.pooler import Pooler
 from muco.core.turns import TurnStates
+from muco.plugins._shared.projection import ProjectedConfig, projection
 
 
 class TurnToken(Pooler):
@@ -16,12 +16,12 @@ class TurnToken(Pooler):
         Gu et al. 2026, arXiv:2602.06393, section 3.
     """
 
-    class Config(ComponentConfig):
+    class Config(ProjectedConfig):
         pass
 
     def __init__(self, config: Config, *, hidden_dim: int) -> None:
         super().__init__()
-        self.embedding_dim = hidden_dim
+        self.project, self.embedding_dim = projection(config, hidden_dim)
 
     def pool(self, states: TurnStates) -> Tensor:
-        return states.hidden[states.places.token]
+        return self.project(states.hidden[states.places.token])

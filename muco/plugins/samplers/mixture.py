@@ -7,39 +7,37 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
-from muco.core.component import ComponentConfig
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins._shared.permutation import permute, permute_in_windows
-from muco.plugins._shared.visits import quotas_of, shuffled_visit
+from muco.plugins._shared.visits import SharesConfig, quotas_of, shares_of, shuffled_visit
 
 
 class Mixture(Sampler):
     """Shuffle all samples of all data sets into one epoch.
 
-    Without weights an epoch holds every sample once. With weights it is as long, but each data set
-    fills its share: a small one comes again, after every epoch each sample as often or once more, and
+    Without weights or temperature an epoch holds every sample once. With them it is as long, but each data
+    set fills its share: a small one comes again, after every epoch each sample as often or once more, and
     a large one goes on in the next epoch where it stopped.
     """
 
-    class Config(ComponentConfig):
-        weights: dict[str, NonNegativeFloat] | None = None
-        """Share of each data set by name, in any unit; None takes all samples once an epoch."""
+    class Config(SharesConfig):
         window: Annotated[int, Field(ge=16)] | None = None
         """Shuffle stretches of shards, and samples among those of so many samples: a disk reads nearly in a
         row, and remote shards come one after the other. None shuffles all samples with all."""
 
     def __init__(self, config: Config) -> None:
-        self.weights = config.weights
+        self.config = config
         self.window = config.window
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
-        return -(-sum(quotas_of(self.weights, catalog).values()) // batch_size)
+        return -(-sum(quotas_of(shares_of(self.config, catalog), catalog).values()) // batch_size)
 
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
-        quotas = quotas_of(self.weights, catalog)
+        shares = shares_of(self.config, catalog)
+        quotas = quotas_of(shares, catalog)
         total = sum(quotas.values())
         start = position * batch_size
         if not 0 <= start < total:
@@ -53,7 +51,7 @@ class Mixture(Sampler):
         for draw, owner in zip(draws.tolist(), owners.tolist(), strict=True):
             name = names[owner]
             visit = epoch * quotas[name] + draw - (borders[owner] - quotas[name])
-            if self.weights is None or self.window is not None:
+            if shares is None or self.window is not None:
                 refs.append(SampleRef(name, visit % catalog[name]))
             else:
                 refs.append(shuffled_visit(name, visit, size=catalog[name], seed=seed))

@@ -11,11 +11,12 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muco.core.backbone import Backbone
-from muco.core.component import ComponentConfig, Feature
+from muco.core.component import Feature
 from muco.core.errors import DataError, MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
 from muco.plugins._shared.chat import EMB, MASK, TemplateName
-from muco.plugins._shared.strand import branch_mask
+from muco.plugins._shared.rows import branch_mask
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
     ScratchSettings,
@@ -35,7 +36,7 @@ class QwenVL(Backbone):
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
     """
 
-    class Config(ComponentConfig):
+    class Config(RowSettings):
         pretrained: str | None = None
         """Folder or hub name of a checkpoint in the transformers layout."""
         scratch: ScratchSettings | None = None
@@ -48,6 +49,9 @@ class QwenVL(Backbone):
         """Larger images are reduced to this area."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the weights."""
+        checkpoint_activations: bool = False
+        """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
+        fraction of the memory."""
         freeze_vision: bool = False
         """Leave the vision tower as it is: its features are computed once a step, without gradient."""
 
@@ -66,7 +70,12 @@ class QwenVL(Backbone):
     def __init__(self, model: nn.Module, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__()
         self.model = model
-        self.processor = processor
+        self.processor: QwenVLProcessor = processor
+        self.kernel: Kernel = config.attention
+        if config.rows == "packed":
+            attend_within(model.language_model)
+        if config.checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if config.freeze_vision:
             for weight in self.image_parameters():
                 weight.requires_grad = False
@@ -81,35 +90,24 @@ class QwenVL(Backbone):
             model = _pretrained(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             _add_tokens(model, tokenizer)
-            return cls(
-                model,
-                QwenVLProcessor(
-                    tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
-                ),
-                config,
-            )
+            return cls._of(model, tokenizer, config, place=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
-        model = model.to(_dtype(config.dtype))
-        return cls(
-            model,
-            QwenVLProcessor(
-                tokenizer, _image_processor(config, model, config.pretrained or ""), config.template
-            ),
-            config,
-        )
+        return cls._of(model.to(_dtype(config.dtype)), tokenizer, config, place="")
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
         model = _pretrained(str(folder), config.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(
-            model,
-            QwenVLProcessor(tokenizer, _image_processor(config, model, folder), config.template),
-            config,
-        )
+        return cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+
+    @classmethod
+    def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
+        """Return the backbone; `place` holds the checkpoint's image processor."""
+        images = _image_processor(config, model, place)
+        padded = config.rows == "padded"
+        return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)  # type: ignore[operator]
@@ -121,14 +119,27 @@ class QwenVL(Backbone):
         features = images or self.encode_images(inputs)
         if features is not None:
             embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
-        branches = tensors.get("branches")
         hidden_RLH = self.model.language_model(  # type: ignore[operator]
             inputs_embeds=embeds_RLH,
-            attention_mask=None if branches is None else branch_mask(branches),
             position_ids=tensors["position_ids"],
             use_cache=False,
+            **self._attention(tensors, embeds_RLH.dtype),
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+
+    def about(self, device: torch.device, *, half: bool) -> str:
+        if self.processor.padded:
+            return "attention: padded rows"
+        return f"attention: {choose_kernel(self.kernel, device, half=half)}"
+
+    def _attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """Return what tells the layers who sees whom."""
+        borders, branches = tensors.get("borders"), tensors.get("branches")
+        if borders is None:
+            return {"attention_mask": None if branches is None else branch_mask(branches)}
+        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
+        kernel = choose_kernel(self.kernel, borders.device, half=half)
+        return {"attention_mask": None, "layout": layout_of(kernel, borders, branches)}
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
@@ -137,6 +148,10 @@ class QwenVL(Backbone):
             inputs.tensors["pixel_values"], inputs.tensors["image_grid_thw"]
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        language: Any = self.model.language_model
+        return [*language.layers, language]
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.model.visual.parameters()  # type: ignore[union-attr]

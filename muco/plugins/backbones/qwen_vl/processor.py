@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue
@@ -16,7 +15,8 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.plugins._shared.chat import EMB, IMAGE_PAD, Markup, Piece, Said, TemplateName, pieces_of
-from muco.plugins._shared.strand import Strand, rows_of
+from muco.plugins._shared.rows import packed_row, padded_rows
+from muco.plugins._shared.strand import Strand
 
 _MROPE_AXES = 3
 _MOST_COUNTED = 4096
@@ -26,9 +26,12 @@ _MOST_COUNTED = 4096
 class QwenVLProcessor(Processor):
     """A tokenizer, an image processor and a chat template."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, template: TemplateName) -> None:
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, template: TemplateName, *, padded: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.padded = padded
         self.template: TemplateName = template
         self.emb_id, self.image_id = tokenizer.convert_tokens_to_ids([EMB, IMAGE_PAD])
         self._start_afresh()
@@ -54,10 +57,9 @@ class QwenVLProcessor(Processor):
 
     def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
         strands = [self._render(dialogue) for dialogue in dialogues]
-        rows = rows_of(strands, padding_id=self.tokenizer.pad_token_id)
-        tensors: dict[str, Tensor] = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
-        if rows.branches is not None:
-            tensors["branches"] = rows.branches
+        padding_id = self.tokenizer.pad_token_id
+        rows = padded_rows(strands, padding_id=padding_id) if self.padded else packed_row(strands)
+        tensors = rows.tensors()
         images = [image for strand in strands for image in strand.images]
         if images:
             tensors |= self._pixels(images)
@@ -140,7 +142,7 @@ class QwenVLProcessor(Processor):
             raise DataError(f"image of {width} x {height} pixels: {error}") from None
         return 1, resized_h // patch, resized_w // patch
 
-    def _pixels(self, images: Sequence[EncodedImage]) -> dict[str, Tensor]:
+    def _pixels(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
         made = self.image_processor([image.decode() for image in images], return_tensors="pt")
         return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
 

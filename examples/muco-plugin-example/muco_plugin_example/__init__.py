@@ -1,0 +1,1 @@
+"""A pooler and a loss for muco."""

@@ -1,0 +1,9 @@
+"""Attention within the dialogues of a packed row: one module a kernel, all with the same result.
+
+T tokens of a row, B dialogues in it, h heads of queries, g of keys and values, d size of a head.
+"""
+
+from muco.plugins._shared.attention.choice import Kernel, RowSettings, choose_kernel
+from muco.plugins._shared.attention.layout import Layout, attend_within, layout_of
+
+__all__ = ["Kernel", "Layout", "RowSettings", "attend_within", "choose_kernel", "layout_of"]

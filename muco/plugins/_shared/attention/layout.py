@@ -1,0 +1,73 @@
+"""The seam to transformers: its attention layers ask the layout of the row that they are given."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from muco.core.errors import MucoError
+from muco.plugins._shared.attention.choice import Kernel
+
+_NAME = "muco_within"
+"""Of our function among transformers' implementations of attention."""
+
+
+class Layout(Protocol):
+    """How one packed row's dialogues attend within themselves; made once a row, used by every layer."""
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
+    ) -> Tensor:
+        """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d]."""
+        ...
+
+
+def layout_of(kernel: Kernel, borders: Tensor, branches: Tensor | None) -> Layout:
+    """Return the layout of a row for a kernel that was chosen.
+
+    Args:
+        kernel: not `auto`.
+        borders: int64 [B + 1], where dialogues begin, and T.
+        branches: int64 [1, T]; None where no turn is isolated.
+    """
+    if kernel == "flash_varlen":
+        from muco.plugins._shared.attention.varlen import VarlenLayout
+
+        return VarlenLayout(borders, branches)
+    if kernel == "flex":
+        from muco.plugins._shared.attention.flex import FlexLayout
+
+        return FlexLayout(borders, branches)
+    from muco.plugins._shared.attention.buckets import BucketLayout
+
+    return BucketLayout(borders, branches)
+
+
+def attend_within(decoder: Any) -> None:
+    """Let a transformers decoder attend as the `layout` says that its forward is given.
+
+    Raises:
+        MucoError: a decoder with sliding windows, which packed rows do not keep.
+    """
+    from transformers import AttentionInterface
+
+    if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+        raise MucoError("backbone.rows: this model has sliding windows; take rows: padded")
+    AttentionInterface.register(_NAME, _attend)
+    decoder.set_attn_implementation(_NAME)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    return layout.attend(module, query, key, value, scaling=scaling, dropout=dropout), None

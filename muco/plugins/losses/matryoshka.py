@@ -1,0 +1,75 @@
+"""Any loss on the first dimensions of the embeddings, for several sizes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import MucoError
+from muco.core.loss import Loss, LossTerms
+from muco.core.recipe import ComponentRef
+from muco.core.turns import TurnEmbeddings
+
+
+class Matryoshka(Loss):
+    """Sum a loss over embeddings cut to several sizes, so that each size serves alone.
+
+    A cut embedding is divided by its length anew. Counts are those of the largest size; the hits of the
+    others stand beside them by size.
+
+    References:
+        Kusupati et al. 2022, arXiv:2205.13147.
+    """
+
+    class Config(ComponentConfig):
+        loss: ComponentRef[Loss]
+        """The loss, with its settings; it is built once and shared by all sizes."""
+        dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+        """Sizes, from the first dimension on; the whole embedding is trained only where it is one of them."""
+        weights: tuple[PositiveFloat, ...] | None = None
+        """Of each size; None weighs all 1."""
+
+        @model_validator(mode="after")
+        def _sizes_fit(self) -> Matryoshka.Config:
+            if len(set(self.dims)) < len(self.dims):
+                raise ValueError("`dims` names a size twice")
+            if self.weights is not None and len(self.weights) != len(self.dims):
+                raise ValueError(f"{len(self.weights)} `weights` for {len(self.dims)} `dims`")
+            return self
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return config.loss.cls.needs(config.loss.config)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.loss: Loss = config.loss.make()
+        self.symmetric = self.loss.symmetric
+        weights = config.weights or (1.0,) * len(config.dims)
+        self.weights = dict(sorted(zip(config.dims, weights, strict=True), reverse=True))
+
+    def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
+        size = query.vectors.shape[1]
+        if size < max(self.weights):
+            raise MucoError(f"loss.dims: {max(self.weights)} exceeds the {size} dimensions of the embeddings")
+        terms = {dim: self.loss(_cut(query, dim), _cut(target, dim)) for dim in self.weights}
+        total = sum(weight * terms[dim].per_turn for dim, weight in self.weights.items())
+        assert isinstance(total, Tensor)
+        return LossTerms(total, _counts({dim: each.counts for dim, each in terms.items()}))
+
+
+def _cut(turns: TurnEmbeddings, dim: int) -> TurnEmbeddings:
+    return replace(turns, vectors=F.normalize(turns.vectors[:, :dim], dim=-1))
+
+
+def _counts(by_dim: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the counts of the first size, the largest, and the hits of the others."""
+    first, *others = by_dim
+    hits = {f"hits_{dim}": by_dim[dim]["hits"] for dim in others if "hits" in by_dim[dim]}
+    return {**by_dim[first], **hits}

@@ -1,0 +1,60 @@
+"""The sigmoid loss: every pair of a query and a target is a question of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+
+from muco.core.component import Feature
+from muco.core.loss import Loss, LossTerms
+from muco.core.turns import TurnEmbeddings
+from muco.plugins._shared.contrastive import Mask, PairingConfig, best_of, needs_of, pair_up, refuse_lonely
+from muco.plugins._shared.tiles import negatives_softplus
+
+
+class SigLIP(Loss):
+    """Binary cross-entropy of every pair, under a scale and a bias that are learnt.
+
+    References:
+        Zhai et al. 2023, arXiv:2303.15343.
+    """
+
+    class Config(PairingConfig):
+        scale: PositiveFloat = 10.0
+        """Multiplies the cosine similarities, at the start; its logarithm is learnt."""
+        bias: float = -10.0
+        """Added then, at the start: most pairs are no match."""
+        mask: Mask = "same_group"
+        """same_group: the other targets of a query's images are no negatives. none: they are."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return needs_of(config)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.bias = nn.Parameter(torch.tensor(config.bias))
+
+    def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
+        pairing = pair_up(query, target, mask=self.config.mask, duplicates=self.config.duplicates)
+        scaled_ND = pairing.queries * self.log_scale.exp()
+        # The bias rides along as one more dimension, so that the tiles give its gradient like any other.
+        sum_N, top_N = negatives_softplus(
+            _beside(scaled_ND, self.bias), _beside(pairing.targets, torch.ones(())), pairing.excluded
+        )
+        refuse_lonely(torch.isneginf(top_N).nonzero().flatten())
+        logit_P = (scaled_ND[pairing.rows] * pairing.targets[pairing.columns]).sum(1) + self.bias
+        counts = {**pairing.counts, "hits": (best_of(pairing, logit_P) > top_N).sum()}
+        return LossTerms(sum_N.index_add(0, pairing.rows, -F.logsigmoid(logit_P)), counts)
+
+
+def _beside(rows_ND: Tensor, value: Tensor) -> Tensor:
+    """Return the rows with `value` as one more column."""
+    return torch.cat([rows_ND, value.to(rows_ND).expand(len(rows_ND), 1)], dim=1)

@@ -1,0 +1,169 @@
+"""Packed rows: every kernel's arithmetic against a dense mask, and dialogues as if they were alone."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muco.core import MucoError
+from muco.plugins._shared.attention import choose_kernel, layout_of
+from muco.plugins._shared.attention.varlen import segments_of
+from muco.plugins.backbones.qwen_vl import QwenVL
+from muco.testing.encoding import dialogue_of, states
+from tests.small import SMALL, TEXTS, picture
+
+HEADS, KV_HEADS, SIZE = 4, 2, 8
+CPU = torch.device("cpu")
+
+dialogue = st.one_of(
+    st.integers(1, 40).map(lambda size: [0] * size),
+    st.tuples(st.integers(0, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)).map(
+        lambda told: [0] * told[0] + [turn + 1 for turn, size in enumerate(told[1]) for _ in range(size)]
+    ),
+)
+"""The branches of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns."""
+
+
+class Layer(torch.nn.Module):
+    """What a kernel asks of transformers' attention layer."""
+
+    num_key_value_groups = HEADS // KV_HEADS
+    is_causal = True
+
+
+def row_of(dialogues: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    borders = torch.tensor([0, *torch.tensor([len(each) for each in dialogues]).cumsum(0).tolist()])
+    return borders, torch.tensor([[branch for each in dialogues for branch in each]])
+
+
+def heads(length: int) -> list[torch.Tensor]:
+    torch.manual_seed(length)
+    return [
+        torch.randn(1, number, length, SIZE, dtype=torch.float64, requires_grad=True)
+        for number in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+
+
+def dense(query, key, value, borders, branches):
+    """Attention with one mask over the whole row, written from the rule."""
+    length = int(borders[-1])
+    owner = [
+        place for place, (start, stop) in enumerate(pairwise(borders.tolist())) for _ in range(start, stop)
+    ]
+    branch = branches[0].tolist()
+    sees = [
+        [
+            k <= q and owner[k] == owner[q] and (branch[k] == 0 or branch[k] == branch[q])
+            for k in range(length)
+        ]
+        for q in range(length)
+    ]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=torch.tensor(sees), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+
+
+@settings(max_examples=40)
+@given(dialogues=st.lists(dialogue, min_size=1, max_size=7))
+def test_sdpa_in_buckets_equals_one_dense_mask_with_gradient(dialogues):
+    borders, branches = row_of(dialogues)
+    told = heads(int(borders[-1]))
+    isolated = branches if (branches > 0).any() else None
+    found = layout_of("sdpa", borders, isolated).attend(Layer(), *told, scaling=0.3, dropout=0.0)
+    expected = dense(*told, borders, branches)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(expected)
+    grads = [torch.autograd.grad((each * weights).sum(), told) for each in (found, expected)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40)
+@given(dialogues=st.lists(dialogue, min_size=1, max_size=7))
+def test_the_segments_of_flash_varlen_equal_one_dense_mask(dialogues):
+    borders, branches = row_of(dialogues)
+    query, key, value = heads(int(borders[-1]))
+    isolated = branches[0].tolist() if (branches > 0).any() else None
+    segments = segments_of(borders.tolist(), isolated)
+    index = range(int(borders[-1])) if segments.key_index is None else segments.key_index
+    keys, values = key[:, :, list(index)], value[:, :, list(index)]
+    parts = []
+    spans = zip(pairwise(segments.query_ends), pairwise(segments.key_ends), strict=True)
+    for (q_start, q_stop), (k_start, k_stop) in spans:
+        queries, own = q_stop - q_start, k_stop - k_start
+        # The kernel's causal mask ends with the sequences' last tokens.
+        sees = torch.ones(queries, own, dtype=torch.bool).tril(own - queries)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, q_start:q_stop],
+                keys[:, :, k_start:k_stop],
+                values[:, :, k_start:k_stop],
+                attn_mask=sees,
+                scale=0.3,
+                enable_gqa=True,
+            )
+        )
+    found = torch.cat(parts, dim=2).transpose(1, 2)
+    torch.testing.assert_close(found, dense(query, key, value, borders, branches), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dialogues", [[[0] * 5, [0] * 130], [[0, 0, 1, 1, 2], [0] * 3, [1, 1, 2]]])
+def test_flex_equals_one_dense_mask(dialogues):
+    borders, branches = row_of(dialogues)
+    told = [each.detach() for each in heads(int(borders[-1]))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*flex_attention called without torch.compile.*")
+        isolated = branches if (branches > 0).any() else None
+        found = layout_of("flex", borders, isolated).attend(Layer(), *told, scaling=0.3, dropout=0.0)
+    torch.testing.assert_close(found, dense(*told, borders, branches), rtol=0, atol=1e-12)
+
+
+def test_a_kernel_that_cannot_run_here_is_an_error_and_auto_takes_what_can():
+    assert choose_kernel("auto", CPU, half=False) == "sdpa"
+    with pytest.raises(MucoError, match="flash_varlen needs a CUDA device"):
+        choose_kernel("flash_varlen", CPU, half=True)
+    with pytest.raises(MucoError, match="flex trains on CUDA devices only"):
+        choose_kernel("flex", CPU, half=False)
+    with pytest.raises(ValueError, match="flex is a kernel of packed rows"):
+        QwenVL.Config.model_validate({**SMALL, "rows": "padded", "attention": "flex"})
+
+
+def backbone(rows: str) -> QwenVL:
+    torch.manual_seed(0)
+    return QwenVL.build(QwenVL.Config.model_validate({**SMALL, "rows": rows}), texts=TEXTS).eval()
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Text and images, several images, isolated and causal turns, one token, lengths that vary."""
+    images = [picture("red", (56, 56)), picture("blue", (84, 56))]
+    return [
+        dialogue_of(["what is it?", "where?", "a"], images[:1], context="isolated"),
+        dialogue_of(["a"], ()),
+        dialogue_of(["b" * 90], images),
+        dialogue_of(["what?", "a longer text about nothing"], images[1:], context="causal"),
+        dialogue_of(["", ""], (), context="isolated"),
+    ]
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_dialogues_of_a_chunk_are_encoded_as_if_alone(rows, mixed):
+    model = backbone(rows)
+    together = states(model, mixed)
+    alone = torch.cat([states(model, [each]) for each in mixed])
+    assert float((together - alone).abs().max()) < 1e-5
+
+
+def test_packed_rows_hold_no_padding_and_equal_padded_ones(mixed):
+    packed, padded = backbone("packed"), backbone("padded")
+    row, rows = packed.processor.collate(mixed), padded.processor.collate(mixed)
+    assert row.num_padding_tokens == 0 < rows.num_padding_tokens
+    assert row.num_tokens == rows.num_tokens == row.tensors["input_ids"].numel()
+    difference = (states(packed, mixed) - states(padded, mixed)).abs().max()
+    assert float(difference) < 1e-5

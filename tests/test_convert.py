@@ -260,3 +260,19 @@ def test_a_foreign_name_of_an_image_is_no_way_out(m3t, tmp_path):
     with pytest.raises(DataError, match=r"shard-000000\.tar:000000000: '9\.9' is missing"):
         ShardReader(tmp_path / "shards")[0]
     assert isinstance(ShardReader(tmp_path / "shards")[1].images[0], EncodedImage)
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_files(m3t, tmp_path):
+    pytest.importorskip("ray", reason="an extra: pip install 'muco[ray]'")
+    convert("m3t", m3t, tmp_path / "local", max_shard_bytes=2**20)
+    command = prepare(m3t, tmp_path / "ray", "--engine", "ray", "--shard-mib", "1")
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")

@@ -103,7 +103,6 @@ def test_samples_are_read_as_they_were_written(tmp_path_factory, samples, max_sh
     assert all_of(write(folder, samples, max_shard_bytes=max_shard_bytes)) == samples
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
 def test_captions_are_kept_and_take_no_room_where_there_are_none(tmp_path):
     pair = Pair("t", (Content("which?", (IMAGES[1],), "a second"),), Content("", (IMAGES[2],), "a third"))
     told = Sample("0", "plain", (IMAGES[0],), (pair,), caption="a first")
@@ -112,6 +111,7 @@ def test_captions_are_kept_and_take_no_room_where_there_are_none(tmp_path):
     assert b"caption" not in (write(tmp_path / "silent", [plain(1)]) / "shard-000000.tar").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
 def test_plain_webdataset_reads_the_shards(shards):
     files = sorted(map(str, shards.glob("*.tar")))
     found = list(webdataset.WebDataset(files, shardshuffle=False))

@@ -59,12 +59,13 @@ def test_equals_the_whole_transformers_model(backbone):
     """Our seam (embed, place image features, language model) is the model's own forward."""
     dialogue = dialogue_of(["what is it?"], IMAGES)
     tensors = backbone.processor.collate([dialogue]).tensors
+    own = backbone.processor.image_processor([each.decode() for each in IMAGES], return_tensors="pt")
     whole = copy.deepcopy(backbone.model)
     whole.set_attn_implementation("sdpa")
     with torch.no_grad():
         expected = whole(
             input_ids=tensors["input_ids"],
-            pixel_values=tensors["pixel_values"],
+            pixel_values=own["pixel_values"],
             image_grid_thw=tensors["image_grid_thw"],
             mm_token_type_ids=(tensors["input_ids"] == backbone.processor.image_id).int(),
             use_cache=False,

@@ -145,7 +145,7 @@ class QwenVL(Backbone):
         if "pixel_values" not in inputs.tensors:
             return None
         found = self.model.get_image_features(  # type: ignore[operator]
-            inputs.tensors["pixel_values"], inputs.tensors["image_grid_thw"]
+            self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
 

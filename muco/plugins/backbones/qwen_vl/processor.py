@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue
@@ -143,8 +145,19 @@ class QwenVLProcessor(Processor):
         return 1, resized_h // patch, resized_w // patch
 
     def _pixels(self, images: Sequence[EncodedImage]) -> dict[str, Any]:
-        made = self.image_processor([image.decode() for image in images], return_tensors="pt")
-        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+        """Return patches in 8 bits, a quarter of their size as numbers, and their grids."""
+        decoded = [image.decode() for image in images]
+        made = self.image_processor(decoded, do_rescale=False, do_normalize=False, return_tensors="pt")
+        return {"pixel_values": made["pixel_values"].byte(), "image_grid_thw": made["image_grid_thw"]}
+
+    def colors(self, patches: Tensor) -> Tensor:
+        """Return patches as the vision tower takes them: float32 of uint8, both [patches, channels x size]."""
+        mean, std = (
+            torch.tensor(values, device=patches.device)[:, None]
+            for values in (self.image_processor.image_mean, self.image_processor.image_std)
+        )
+        channels = patches.unflatten(1, (len(mean), -1)).float() / 255
+        return ((channels - mean) / std).flatten(1)
 
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muco.core.errors import MucoError
+from muco.data_cli import app as data_app
 
 app = typer.Typer(
     add_completion=False,
@@ -18,10 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, ablate and evaluate universal multimodal embedding models.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
-make_app = typer.Typer(no_args_is_help=True, help="Make shards of data that muco draws itself.")
 app.add_typer(data_app, name="data")
-data_app.add_typer(make_app, name="make")
 
 Overrides = Annotated[
     list[str] | None,
@@ -142,19 +140,6 @@ def report(
     from muco.report import write_report
 
     typer.echo(write_report(run_folder, others or ()))
-
-
-@make_app.command("scenes")
-def make_scenes(
-    to: Annotated[Path, typer.Option("--to", help="The folder to make; it must not exist.")],
-    overrides: Overrides = None,
-) -> None:
-    """Draw scenes and write them as shards; --set num_samples=1000 and the source's other settings."""
-    from muco.data.make import make_shards
-
-    console = Console()
-    made = make_shards("scenes", to, overrides or [], console)
-    console.print(f"{made:,} samples in {to}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

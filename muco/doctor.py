@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from muco.data.cache import cache_folder
+from muco.core.folders import cache_folder
 from muco.run_folder import versions
 
 

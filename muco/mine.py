@@ -105,7 +105,7 @@ def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
     from muco.training.build import open_data
 
     recipe = validate_recipe(RunFolder(run).recipe() or {}, title=f"{run / 'recipe.yaml'}")
-    return open_data(recipe, lambda samples, _: samples)
+    return open_data(recipe, lambda samples, _, __: samples)
 
 
 class _Side(Sequence[Content]):

@@ -174,8 +174,8 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     from muco.training.checkpoint import Progress, checkpoints, restore
     from muco.training.trainer import Trainer
 
-    def show(samples: Iterable[Any], number: int) -> Iterable[Any]:
-        return show_progress(samples, number, "making shards", console)
+    def show(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
+        return show_progress(items, number, what, console)
 
     if ranks.is_main:  # the shards that are missing are made once
         open_data(recipe, show)

@@ -269,7 +269,8 @@ def test_a_missing_file_is_told_with_the_nearest_shipped_recipe(name):
         load_recipe(name)
     assert f"{name}: no such file" in str(caught.value)
     assert "Did you mean 'quickstart" in str(caught.value)
-    assert "Shipped: recipes/quickstart.yaml" in str(caught.value)
+    _, _, shipped = str(caught.value).partition("Shipped: ")
+    assert "recipes/quickstart.yaml" in shipped.split(", ")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "recipes", "recipes/../recipes/quickstart", "/quickstart"])

@@ -17,3 +17,8 @@ def stable_id(*parts: str | bytes) -> int:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def url_name(url: str) -> str:
+    """Return the name under which the file of a URL is kept: 32 hex digits."""
+    return blake2b(url.encode(), digest_size=16).hexdigest()

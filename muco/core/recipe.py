@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from muco.core.columns import PairColumns
 from muco.core.component import Component, ComponentConfig, Kind
 from muco.core.fit import missing_in, offered_by, remedies
 from muco.core.registry import Registry, default_registry
@@ -119,13 +120,28 @@ class DatasetSettings(ComponentConfig):
     source: ComponentRef[Literal["source"]] | None = None
     """Made into shards in the cache folder on first use, and reused."""
     shards: str | None = None
-    """Folder of WebDataset shards with their index."""
+    """Folder of WebDataset shards with their index, or the URL of one that fsspec can open."""
+    get: str | None = None
+    """How to get the shards and how large they are; told where they are missing."""
+    columns: PairColumns | None = None
+    """What makes a pair of a record, where another tool wrote the shards."""
+    cache_gib: PositiveFloat = 50.0
+    """The most that shards at a URL take on this machine's disk; those unread longest go first."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DatasetSettings:
         if (self.source is None) == (self.shards is None):
             raise PydanticCustomError("one_of", "give either `source` or `shards`, not both or neither")
+        if self.columns is not None and self.shards is None:
+            raise PydanticCustomError("one_of", "`columns` goes with `shards` that another tool wrote")
         return self
+
+    @field_validator("shards")
+    @classmethod
+    def _no_program(cls, shards: str | None) -> str | None:
+        if shards is not None and (shards.strip().lower().startswith("pipe:") or "::" in shards):
+            raise ValueError("`pipe:` and chained URLs (`::`) are refused; name a folder or a plain URL")
+        return shards
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -1,4 +1,4 @@
-"""Making shards of a source by name, outside any recipe."""
+"""A source by name, its settings as a command line gives them."""
 
 from __future__ import annotations
 
@@ -8,56 +8,76 @@ from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import track
 
-from muco.core.errors import DataError, MucoError, did_you_mean
+from muco.core.errors import MucoError, did_you_mean
 from muco.core.registry import default_registry
 from muco.core.source import Source
-from muco.data.cache import describe
-from muco.data.write import write_shards
+from muco.data.convert import Conversion, Layout
 
 
-def make_shards(name: str, folder: Path, settings: Sequence[str], console: Console) -> int:
-    """Write a source's samples to `folder`.
+def conversion_of(
+    name: str,
+    folder: Path,
+    settings: Sequence[str],
+    *,
+    path: Path | None = None,
+    layout: Layout | None = None,
+    max_skipped_share: float = 0.01,
+) -> Conversion:
+    """Return the conversion of a source into `folder`.
 
     Args:
         name: of a registered source.
-        folder: must not exist.
-        settings: `KEY=VALUE` each, of the source's Config.
-        console: shows a bar.
-
-    Returns:
-        The number of samples.
+        folder: of the shards.
+        settings: `KEY=VALUE` each, of the source's Config; dotted keys reach into it.
+        path: where an outside data set lies, for sources that read one.
+        layout: of the shards.
+        max_skipped_share: of records that make no sample.
 
     Raises:
-        MucoError: a setting that does not exist or fit, a folder that does.
+        MucoError: no such source, or a setting that does not exist or fit.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists; name a folder to be made")
-    cls = default_registry().component("source", name)
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise MucoError(f"--set {setting}: write KEY=VALUE")
-        try:
-            values[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise MucoError(f"--set {setting}: the value is no YAML; quote it") from None
+    try:
+        cls = default_registry().component("source", name)
+    except LookupError as error:
+        raise MucoError(str(error.args[0])) from None
+    values = _values(settings)
+    if path is not None:
+        if "path" not in cls.Config.model_fields:
+            raise MucoError(f"source {name} reads no outside data; leave --from out")
+        values["path"] = str(path)
     try:
         config = cls.Config.model_validate(values)
     except ValidationError as error:
-        known = list(cls.Config.model_fields)
-        told = []
-        for detail in error.errors():
-            key = ".".join(map(str, detail["loc"]))
-            near = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
-            told.append(f"  {key}: {detail['msg']}.{near}")
-        raise MucoError(f"source {name}:\n" + "\n".join(told)) from None
+        raise MucoError(_told(name, error, list(cls.Config.model_fields))) from None
     source: Source = cast(Any, cls)(config)
-    about = describe(name, config, source)
-    samples = track(source.samples(), "drawing", total=len(source), console=console, transient=True,
-                    disable=not console.is_terminal)  # fmt: skip
-    write_shards(samples, folder, about=about)
-    return len(source)
+    return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
+
+
+def _values(settings: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        if not equals:
+            raise MucoError(f"--set {setting}: write KEY=VALUE")
+        *parents, last = dotted.split(".")
+        place = values
+        for key in parents:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise MucoError(f"--set {setting}: {key} holds no keys")
+        try:
+            place[last] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise MucoError(f"--set {setting}: the value is no YAML; quote it") from None
+    return values
+
+
+def _told(name: str, error: ValidationError, known: list[str]) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(map(str, detail["loc"]))
+        near = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
+        how = " It is given as --from." if detail["loc"] == ("path",) and detail["type"] == "missing" else ""
+        lines.append(f"  {key}: {detail['msg']}.{near}{how}")
+    return f"source {name}:\n" + "\n".join(lines)

@@ -11,7 +11,13 @@ muco_contract = 1
 
 @hookimpl
 def muco_sources() -> Mapping[str, str]:
-    return {"scenes": "muco.plugins.sources.scenes:Scenes"}
+    return {
+        "m3t": "muco.plugins.sources.m3t:M3T",
+        "mbeir": "muco.plugins.sources.mbeir:MBEIR",
+        "mmeb": "muco.plugins.sources.mmeb:MMEB",
+        "pairs": "muco.plugins.sources.pairs:Pairs",
+        "scenes": "muco.plugins.sources.scenes:Scenes",
+    }
 
 
 @hookimpl

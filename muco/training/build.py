@@ -12,14 +12,15 @@ import torch
 
 from muco.core.backbone import Backbone
 from muco.core.encoder import TurnEncoder
-from muco.core.errors import MucoError
+from muco.core.errors import DataError, MucoError
 from muco.core.loss import Loss
 from muco.core.packer import Packer
 from muco.core.pooler import Pooler
 from muco.core.recipe import ComponentRef, Recipe
 from muco.core.sampler import Sampler
 from muco.core.source import Source
-from muco.data.cache import Progress, cached_shards
+from muco.data.cache import cached_shards
+from muco.data.convert import Show
 from muco.data.read import ShardReader
 
 _TEXTS_FROM = 2000
@@ -31,21 +32,39 @@ def make(ref: ComponentRef[Any]) -> Any:
     return ref.make()
 
 
-def open_data(recipe: Recipe, progress: Progress) -> dict[str, ShardReader]:
+def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     """Return a reader for each data set, making shards that a source is to provide.
 
     Raises:
         MucoError: shards that are not there, or do not fit their index.
     """
+    _check_there(recipe)
     readers = {}
     for name, settings in recipe.data.items():
         if settings.source is not None:
             source: Source = make(settings.source)
-            folder = cached_shards(settings.source.name, settings.source.config, source, progress)
+            place = cached_shards(settings.source.name, settings.source.config, source, show)
         else:
-            folder = Path(cast(str, settings.shards)).expanduser()
-        readers[name] = ShardReader(folder)
+            place = cast(str, settings.shards)
+        readers[name] = ShardReader(
+            place,
+            columns=settings.columns,
+            cache_bytes=int(settings.cache_gib * 2**30),
+            dataset=name,
+        )
     return readers
+
+
+def _check_there(recipe: Recipe) -> None:
+    """Raise DataError that names all folders of shards that are missing, and how to get them."""
+    missing = []
+    for name, settings in recipe.data.items():
+        place = settings.shards or ""
+        if place and "://" not in place and not Path(place).expanduser().is_dir():
+            how = settings.get or "`muco data prepare` makes shards; docs/shards.md has the layout."
+            missing.append(f"  data.{name}: {place} is not there.\n    {how.strip()}")
+    if missing:
+        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(missing))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 6
+_BLOCKS = 16
+"""Stretches of neighbours that a window is made of."""
 _MASK_64 = (1 << 64) - 1
 
 
@@ -29,6 +31,40 @@ def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], half, keys)
     return values.astype(np.int64)
+
+
+def permute_in_windows(
+    positions: NDArray[np.int64], size: int, *, window: int, seed: int
+) -> NDArray[np.int64]:
+    """Return where `positions` land in a permutation that stays within windows of neighbours.
+
+    The elements are cut into blocks of `window / 16`, the blocks are shuffled, and the elements of each 16
+    blocks in a row are shuffled among themselves: any `window` positions in a row lie in two windows, so in
+    32 stretches at most. Where the cutting begins depends on the seed; what is left of the last block comes
+    last.
+
+    Args:
+        positions: int64, each in range(`size`).
+        size: number of elements, at least one.
+        window: elements shuffled together, rounded down to whole blocks; 16 at least.
+        seed: any integer; another seed gives another permutation.
+    """
+    block = max(1, window // _BLOCKS)
+    shift = _mix(seed) % size
+    whole = size // block * block
+    places = positions.copy()
+    span = block * _BLOCKS
+    for number in np.unique(positions // span).tolist():
+        first, last = number * span, min((number + 1) * span, whole)
+        inside = (positions >= first) & (positions < last)
+        if inside.any():
+            own = permute(positions[inside] - first, last - first, seed=_mix(seed) + number + 1)
+            blocks = permute((first + own) // block, whole // block, seed=seed)
+            places[inside] = blocks * block + own % block
+    rest = positions >= whole
+    if rest.any():
+        places[rest] = whole + permute(positions[rest] - whole, size - whole, seed=seed)
+    return (places + shift) % size
 
 
 def _feistel(values: NDArray[np.uint64], half: int, keys: list[np.uint64]) -> NDArray[np.uint64]:

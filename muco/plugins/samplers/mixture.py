@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
 
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
-from muco.plugins._shared.permutation import permute
+from muco.plugins._shared.permutation import permute, permute_in_windows
 from muco.plugins._shared.visits import SharesConfig, quotas_of, shares_of, shuffled_visit
 
 
@@ -21,10 +24,13 @@ class Mixture(Sampler):
     """
 
     class Config(SharesConfig):
-        pass
+        window: Annotated[int, Field(ge=16)] | None = None
+        """Shuffle stretches of shards, and samples among those of so many samples: a disk reads nearly in a
+        row, and remote shards come one after the other. None shuffles all samples with all."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.window = config.window
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
         return -(-sum(quotas_of(shares_of(self.config, catalog), catalog).values()) // batch_size)
@@ -37,7 +43,7 @@ class Mixture(Sampler):
         if not 0 <= start < total:
             raise ValueError(f"position {position} lies outside an epoch of {total} samples")
         places = np.arange(start, min(start + batch_size, total), dtype=np.int64)
-        draws = permute(places, total, seed=stable_id("epoch", str(seed), str(epoch)))
+        draws = self._shuffled(places, total, seed=stable_id("epoch", str(seed), str(epoch)))
         borders = list(accumulate(quotas.values()))
         owners = np.searchsorted(borders, draws, side="right")
         names = list(quotas)
@@ -45,8 +51,14 @@ class Mixture(Sampler):
         for draw, owner in zip(draws.tolist(), owners.tolist(), strict=True):
             name = names[owner]
             visit = epoch * quotas[name] + draw - (borders[owner] - quotas[name])
-            if shares is None:
+            if shares is None or self.window is not None:
                 refs.append(SampleRef(name, visit % catalog[name]))
             else:
                 refs.append(shuffled_visit(name, visit, size=catalog[name], seed=seed))
         return BatchPlan(epoch, position, tuple(refs))
+
+    def _shuffled(self, places: NDArray[np.int64], total: int, *, seed: int) -> NDArray[np.int64]:
+        if self.window is None:
+            return permute(places, total, seed=seed)
+        # In the order of the shards: which sample of a batch comes first is all the same.
+        return np.sort(permute_in_windows(places, total, window=self.window, seed=seed))

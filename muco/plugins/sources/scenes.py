@@ -80,11 +80,13 @@ class Scenes(Source):
     def __len__(self) -> int:
         return self.config.num_samples
 
-    def samples(self, start: int = 0) -> Iterator[Sample]:
-        for index in range(start, len(self)):
-            rng = seeded("train", self.config.seed, index)
-            draw = self._turns if rng.random() < self.config.turn_share else self._single_pair
-            yield draw(f"{index:09d}", rng)
+    def records(self, start: int = 0) -> Iterator[int]:
+        return iter(range(start, len(self)))
+
+    def sample(self, record: int) -> Sample:
+        rng = seeded("train", self.config.seed, record)
+        draw = self._turns if rng.random() < self.config.turn_share else self._single_pair
+        return draw(f"{record:09d}", rng)
 
     def _turns(self, sample_id: str, rng: random.Random) -> Sample:
         scene = draw_scene(self.config, rng, "train")

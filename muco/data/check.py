@@ -1,0 +1,90 @@
+"""Verifying shards: what the index says, byte by byte and sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from muco.core.columns import PairColumns
+from muco.core.errors import DataError
+from muco.core.image import EncodedImage
+from muco.core.row_texts import IMAGE_TOKEN
+from muco.core.sample import Content, Sample
+from muco.data.foreign import digest_of
+from muco.data.index import Shard
+from muco.data.read import ShardReader
+
+MOST_NAMED = 20
+"""Problems that are told; the others are counted."""
+
+Show = Callable[[Iterable[Shard], int, str], Iterable[Shard]]
+
+
+@dataclass
+class Findings:
+    """What a check saw."""
+
+    num_samples: int = 0
+    num_images: int = 0
+    num_problems: int = 0
+    problems: list[str] = field(default_factory=list)
+    """The first of them."""
+
+    def note(self, problem: str) -> None:
+        """Count a problem, and keep it if it is among the first."""
+        self.num_problems += 1
+        if len(self.problems) < MOST_NAMED:
+            self.problems.append(problem)
+
+
+def check_shards(folder: Path, *, columns: PairColumns | None, decode: bool, show: Show) -> Findings:
+    """Read every shard and every sample of a folder.
+
+    Args:
+        folder: of shards.
+        columns: of tars that another tool wrote.
+        decode: decode the images too; else their headers are read.
+        show: shows the shards go by.
+
+    Raises:
+        DataError: there is no index, or it does not belong to the shards.
+    """
+    reader = ShardReader(folder, columns=columns, dataset=folder.name)
+    found, first = Findings(), 0
+    for shard in show(reader.index.shards, len(reader.index.shards), "checking shards"):
+        if digest_of(folder / shard.file) != shard.blake2b:
+            found.note(f"{folder / shard.file} is not what its index says, by its checksum")
+        for number in range(first, first + shard.num_samples):
+            found.num_samples += 1
+            try:
+                _check_sample(reader[number], found, decode)
+            except DataError as error:
+                told = str(error)
+                where = f"{folder}/{reader.name(number)}"
+                found.note(told if told.startswith(where) else f"{where}: {told}")
+        first += shard.num_samples
+    return found
+
+
+def _check_sample(sample: Sample, found: Findings, decode: bool) -> None:
+    for image in images_of(sample):
+        found.num_images += 1
+        if decode:
+            image.decode()
+        else:
+            _ = image.size
+    if any(IMAGE_TOKEN in content.text for content in contents_of(sample)):
+        raise DataError(f"a text holds {IMAGE_TOKEN}, which stands for an image in tables, as plain words")
+
+
+def contents_of(sample: Sample) -> Iterator[Content]:
+    """Yield the queries, targets and hard negatives of a sample."""
+    for pair in sample.pairs:
+        yield from (*pair.queries, pair.target, *pair.negatives)
+
+
+def images_of(sample: Sample) -> Iterator[EncodedImage]:
+    """Yield the images of a sample, each distinct one once."""
+    every = (*sample.images, *(image for content in contents_of(sample) for image in content.images))
+    yield from {image.content_id: image for image in every}.values()

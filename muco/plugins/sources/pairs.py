@@ -1,0 +1,212 @@
+"""Pairs of one's own: rows of JSONL, CSV, TSV or Parquet files."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from muco.core.columns import PairColumns, images_listed, pair_from
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError
+from muco.core.image import EncodedImage
+from muco.core.sample import Sample
+from muco.core.source import Source
+from muco.plugins._shared.image_files import ImageFiles
+from muco.plugins._shared.table_source import existing, revision_of
+from muco.plugins._shared.tables import SUFFIXES, Row, rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that make one sample."""
+
+    rows: tuple[Row, ...]
+
+
+class Pairs(Source):
+    """Rows of a query and its target; rows with the same query image become turns of one sample."""
+
+    class Config(ComponentConfig):
+        path: str
+        """A table, or a folder of tables: JSONL, CSV, TSV or Parquet."""
+        columns: PairColumns
+        """Which columns hold what."""
+        images: str | None = None
+        """Where the images lie, as files or in zip and tar archives; by default beside the tables."""
+        group_by_image: bool = True
+        """Rows with the same query image become turns of one sample, wherever they stand."""
+        dataset: str = "pairs"
+        """What the samples' data set is called."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"image_targets"} if config.columns.target_image else ())
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        path = Path(config.path).expanduser()
+        self.folder = path if path.is_dir() else path.parent
+        self.images = ImageFiles([Path(config.images).expanduser() if config.images else self.folder])
+
+    def tables(self) -> Sequence[Path]:
+        path = existing(self.config.path, what="Name your table, or the folder that it lies in.")
+        if path.is_file():
+            return [path]
+        found = sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES)
+        if not found:
+            raise DataError(f"{path}: no table below it; tables end in {', '.join(SUFFIXES)}")
+        return found
+
+    def __len__(self) -> int:
+        (number,) = self._spool.execute("SELECT count(DISTINCT first) FROM rows").fetchone()
+        return number
+
+    def records(self, start: int = 0) -> Iterator[Group]:
+        if start >= len(self):
+            return
+        found = self._spool.execute(
+            "SELECT first, file, number, fault, data FROM rows WHERE first >= "
+            "(SELECT DISTINCT first FROM rows ORDER BY first LIMIT 1 OFFSET ?) ORDER BY first, place",
+            (start,),
+        )
+        for _, group in groupby(found, key=lambda row: row[0]):
+            yield Group(tuple(Row(row[1], row[2], _loaded(row[4]), row[3]) for row in group))
+
+    def sample(self, record: Group) -> Sample:
+        made = [pair_from(self.config.columns, row.faultless.values, self._image) for row in record.rows]
+        images = made[0][0]
+        first = record.rows[0]
+        name = f"{first.file}:{first.number}"
+        return Sample(name, self.config.dataset, images, tuple(pair for _, pair in made))
+
+    def name_of(self, record: Group) -> str:
+        return ", ".join(row.place for row in record.rows)
+
+    def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
+        for value in self._images_of(record):
+            data = _embedded(value)
+            if data is not None:
+                yield blake2b(data, digest_size=16).hexdigest(), len(data)
+            else:
+                yield _name(value), self.images.size(_name(value))
+
+    def image_names(self, record: Group) -> Iterator[str]:
+        for value in self._images_of(record):
+            if _embedded(value) is None:
+                yield _name(value)
+
+    def _images_of(self, record: Group) -> Iterator[Any]:
+        columns = self.config.columns
+        for row in record.rows:
+            sides = (columns.query_image, columns.target_image)
+            named = [row.values.get(column) for column in sides if column]
+            if columns.negative_image:
+                named += images_listed(row.values.get(columns.negative_image))
+            yield from filter(None, named)
+
+    def revision(self) -> str:
+        return revision_of(self.tables())
+
+    def _image(self, value: Any) -> EncodedImage:
+        data = _embedded(value)
+        return EncodedImage(data) if data is not None else self.images.image(_name(value))
+
+    @cached_property
+    def _spool(self) -> sqlite3.Connection:
+        """Return all rows, each with the number of the first row that shows its image.
+
+        On disk: rows of one image may stand anywhere, and there may be more than memory holds.
+        """
+        spool = sqlite3.connect("")  # a file of its own that is gone with the connection
+        spool.execute("PRAGMA synchronous = OFF")
+        spool.execute("PRAGMA journal_mode = OFF")
+        spool.execute("CREATE TABLE firsts (image BLOB PRIMARY KEY, first INT) WITHOUT ROWID")
+        spool.execute(
+            "CREATE TABLE rows (first INT, place INT, file TEXT, number INT, fault TEXT, data TEXT)"
+        )
+        for place, row in enumerate(self._rows()):
+            line = (
+                self._first(spool, row, place),
+                place,
+                row.file,
+                row.number,
+                row.fault,
+                _dumped(row.values),
+            )
+            spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", line)
+        spool.execute("CREATE INDEX by_image ON rows (first, place)")
+        spool.commit()
+        return spool
+
+    def _rows(self) -> Iterator[Row]:
+        used = self.config.columns.used()
+        for path in self.tables():
+            yield from rows(path, used)
+
+    def _first(self, spool: sqlite3.Connection, row: Row, place: int) -> int:
+        """Return the place of the first row with this row's query image.
+
+        A row without one, or that makes no pair, stands alone: it is left out without the others.
+        """
+        columns = self.config.columns
+        image = row.values.get(columns.query_image) if columns.query_image else None
+        if not (image and self.config.group_by_image and _makes_pair(columns, row)):
+            return place
+        key = blake2b(_embedded(image) or _name(image).encode(), digest_size=16).digest()
+        spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, place))
+        (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
+        return first
+
+
+def _makes_pair(columns: PairColumns, row: Row) -> bool:
+    """Say whether a row makes a pair, as far as can be told without its images."""
+
+    def unread(value: Any) -> EncodedImage:
+        return EncodedImage(_embedded(value) or _name(value).encode())
+
+    try:
+        pair_from(columns, row.faultless.values, unread)
+    except (DataError, ValueError):
+        return False
+    return True
+
+
+def _embedded(value: Any) -> bytes | None:
+    """Return an image that lies in the table itself: bytes, or as `datasets` writes it."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    if not isinstance(value, str):
+        raise DataError(f"a {type(value).__name__} stands where an image belongs: its path, URL or bytes")
+    return value
+
+
+def _dumped(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, default=_as_text)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": b64encode(value).decode()}
+    return str(value)
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    return json.loads(text, object_hook=_from_text)
+
+
+def _from_text(values: dict[str, Any]) -> Any:
+    return b64decode(values["base64"]) if values.keys() == {"base64"} else values

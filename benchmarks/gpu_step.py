@@ -78,6 +78,12 @@ class Figures:
     peak_gib: float
     """Beside the weights; on a CPU of tensors."""
 
+    def row(self) -> str:
+        """Return a line of the table."""
+        speed = f"{self.pairs_per_second:>9.1f} {self.tokens_per_second:>10,.0f} {self.padding_share:>8.1%}"
+        work = f"{self.tflops:>8.3f} {self.utilisation:>7.2%} {self.peak_gib:>6.2f}"
+        return f"{self.packer:<12} {self.rows:<7} {speed} {work}"
+
 
 def flops(encoder: TurnEncoder, inputs: StepInputs) -> float:
     """Return the floating-point operations that a step needs, whatever the way it is computed.
@@ -170,11 +176,7 @@ def main() -> None:
     for packer, rows in product(PACKERS, ("padded", "packed")):
         each = measure(packer, rows, args, device)
         found.append(each)
-        print(
-            f"{each.packer:<12} {each.rows:<7} {each.pairs_per_second:>9.1f} "
-            f"{each.tokens_per_second:>10,.0f} {each.padding_share:>8.1%} {each.tflops:>8.3f} {each.utilisation:>7.2%} {each.peak_gib:>6.2f}",
-            flush=True,
-        )
+        print(each.row(), flush=True)
     if args.json:
         told = {
             "device": name,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from pydantic import PositiveInt, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from muco.core.backbone import Backbone
 from muco.core.component import Feature
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins._shared.adapters import (
     AdaptedSettings,
@@ -25,9 +25,10 @@ from muco.plugins._shared.adapters import (
     save_adapter,
     split_state,
 )
-from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
-from muco.plugins._shared.chat import EMB, MASK, TemplateName
-from muco.plugins._shared.rows import branch_mask
+from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel
+from muco.plugins._shared.chat import TemplateName
+from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
+from muco.plugins._shared.decoder import attention_of, place_features
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
     ScratchSettings,
@@ -36,8 +37,6 @@ from muco.plugins.backbones.qwen_vl.scratch import (
 )
 
 _FAMILIES = ("qwen2_vl",)
-_UNUSED_WEIGHTS = ("lm_head.",)
-"""The head of a generating checkpoint; an embedder has none."""
 
 
 class QwenVL(Backbone):
@@ -58,7 +57,7 @@ class QwenVL(Backbone):
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
-        dtype: Literal["float32", "bfloat16"] = "float32"
+        dtype: Dtype = "float32"
         """Of the weights."""
         checkpoint_activations: bool = False
         """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
@@ -100,20 +99,20 @@ class QwenVL(Backbone):
 
         if config.scratch is None:
             assert config.pretrained is not None
-            model = _pretrained(config.pretrained, config.dtype)
+            model = _load(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
-            _add_tokens(model, tokenizer)
+            add_tokens(model, tokenizer)
             return cls._of(model, tokenizer, config, place=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         # Converted afterwards, the frequencies of positions would be rounded too.
-        model = AutoModel.from_config(scratch_config(config.scratch, tokenizer), dtype=_dtype(config.dtype))
+        model = AutoModel.from_config(scratch_config(config.scratch, tokenizer), dtype=dtype_of(config.dtype))
         return cls._of(model, tokenizer, config, place="")
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
-        model = _pretrained(str(folder), config.dtype)
+        model = _load(str(folder), config.dtype)
         backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
         if backbone.rows is None:
             refuse_adapter(folder)
@@ -148,12 +147,12 @@ class QwenVL(Backbone):
             embeds_RLH = self.rows(tensors["input_ids"], embeds_RLH)
         features = images or self.encode_images(inputs)
         if features is not None:
-            embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
+            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features.tensors[0])
         hidden_RLH = self.model.language_model(  # type: ignore[operator]
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"],
             use_cache=False,
-            **self._attention(tensors, embeds_RLH.dtype),
+            **attention_of(self.kernel, tensors, embeds_RLH.dtype),
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
 
@@ -161,15 +160,6 @@ class QwenVL(Backbone):
         if self.processor.padded:
             return "attention: padded rows"
         return f"attention: {choose_kernel(self.kernel, device, half=half)}"
-
-    def _attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-        """Return what tells the layers who sees whom."""
-        borders, branches = tensors.get("borders"), tensors.get("branches")
-        if borders is None:
-            return {"attention_mask": None if branches is None else branch_mask(branches)}
-        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
-        kernel = choose_kernel(self.kernel, borders.device, half=half)
-        return {"attention_mask": None, "layout": layout_of(kernel, borders, branches)}
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
@@ -190,43 +180,8 @@ class QwenVL(Backbone):
         return self.model.visual.parameters()  # type: ignore[union-attr]
 
 
-def _place(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
-    """Return the embeddings with image features in place of the placeholder's."""
-    flat = embeds_RLH.flatten(0, 1)
-    return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)
-
-
-def _pretrained(name: str, dtype: str) -> Any:
-    """Load a checkpoint; a weight that is missing or unexpected is an error, never random."""
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        family = AutoConfig.from_pretrained(name).model_type
-        if family not in _FAMILIES:
-            raise MucoError(f"{name} is a {family} model; qwen_vl loads {', '.join(_FAMILIES)}")
-        model, report = AutoModel.from_pretrained(name, dtype=_dtype(dtype), output_loading_info=True)
-    except OSError as error:
-        raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
-    strange = [key for key in report["unexpected_keys"] if not key.startswith(_UNUSED_WEIGHTS)]
-    wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(strange),
-        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{what}: {', '.join(keys[:5])}" for what, keys in wrong.items() if keys)
-        raise DataError(f"{name}: the weights do not fit a {family} model. {told}")
-    return model
-
-
-def _add_tokens(model: Any, tokenizer: Any) -> None:
-    """Add `<|emb|>` and `<|mask|>`; the matrix grows only where its spare rows do not suffice."""
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [EMB, MASK]}, replace_extra_special_tokens=False
-    )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
+def _load(name: str, dtype: Dtype) -> Any:
+    return load_model(name, dtype, backbone="qwen_vl", families=_FAMILIES)
 
 
 def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:
@@ -247,7 +202,3 @@ def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> An
         return Qwen2VLImageProcessorPil.from_pretrained(place, **settings)
     except OSError as error:
         raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -1,17 +1,114 @@
-"""A chunk's tokens before a transformers decoder: image features in their places, and who sees whom.
+"""What backbones around a vision-language model of transformers have in common.
 
 R rows, L tokens of a row, H hidden size, T image tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from muco.plugins._shared.attention import Kernel, choose_kernel, layout_of
+from muco.core.backbone import Backbone
+from muco.plugins._shared.adapters import (
+    AdaptedSettings,
+    TokenRows,
+    adapt,
+    adapter_modules,
+    load_adapter,
+    merge,
+    refuse_adapter,
+    save_adapter,
+    split_state,
+)
+from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
+from muco.plugins._shared.checkpoint import Dtype
 from muco.plugins._shared.rows import branch_mask
+from muco.plugins._shared.strand_processor import StrandProcessor
+
+
+class DecoderSettings(AdaptedSettings, RowSettings):
+    """How the model is held and run; part of the settings of every decoder backbone."""
+
+    dtype: Dtype = "float32"
+    """Of the weights."""
+    checkpoint_activations: bool = False
+    """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
+    fraction of the memory."""
+
+
+class DecoderBackbone(Backbone):
+    """A vision tower before a decoder; a subclass builds it, encodes images and puts both together."""
+
+    def __init__(self, model: Any, processor: StrandProcessor, config: DecoderSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.processor: Any = processor
+        self.kernel: Kernel = config.attention
+        if config.rows == "packed":
+            attend_within(model.language_model)
+        if config.checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.rows: TokenRows | None = None
+        if config.vision_is_frozen:
+            self.vision.requires_grad_(False)
+        if config.adapter is not None:
+            towers = (self.vision,) if config.adapter.vision else ()
+            adapt((model.language_model, *towers), config.adapter)
+            self.rows = TokenRows(model.get_input_embeddings(), (processor.emb_id, processor.mask_id))
+        self.hidden_dim = model.config.get_text_config().hidden_size
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        base, own = split_state(self.model)
+        self.model.save_pretrained(folder, state_dict=base)
+        if self.rows is not None:
+            save_adapter(folder, own, self.rows)
+        self.processor.save(folder)
+
+    def read_adapter(self, folder: Path) -> None:
+        """Read the adapters that `save` wrote.
+
+        Raises:
+            DataError: there are none where the settings have some, some where they have none, or others.
+        """
+        if self.rows is None:
+            refuse_adapter(folder)
+        else:
+            load_adapter(folder, self.model, self.rows)
+
+    def merge_adapters(self) -> None:
+        if self.rows is not None:
+            self.rows.merge(self.model.get_input_embeddings())
+            merge(self.model)
+            self.rows = None
+
+    def about(self, device: torch.device, *, half: bool) -> str:
+        if self.processor.padded:
+            return "attention: padded rows"
+        return f"attention: {choose_kernel(self.kernel, device, half=half)}"
+
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        language: Any = self.model.language_model
+        adapters = adapter_modules(language)
+        # A module's weights are split together, so they need one dtype.
+        mixed = len({weight.dtype for weight in language.parameters()}) > 1
+        return [*(adapters if mixed else ()), *language.layers, language]
+
+    def image_parameters(self) -> Iterable[nn.Parameter]:
+        return self.vision.parameters()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings [R, L, H] of tokens int64 [R, L], the new ones' own rows among them."""
+        embeds_RLH = self.model.get_input_embeddings()(input_ids)
+        return embeds_RLH if self.rows is None else self.rows(input_ids, embeds_RLH)
 
 
 def place_features(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:

@@ -10,25 +10,12 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import nn
 
-from muco.core.backbone import Backbone
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapters import (
-    AdaptedSettings,
-    TokenRows,
-    adapt,
-    adapter_modules,
-    load_adapter,
-    merge,
-    refuse_adapter,
-    save_adapter,
-    split_state,
-)
-from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel
 from muco.plugins._shared.chat import TemplateName
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
-from muco.plugins._shared.decoder import attention_of, place_features
+from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, attention_of, place_features
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
     ScratchSettings,
@@ -39,14 +26,14 @@ from muco.plugins.backbones.qwen_vl.scratch import (
 _FAMILIES = ("qwen2_vl",)
 
 
-class QwenVL(Backbone):
+class QwenVL(DecoderBackbone):
     """Qwen2-VL without its language-model head.
 
     References:
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
     """
 
-    class Config(AdaptedSettings, RowSettings):
+    class Config(DecoderSettings):
         pretrained: str | None = None
         """Folder or hub name of a checkpoint in the transformers layout."""
         scratch: ScratchSettings | None = None
@@ -57,11 +44,6 @@ class QwenVL(Backbone):
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
-        dtype: Dtype = "float32"
-        """Of the weights."""
-        checkpoint_activations: bool = False
-        """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
-        fraction of the memory."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> QwenVL.Config:
@@ -74,24 +56,6 @@ class QwenVL(Backbone):
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"causal_context", "isolated_turns", "image_targets"})
-
-    def __init__(self, model: Any, processor: QwenVLProcessor, config: Config) -> None:
-        super().__init__()
-        self.model = model
-        self.processor: QwenVLProcessor = processor
-        self.kernel: Kernel = config.attention
-        if config.rows == "packed":
-            attend_within(model.language_model)
-        if config.checkpoint_activations:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self.rows: TokenRows | None = None
-        if config.vision_is_frozen:
-            model.visual.requires_grad_(False)
-        if config.adapter is not None:
-            towers = (model.visual,) if config.adapter.vision else ()
-            adapt((model.language_model, *towers), config.adapter)
-            self.rows = TokenRows(model.get_input_embeddings(), (processor.emb_id, processor.mask_id))
-        self.hidden_dim = model.config.get_text_config().hidden_size  # type: ignore[union-attr]
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
@@ -114,10 +78,7 @@ class QwenVL(Backbone):
 
         model = _load(str(folder), config.dtype)
         backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
-        if backbone.rows is None:
-            refuse_adapter(folder)
-        else:
-            load_adapter(folder, backbone.model, backbone.rows)
+        backbone.read_adapter(folder)
         return backbone
 
     @classmethod
@@ -127,28 +88,13 @@ class QwenVL(Backbone):
         padded = config.rows == "padded"
         return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
 
-    def save(self, folder: Path) -> None:
-        base, own = split_state(self.model)
-        self.model.save_pretrained(folder, state_dict=base)  # type: ignore[operator]
-        if self.rows is not None:
-            save_adapter(folder, own, self.rows)
-        self.processor.save(folder)
-
-    def merge_adapters(self) -> None:
-        if self.rows is not None:
-            self.rows.merge(self.model.get_input_embeddings())  # type: ignore[operator]
-            merge(self.model)
-            self.rows = None
-
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
-        embeds_RLH = self.model.get_input_embeddings()(tensors["input_ids"])  # type: ignore[operator]
-        if self.rows is not None:
-            embeds_RLH = self.rows(tensors["input_ids"], embeds_RLH)
+        embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
         if features is not None:
             embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features.tensors[0])
-        hidden_RLH = self.model.language_model(  # type: ignore[operator]
+        hidden_RLH = self.model.language_model(
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"],
             use_cache=False,
@@ -156,28 +102,17 @@ class QwenVL(Backbone):
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
 
-    def about(self, device: torch.device, *, half: bool) -> str:
-        if self.processor.padded:
-            return "attention: padded rows"
-        return f"attention: {choose_kernel(self.kernel, device, half=half)}"
-
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
             return None
-        found = self.model.get_image_features(  # type: ignore[operator]
+        found = self.model.get_image_features(
             self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
         ).pooler_output
         return ImageFeatures(tensors=(torch.cat(tuple(found)),))
 
-    def shardable_modules(self) -> Iterable[nn.Module]:
-        language: Any = self.model.language_model
-        adapters = adapter_modules(language)
-        # A module's weights are split together, so they need one dtype.
-        mixed = len({weight.dtype for weight in language.parameters()}) > 1
-        return [*(adapters if mixed else ()), *language.layers, language]
-
-    def image_parameters(self) -> Iterable[nn.Parameter]:
-        return self.model.visual.parameters()  # type: ignore[union-attr]
+    @property
+    def vision(self) -> nn.Module:
+        return self.model.visual
 
 
 def _load(name: str, dtype: Dtype) -> Any:

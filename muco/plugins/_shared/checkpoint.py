@@ -12,8 +12,8 @@ from muco.plugins._shared.chat import EMB, MASK
 
 Dtype = Literal["float32", "bfloat16"]
 
-_UNUSED_WEIGHTS = ("lm_head.",)
-"""The head of a generating checkpoint; an embedder has none."""
+_UNUSED_WEIGHTS = ("lm_head.", "language_model.lm_head.")
+"""The head of a generating checkpoint, in today's layout and LLaVA's first; an embedder has none."""
 
 
 def dtype_of(name: Dtype) -> torch.dtype:
@@ -55,10 +55,18 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
     return model
 
 
-def add_tokens(model: Any, tokenizer: Any) -> None:
-    """Add `<|emb|>` and `<|mask|>`; the matrix grows only where its spare rows do not suffice."""
+def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:
+    """Add `<|emb|>` and `<|mask|>`; the matrix grows only where its spare rows do not suffice.
+
+    Args:
+        model: of transformers.
+        tokenizer: its own.
+        known: tokens that become special where the tokenizer has them as ordinary additions: else a user's
+            text would name them.
+    """
+    named = [token for token in known if token in tokenizer.get_added_vocab()]
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [EMB, MASK]}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [*named, EMB, MASK]}, replace_extra_special_tokens=False
     )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:

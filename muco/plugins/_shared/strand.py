@@ -27,6 +27,8 @@ class Strand:
     image_places: list[int] = field(default_factory=list)
     """Where image features replace token embeddings."""
     images: list[EncodedImage] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+    """Of each image: into how many pictures it is cut for the vision tower."""
     keys: list[TurnKey] = field(default_factory=list)
     token: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
@@ -50,7 +52,15 @@ class Strand:
         self._put(ids)
         self.next_position = end
 
-    def put_image(self, image: EncodedImage, token_id: int, offsets: NDArray[np.int64], extent: int) -> None:
+    def put_image(
+        self,
+        image: EncodedImage,
+        token_id: int,
+        offsets: NDArray[np.int64],
+        extent: int,
+        *,
+        num_tiles: int = 1,
+    ) -> None:
         """Append an image's tokens.
 
         Args:
@@ -58,6 +68,7 @@ class Strand:
             token_id: the placeholder, once for each of the image's tokens.
             offsets: int64 [A, tokens], positions counted from here.
             extent: how many positions the image takes.
+            num_tiles: into how many pictures it is cut for the vision tower.
         """
         first = len(self)
         for axis, steps in zip(self.positions, (offsets + self.next_position).tolist(), strict=True):
@@ -65,6 +76,7 @@ class Strand:
         self._put([token_id] * offsets.shape[1])
         self.image_places.extend(range(first, len(self)))
         self.images.append(image)
+        self.tiles.append(num_tiles)
         self.next_position += extent
 
     def begin_turns(self) -> None:

@@ -73,6 +73,9 @@ class StrandProcessor(Processor):
         channels = pixels.flatten(1).unflatten(1, (len(mean), -1)).float() / 255
         return ((channels - mean) / std).view(pixels.shape)
 
+    def begin(self, strand: Strand) -> None:
+        """Put what the tokenizer wants before any dialogue; nothing by default."""
+
     def put_text(self, strand: Strand, text: str, *, special: bool) -> None:
         """Append text; where not `special`, special tokens in it are ordinary characters."""
         strand.put_text(self._ids(text, special))
@@ -126,6 +129,7 @@ class StrandProcessor(Processor):
     def _lay_out(self, dialogue: Dialogue) -> Strand:
         pieces = self.pieces(dialogue)
         strand = Strand(self.num_axes)
+        self.begin(strand)
         self._put(strand, pieces.prefix)
         strand.begin_turns()
         # A single turn is the same either way, and causal attention is the faster of the two.

@@ -4,6 +4,14 @@ T tokens of a row, B dialogues in it, h heads of queries, g of keys and values, 
 """
 
 from muco.plugins._shared.attention.choice import Kernel, RowSettings, choose_kernel
-from muco.plugins._shared.attention.layout import Layout, attend_within, layout_of
+from muco.plugins._shared.attention.layout import Layout, attend_within, has_sliding_windows, layout_of
 
-__all__ = ["Kernel", "Layout", "RowSettings", "attend_within", "choose_kernel", "layout_of"]
+__all__ = [
+    "Kernel",
+    "Layout",
+    "RowSettings",
+    "attend_within",
+    "choose_kernel",
+    "has_sliding_windows",
+    "layout_of",
+]

@@ -52,10 +52,19 @@ def attend_within(decoder: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+    if has_sliding_windows(decoder.config):
         raise MucoError("backbone.rows: this model has sliding windows; take rows: padded")
     AttentionInterface.register(_NAME, _attend)
     decoder.set_attn_implementation(_NAME)
+
+
+def has_sliding_windows(config: Any) -> bool:
+    """Return whether a transformers decoder of this configuration has layers that see a window only."""
+    layers = getattr(config, "layer_types", None)
+    if layers:
+        return "sliding_attention" in layers
+    # Mistral names no layer types: all of its layers have the window, or none.
+    return getattr(config, "sliding_window", None) is not None
 
 
 def _attend(

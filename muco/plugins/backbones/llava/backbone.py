@@ -1,0 +1,225 @@
+"""The LLaVA backbone: pretrained or from scratch, causal or isolated turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor, nn
+
+from muco.core.component import Feature
+from muco.core.errors import MucoError
+from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.attention import has_sliding_windows
+from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
+from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, attention_of, place_features
+from muco.plugins.backbones.llava.processor import LlavaProcessor
+from muco.plugins.backbones.llava.scratch import (
+    IMAGE,
+    ScratchSettings,
+    scratch_config,
+    scratch_image_settings,
+    scratch_tokenizer,
+)
+from muco.plugins.backbones.llava.templates import TemplateName, find_template
+from muco.plugins.backbones.llava.tiling import Tiling
+
+_FAMILIES = ("llava", "llava_next", "llava_onevision")
+_SCRATCH_TILES = 2
+
+
+class Llava(DecoderBackbone):
+    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision without the language-model head.
+
+    References:
+        Liu et al. 2023, arXiv:2310.03744: LLaVA-1.5.
+        Liu et al. 2024, llava-vl.github.io/blog/2024-01-30-llava-next: LLaVA-NeXT.
+        Li et al. 2024, arXiv:2408.03326: LLaVA-OneVision.
+    """
+
+    class Config(DecoderSettings):
+        pretrained: str | None = None
+        """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
+        family."""
+        scratch: ScratchSettings | None = None
+        """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
+        template: TemplateName = "auto"
+        """vicuna, mistral, chatml: the roles of those language models. bare: content and embedding token
+        alone, for models from scratch. auto: that of the checkpoint's language model."""
+        max_tiles: PositiveInt | None = None
+        """Leave out grids of more tiles; else all that the checkpoint has, and 2 from scratch."""
+
+        @model_validator(mode="after")
+        def _one_origin(self) -> Llava.Config:
+            if (self.pretrained is None) == (self.scratch is None):
+                raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+            return self
+
+    @classmethod
+    def offers(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"causal_context", "isolated_turns", "image_targets"})
+
+    def __init__(self, model: Any, processor: LlavaProcessor, config: Config) -> None:
+        super().__init__(model, processor, config)
+        if config.adapter is not None and config.vision_is_frozen:
+            # What lies between tower and language model is of the weights that adapters leave as they are.
+            for weight in self._between():
+                weight.requires_grad = False
+
+    @classmethod
+    def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
+        from transformers import AutoModel, AutoTokenizer
+
+        if config.scratch is None:
+            assert config.pretrained is not None
+            model = _load(config.pretrained, config.dtype)
+            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+            add_tokens(model, tokenizer, known=[IMAGE])
+            return cls._of(model, tokenizer, config, place=config.pretrained)
+        tokenizer = scratch_tokenizer(config.scratch, texts)
+        sizes = scratch_config(config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES)
+        # Converted afterwards, the frequencies of positions would be rounded too.
+        model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
+        return cls._of(model, tokenizer, config, place="")
+
+    @classmethod
+    def load(cls, config: Config, folder: Path) -> Self:
+        from transformers import AutoTokenizer
+
+        model = _load(str(folder), config.dtype)
+        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+        backbone.read_adapter(folder)
+        return backbone
+
+    @classmethod
+    def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
+        """Return the backbone; `place` holds the checkpoint's image processor."""
+        _leave_out_grids(model.config, config.max_tiles)
+        processor = LlavaProcessor(
+            tokenizer,
+            _image_processor(config, model.config, place),
+            find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
+            Tiling.of(model.config),
+            image_id=model.config.image_token_id,
+            padded=config.rows == "padded",
+        )
+        return cls(model, processor, config)
+
+    def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
+        tensors = inputs.tensors
+        if "branches" in tensors and has_sliding_windows(self.model.language_model.config):
+            raise MucoError("backbone: this model has sliding windows, which isolated turns do not keep")
+        embeds_RLH = self.embed(tensors["input_ids"])
+        features = images or self.encode_images(inputs)
+        if features is not None:
+            features_TH = self._project(features.tensors[0], tensors)
+            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features_TH)
+        hidden_RLH = self.model.language_model(
+            inputs_embeds=embeds_RLH,
+            position_ids=tensors["position_ids"][0],
+            use_cache=False,
+            **attention_of(self.kernel, tensors, embeds_RLH.dtype),
+        ).last_hidden_state
+        return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+
+    def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
+        """Return [pictures, patches, vision size], what the projector reads."""
+        if "pixel_values" not in inputs.tensors:
+            return None
+        layers = self.model.config.vision_feature_layer
+        states = self.model.vision_tower(
+            self.processor.colors(inputs.tensors["pixel_values"]),
+            output_hidden_states=layers,
+            return_dict=True,
+        ).hidden_states
+        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+        features = torch.cat(chosen, dim=-1)
+        # The first is that of the whole picture.
+        first = self.model.config.vision_feature_select_strategy == "default"
+        return ImageFeatures(tensors=(features[:, 1:] if first else features,))
+
+    @property
+    def vision(self) -> nn.Module:
+        return self.model.vision_tower
+
+    def _between(self) -> list[nn.Parameter]:
+        """Return the weights of the projector, and of the token that ends a row of patches."""
+        newline = [self.model.image_newline] if hasattr(self.model, "image_newline") else []
+        return [*self.model.multi_modal_projector.parameters(), *newline]
+
+    def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the image tokens [T, H]: tiles put together, borders cut off, rows ended."""
+        projected = self.model.multi_modal_projector(features)
+        if "image_tiles" not in tensors:
+            return projected.flatten(0, 1)
+        config = self.model.config
+        told = (
+            {"vision_aspect_ratio": config.vision_aspect_ratio}
+            if config.model_type == "llava_onevision"
+            else {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+        )
+        tokens, _ = self.model.pack_image_features(
+            projected.split(tensors["image_tiles"].tolist()),
+            tensors["image_sizes"].tolist(),
+            image_newline=self.model.image_newline,
+            **told,
+        )
+        return torch.cat(tokens)
+
+
+def _load(name: str, dtype: Dtype) -> Any:
+    return load_model(name, dtype, backbone="llava", families=_FAMILIES)
+
+
+def _leave_out_grids(config: Any, max_tiles: int | None) -> None:
+    if max_tiles is None or config.model_type == "llava":
+        return
+    side = config.vision_config.image_size
+    kept = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
+    if not kept:
+        raise MucoError(f"backbone.max_tiles: no grid of this model has at most {max_tiles} tiles")
+    config.image_grid_pinpoints = kept
+
+
+def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any:
+    """Return the family's image processor, as the checkpoint or `scratch` has it.
+
+    Raises:
+        MucoError: there is none, or its pictures are not those of the vision tower.
+    """
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    cls = {
+        "llava": LlavaImageProcessorPil,
+        "llava_next": LlavaNextImageProcessorPil,
+        "llava_onevision": LlavaOnevisionImageProcessorPil,
+    }[model.model_type]
+    grids = {} if model.model_type == "llava" else {"image_grid_pinpoints": model.image_grid_pinpoints}
+    if config.scratch is not None:
+        return cls(**scratch_image_settings(config.scratch), **grids)
+    try:
+        found = cls.from_pretrained(place, **grids)
+    except OSError as error:
+        raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
+    side = model.vision_config.image_size
+    if _side_pixels(found) != side:
+        raise MucoError(
+            f"backbone.pretrained: {place}: the image processor makes pictures of {_side_pixels(found)} "
+            f"pixels a side, the vision tower reads {side}"
+        )
+    return found
+
+
+def _side_pixels(image_processor: Any) -> int:
+    """Return the side of the pictures it makes."""
+    crop, size = image_processor.crop_size, image_processor.size
+    if crop and image_processor.do_center_crop:
+        return crop["height"]
+    return size["height"] if size.get("height") else size["shortest_edge"]

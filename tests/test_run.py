@@ -207,12 +207,19 @@ def test_a_batch_of_one_at_the_end_of_an_epoch_is_told_beforehand(tmp_path):
 
 
 ADAMW = ("--set", "train.optimizer=adamw")
-"""Muon rounds to bfloat16 on its way: it would magnify the last bits."""
+"""What shards need in place of the quickstart's Muon."""
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("one")
+    finish(folder)
+    return weights(folder)
+
+
+@pytest.fixture(scope="module")
+def one_process_of_adamw(tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("adamw")
     finish(folder, *ADAMW)
     return weights(folder)
 
@@ -225,23 +232,23 @@ def near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
 
 @pytest.mark.parametrize("gradients", ["plain", "cached"])
 def test_a_quarter_of_the_chunk_budget_gives_the_same_weights(one_process, tmp_path, gradients):
-    finish(tmp_path, *ADAMW, "--set", "train.chunk_tokens=256", "--set", f"train.gradients={gradients}")
+    finish(tmp_path, "--set", "train.chunk_tokens=256", "--set", f"train.gradients={gradients}")
     near(weights(tmp_path), one_process)
 
 
 def test_two_processes_give_the_weights_of_one(one_process, tmp_path):
-    told = finish(tmp_path, *ADAMW, launcher=TORCHRUN)
+    told = finish(tmp_path, launcher=TORCHRUN)
     near(weights(tmp_path), one_process)
     assert told.count("scenes/mean") == 1, "the main process alone tells"
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 13))
 
 
 def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
-    process = start(tmp_path, *ADAMW)
+    process = start(tmp_path)
     wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN)
+    finish(tmp_path, "--resume", launcher=TORCHRUN)
     near(weights(tmp_path), one_process)
 
 
@@ -252,7 +259,7 @@ def sharded(version: str = "2") -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process, tmp_path):
+def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process_of_adamw, tmp_path):
     def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
         process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
         wait_for_step(process, tmp_path / "runs/quickstart", step, checkpoint=checkpoint)
@@ -262,7 +269,7 @@ def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process
     until(5, 4, launcher=TORCHRUN, env=sharded())
     until(9, 8, "--resume")
     finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN, env=sharded())
-    near(weights(tmp_path), one_process)
+    near(weights(tmp_path), one_process_of_adamw)
 
 
 def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
@@ -277,9 +284,7 @@ def by_hand(folder: Path, *arguments: str) -> list[subprocess.Popen]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [
-        start(folder, *ADAMW, *arguments, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(2)
-    ]
+    return [start(folder, *arguments, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(2)]
 
 
 def failed(process: subprocess.Popen) -> str:

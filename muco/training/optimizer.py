@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from muco.core.recipe import TrainSettings
+from muco.training.muon import PreciseMuon
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Optimizers:
     def state_bytes(self) -> int:
         """Return what the optimizers keep once they have stepped: two numbers a weight, Muon one."""
         return sum(
-            (1 if isinstance(part, Muon) else 2) * weight.nbytes
+            (1 if isinstance(part, PreciseMuon) else 2) * weight.nbytes
             for part, _ in self.parts
             for group in part.param_groups
             for weight in group["params"]
@@ -63,7 +64,9 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
     linear, matrices, rest = _split(modules)
     if settings.optimizer == "adamw":
         return Optimizers(settings, ((_adamw(linear + matrices, rest, settings), settings.learning_rate),))
-    muon = Muon(linear, lr=settings.muon_learning_rate, momentum=settings.muon_momentum, weight_decay=0.0)
+    muon = PreciseMuon(
+        linear, lr=settings.muon_learning_rate, momentum=settings.muon_momentum, weight_decay=0.0
+    )
     adamw = _adamw(matrices, rest, settings)
     return Optimizers(settings, ((muon, settings.muon_learning_rate), (adamw, settings.learning_rate)))
 

@@ -109,6 +109,12 @@ class Backbone(Component, nn.Module, ABC):
         """
         return ""
 
+    def merge_adapters(self) -> None:
+        """Fold adapters into the weights that they adapt, if there are any; embeddings stay as they are.
+
+        What `save` writes then is what `load` reads with `adapter: null`.
+        """
+
     def shardable_modules(self) -> Iterable[nn.Module]:
         """Return the modules whose weights processes may split among them, inner ones first; none by default.
 

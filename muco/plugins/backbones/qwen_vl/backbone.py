@@ -14,6 +14,17 @@ from muco.core.backbone import Backbone
 from muco.core.component import Feature
 from muco.core.errors import DataError, MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.adapters import (
+    AdaptedSettings,
+    TokenRows,
+    adapt,
+    adapter_modules,
+    load_adapter,
+    merge,
+    refuse_adapter,
+    save_adapter,
+    split_state,
+)
 from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
 from muco.plugins._shared.chat import EMB, MASK, TemplateName
 from muco.plugins._shared.rows import branch_mask
@@ -36,7 +47,7 @@ class QwenVL(Backbone):
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
     """
 
-    class Config(RowSettings):
+    class Config(AdaptedSettings, RowSettings):
         pretrained: str | None = None
         """Folder or hub name of a checkpoint in the transformers layout."""
         scratch: ScratchSettings | None = None
@@ -52,8 +63,6 @@ class QwenVL(Backbone):
         checkpoint_activations: bool = False
         """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
         fraction of the memory."""
-        freeze_vision: bool = False
-        """Leave the vision tower as it is: its features are computed once a step, without gradient."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> QwenVL.Config:
@@ -67,7 +76,7 @@ class QwenVL(Backbone):
     def offers(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"causal_context", "isolated_turns", "image_targets"})
 
-    def __init__(self, model: nn.Module, processor: QwenVLProcessor, config: Config) -> None:
+    def __init__(self, model: Any, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__()
         self.model = model
         self.processor: QwenVLProcessor = processor
@@ -76,14 +85,18 @@ class QwenVL(Backbone):
             attend_within(model.language_model)
         if config.checkpoint_activations:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if config.freeze_vision:
-            for weight in self.image_parameters():
-                weight.requires_grad = False
+        self.rows: TokenRows | None = None
+        if config.vision_is_frozen:
+            model.visual.requires_grad_(False)
+        if config.adapter is not None:
+            towers = (model.visual,) if config.adapter.vision else ()
+            adapt((model.language_model, *towers), config.adapter)
+            self.rows = TokenRows(model.get_input_embeddings(), (processor.emb_id, processor.mask_id))
         self.hidden_dim = model.config.get_text_config().hidden_size  # type: ignore[union-attr]
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
-        from transformers import AutoTokenizer, Qwen2VLModel
+        from transformers import AutoModel, AutoTokenizer
 
         if config.scratch is None:
             assert config.pretrained is not None
@@ -92,15 +105,21 @@ class QwenVL(Backbone):
             _add_tokens(model, tokenizer)
             return cls._of(model, tokenizer, config, place=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
-        model: Any = Qwen2VLModel(scratch_config(config.scratch, tokenizer))
-        return cls._of(model.to(_dtype(config.dtype)), tokenizer, config, place="")
+        # Converted afterwards, the frequencies of positions would be rounded too.
+        model = AutoModel.from_config(scratch_config(config.scratch, tokenizer), dtype=_dtype(config.dtype))
+        return cls._of(model, tokenizer, config, place="")
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
         model = _pretrained(str(folder), config.dtype)
-        return cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+        if backbone.rows is None:
+            refuse_adapter(folder)
+        else:
+            load_adapter(folder, backbone.model, backbone.rows)
+        return backbone
 
     @classmethod
     def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
@@ -110,12 +129,23 @@ class QwenVL(Backbone):
         return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)  # type: ignore[operator]
+        base, own = split_state(self.model)
+        self.model.save_pretrained(folder, state_dict=base)  # type: ignore[operator]
+        if self.rows is not None:
+            save_adapter(folder, own, self.rows)
         self.processor.save(folder)
+
+    def merge_adapters(self) -> None:
+        if self.rows is not None:
+            self.rows.merge(self.model.get_input_embeddings())  # type: ignore[operator]
+            merge(self.model)
+            self.rows = None
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
         embeds_RLH = self.model.get_input_embeddings()(tensors["input_ids"])  # type: ignore[operator]
+        if self.rows is not None:
+            embeds_RLH = self.rows(tensors["input_ids"], embeds_RLH)
         features = images or self.encode_images(inputs)
         if features is not None:
             embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
@@ -151,7 +181,10 @@ class QwenVL(Backbone):
 
     def shardable_modules(self) -> Iterable[nn.Module]:
         language: Any = self.model.language_model
-        return [*language.layers, language]
+        adapters = adapter_modules(language)
+        # A module's weights are split together, so they need one dtype.
+        mixed = len({weight.dtype for weight in language.parameters()}) > 1
+        return [*(adapters if mixed else ()), *language.layers, language]
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.model.visual.parameters()  # type: ignore[union-attr]

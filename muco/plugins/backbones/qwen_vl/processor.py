@@ -16,7 +16,7 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds
-from muco.plugins._shared.chat import EMB, IMAGE_PAD, Markup, Piece, Said, TemplateName, pieces_of
+from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, Markup, Piece, Said, TemplateName, pieces_of
 from muco.plugins._shared.rows import packed_row, padded_rows
 from muco.plugins._shared.strand import Strand
 
@@ -35,7 +35,7 @@ class QwenVLProcessor(Processor):
         self.image_processor = image_processor
         self.padded = padded
         self.template: TemplateName = template
-        self.emb_id, self.image_id = tokenizer.convert_tokens_to_ids([EMB, IMAGE_PAD])
+        self.emb_id, self.mask_id, self.image_id = tokenizer.convert_tokens_to_ids([EMB, MASK, IMAGE_PAD])
         self._start_afresh()
 
     def _start_afresh(self) -> None:

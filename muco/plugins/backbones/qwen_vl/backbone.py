@@ -1,10 +1,10 @@
-"""The Qwen-VL backbone: pretrained or from scratch, causal or isolated turns."""
+"""The Qwen-VL backbones: pretrained or from scratch, causal or isolated turns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -25,26 +25,35 @@ from muco.plugins._shared.adapters import (
     save_adapter,
     split_state,
 )
-from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
+from muco.plugins._shared.attention import (
+    Kernel,
+    RowSettings,
+    attend_within,
+    choose_kernel,
+    contexts_of,
+    layout_of,
+)
 from muco.plugins._shared.chat import EMB, MASK, TemplateName
 from muco.plugins._shared.rows import branch_mask
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
+    Family,
     ScratchSettings,
     scratch_config,
     scratch_tokenizer,
 )
 
-_FAMILIES = ("qwen2_vl",)
 _UNUSED_WEIGHTS = ("lm_head.",)
 """The head of a generating checkpoint; an embedder has none."""
 
 
 class QwenVL(Backbone):
-    """Qwen2-VL without its language-model head.
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL without its language-model head.
 
     References:
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
+        Bai et al. 2025, arXiv:2502.13923: Qwen2.5-VL, attention in windows of the vision tower.
+        Bai et al. 2025, arXiv:2511.21631: Qwen3-VL, interleaved M-RoPE, features of inner vision layers.
     """
 
     class Config(AdaptedSettings, RowSettings):
@@ -53,7 +62,8 @@ class QwenVL(Backbone):
         scratch: ScratchSettings | None = None
         """Random weights of this size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "chatml"
-        """chatml: Qwen's roles. bare: content and embedding token alone, for models from scratch."""
+        """chatml: Qwen's roles. chatml_public: with the defect of the public MuCo code, an `<|im_end|>` that
+        a reconstruction turn lacks. bare: content and embedding token alone, for models from scratch."""
         min_pixels: PositiveInt = 256 * 28 * 28
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
@@ -74,13 +84,14 @@ class QwenVL(Backbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return frozenset({"causal_context", "isolated_turns", "image_targets"})
+        return contexts_of(config.direction).union({"image_targets"})
 
     def __init__(self, model: Any, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__()
         self.model = model
         self.processor: QwenVLProcessor = processor
         self.kernel: Kernel = config.attention
+        self.causal = config.direction == "causal"
         if config.rows == "packed":
             attend_within(model.language_model)
         if config.checkpoint_activations:
@@ -125,8 +136,10 @@ class QwenVL(Backbone):
     def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
         """Return the backbone; `place` holds the checkpoint's image processor."""
         images = _image_processor(config, model, place)
-        padded = config.rows == "padded"
-        return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
+        processor = QwenVLProcessor(
+            tokenizer, images, config.template, padded=config.rows == "padded", direction=config.direction
+        )
+        return cls(model, processor, config)
 
     def save(self, folder: Path) -> None:
         base, own = split_state(self.model)
@@ -147,13 +160,19 @@ class QwenVL(Backbone):
         if self.rows is not None:
             embeds_RLH = self.rows(tensors["input_ids"], embeds_RLH)
         features = images or self.encode_images(inputs)
+        deep: dict[str, Any] = {}
         if features is not None:
-            embeds_RLH = _place(embeds_RLH, tensors["image_index"], features.tensors[0])
+            first, *others = features.tensors
+            embeds_RLH = _place(embeds_RLH, tensors["image_index"], first)
+            if others:
+                is_image = tensors["input_ids"] == self.processor.image_id
+                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": others}
         hidden_RLH = self.model.language_model(  # type: ignore[operator]
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"],
             use_cache=False,
             **self._attention(tensors, embeds_RLH.dtype),
+            **deep,
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
 
@@ -166,18 +185,20 @@ class QwenVL(Backbone):
         """Return what tells the layers who sees whom."""
         borders, branches = tensors.get("borders"), tensors.get("branches")
         if borders is None:
-            return {"attention_mask": None if branches is None else branch_mask(branches)}
+            return {"attention_mask": None if branches is None else branch_mask(branches, causal=self.causal)}
         half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
         kernel = choose_kernel(self.kernel, borders.device, half=half)
-        return {"attention_mask": None, "layout": layout_of(kernel, borders, branches)}
+        return {"attention_mask": None, "layout": layout_of(kernel, borders, branches, causal=self.causal)}
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
             return None
         found = self.model.get_image_features(  # type: ignore[operator]
             self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
-        ).pooler_output
-        return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+        )
+        # Qwen3-VL adds the features of some inner layers to hidden states of its decoder's first layers.
+        parts = (found.pooler_output, *getattr(found, "deepstack_features", ()))
+        return ImageFeatures(tensors=tuple(torch.cat(tuple(part)) for part in parts))
 
     def shardable_modules(self) -> Iterable[nn.Module]:
         language: Any = self.model.language_model
@@ -202,8 +223,8 @@ def _pretrained(name: str, dtype: str) -> Any:
 
     try:
         family = AutoConfig.from_pretrained(name).model_type
-        if family not in _FAMILIES:
-            raise MucoError(f"{name} is a {family} model; qwen_vl loads {', '.join(_FAMILIES)}")
+        if family not in get_args(Family):
+            raise MucoError(f"{name} is a {family} model; qwen_vl loads {', '.join(get_args(Family))}")
         model, report = AutoModel.from_pretrained(name, dtype=_dtype(dtype), output_loading_info=True)
     except OSError as error:
         raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error

@@ -16,6 +16,7 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds
+from muco.plugins._shared.attention import Direction, begins_branches
 from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, Markup, Piece, Said, TemplateName, pieces_of
 from muco.plugins._shared.rows import packed_row, padded_rows
 from muco.plugins._shared.strand import Strand
@@ -29,11 +30,18 @@ class QwenVLProcessor(Processor):
     """A tokenizer, an image processor and a chat template."""
 
     def __init__(
-        self, tokenizer: Any, image_processor: Any, template: TemplateName, *, padded: bool = False
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        template: TemplateName,
+        *,
+        padded: bool = False,
+        direction: Direction = "causal",
     ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.padded = padded
+        self.direction: Direction = direction
         self.template: TemplateName = template
         self.emb_id, self.mask_id, self.image_id = tokenizer.convert_tokens_to_ids([EMB, MASK, IMAGE_PAD])
         self._start_afresh()
@@ -59,8 +67,9 @@ class QwenVLProcessor(Processor):
 
     def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
         strands = [self._render(dialogue) for dialogue in dialogues]
-        padding_id = self.tokenizer.pad_token_id
-        rows = padded_rows(strands, padding_id=padding_id) if self.padded else packed_row(strands)
+        padding_id, causal = self.tokenizer.pad_token_id, self.direction == "causal"
+        padded = self.padded
+        rows = padded_rows(strands, padding_id=padding_id, causal=causal) if padded else packed_row(strands)
         tensors = rows.tensors()
         images = [image for strand in strands for image in strand.images]
         if images:
@@ -89,8 +98,7 @@ class QwenVLProcessor(Processor):
         strand = Strand(_MROPE_AXES)
         self._put(strand, pieces.prefix)
         strand.begin_turns()
-        # A single turn is the same either way, and causal attention is the faster of the two.
-        isolated = dialogue.context == "isolated" and len(dialogue.turns) > 1
+        isolated = begins_branches(self.direction, dialogue)
         for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
             strand.begin_turn(isolated=isolated)
             self._put(strand, own)

@@ -1,14 +1,15 @@
-"""Small real things: a Qwen2-VL of two random layers, pictures, a quick recipe."""
+"""Small real things: a Qwen-VL of two random layers, pictures, a quick recipe."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from muco.core import EncodedImage
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "template": "bare",
     "min_pixels": 56 * 56,
     "max_pixels": 84 * 84,
@@ -25,6 +26,16 @@ SMALL = {
     },
 }
 """Settings of the smallest backbone that is still a Qwen2-VL."""
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def small(family: str, **options: Any) -> dict[str, Any]:
+    """Return the settings of the smallest backbone of a family, with room for images of several windows."""
+    patch = {"patch_size_pixels": 16} if family == "qwen3_vl" else {}
+    scratch = {**SMALL["scratch"], "family": family, **patch}
+    return {**SMALL, "max_pixels": 200 * 200, "scratch": scratch, **options}
+
 
 TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
 

@@ -11,28 +11,30 @@ from muco.core import DataError, EncodedImage, MucoError
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing import check_backbone
 from muco.testing.encoding import dialogue_of, states
-from tests.small import SMALL, TEXTS, picture
+from tests.small import FAMILIES, SMALL, TEXTS, picture, small
 
 IMAGES = [picture("red", (56, 56)), picture("blue", (80, 40))]
 
 
-@pytest.fixture(scope="module")
-def backbone():
+@pytest.fixture(scope="module", params=FAMILIES)
+def backbone(request):
     torch.manual_seed(0)
-    return QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).eval()
+    return QwenVL.build(QwenVL.Config.model_validate(small(request.param)), texts=TEXTS).eval()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("template", ["bare", "chatml"])
-def test_keeps_the_contract(registry, tmp_path, template):
-    settings = {**SMALL, "template": template}
+def test_keeps_the_contract(registry, tmp_path, family, template):
+    settings = small(family, template=template)
     check_backbone(registry, "qwen_vl", settings, texts=TEXTS, images=IMAGES, folder=tmp_path)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("template", ["bare", "chatml"])
-def test_isolated_turns_equal_single_turn_passes(template):
+def test_isolated_turns_equal_single_turn_passes(family, template):
     """Promise 1, for images of several sizes and texts of one token and of many."""
     torch.manual_seed(1)
-    config = QwenVL.Config.model_validate({**SMALL, "template": template})
+    config = QwenVL.Config.model_validate(small(family, template=template))
     backbone = QwenVL.build(config, texts=TEXTS).eval()
     asked = ["a", "what is the colour of the circle?", "b", "where is it? " * 9]
     rows = [dialogue_of(asked, IMAGES, "isolated"), dialogue_of(asked[:2], (), "isolated")]
@@ -115,14 +117,14 @@ def test_an_image_too_long_for_the_processor_is_named(backbone):
 
 
 def test_a_generating_checkpoint_loads_without_its_head(backbone, tmp_path):
-    from transformers import Qwen2VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     backbone.save(tmp_path)
-    model = Qwen2VLForConditionalGeneration(backbone.model.config)
+    model = AutoModelForImageTextToText.from_config(backbone.model.config)
     model.model.load_state_dict(backbone.model.state_dict())
     model.save_pretrained(tmp_path)
-    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path)})
-    loaded = QwenVL.build(config, texts=()).eval()
+    settings = {**small("qwen2_vl"), "scratch": None, "pretrained": str(tmp_path)}
+    loaded = QwenVL.build(QwenVL.Config.model_validate(settings), texts=()).eval()
     dialogue = dialogue_of(["what is it?"], IMAGES)
     assert torch.equal(states(loaded, [dialogue]), states(backbone, [dialogue]))
 
@@ -148,3 +150,32 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path / "no")})
     with pytest.raises(MucoError, match=r"backbone\.pretrained.*no"):
         QwenVL.build(config, texts=())
+
+
+ADAPTER = {"rank": 4, "alpha": 8.0, "dropout": 0.2}
+
+
+@pytest.mark.parametrize("options", [{}, {"adapter": ADAPTER}], ids=["whole", "adapter"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_against_the_gradient_lowers_the_loss_of_a_fixed_batch(family, options):
+    torch.manual_seed(0)
+    backbone = QwenVL.build(QwenVL.Config.model_validate(small(family, **options)), texts=TEXTS).eval()
+    dialogues = [dialogue_of([text], IMAGES[:1]) for text in ("what is it?", "where?", "a red circle")]
+    inputs = backbone.processor.collate(dialogues)
+    goal = torch.randn(3, backbone.hidden_dim)
+
+    def loss() -> torch.Tensor:
+        found = backbone.encode(inputs)
+        return (found.hidden[found.places.token] - goal).square().mean()
+
+    weights = [weight for weight in backbone.parameters() if weight.requires_grad]
+    before = loss()
+    gradients = torch.autograd.grad(before, weights, allow_unused=True)
+    slope = sum(float(each.square().sum()) for each in gradients if each is not None)
+    size = 1e-3 * float(before.detach()) / slope
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                weight -= size * gradient
+        after = loss()
+    assert float((before - after).detach()) == pytest.approx(size * slope, rel=0.1)

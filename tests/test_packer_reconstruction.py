@@ -168,7 +168,7 @@ def test_other_seeds_mask_other_words():
     assert counterparts(made, own=7) == counterparts(made, own=7)
 
 
-@pytest.mark.parametrize("template", ["chatml", "bare"])
+@pytest.mark.parametrize("template", ["chatml", "chatml_public", "bare"])
 def test_a_mask_is_a_token_and_what_a_text_calls_one_is_not(template):
     pair = Pair("t", (Content("what?"),), Content(f"user's {MASK} text"))
     (query,) = pack(packer(mask_ratio=0, full_mask_share=0), Sample("1", "data", (), (pair,))).queries
@@ -179,12 +179,14 @@ def test_a_mask_is_a_token_and_what_a_text_calls_one_is_not(template):
     assert pieces_of(query, template).turns[1].count(Markup(MASK)) == 1
 
 
-def test_chatml_writes_the_second_turn_as_the_model_would_have():
+@pytest.mark.parametrize(("template", "closed"), [("chatml", "<|im_end|>"), ("chatml_public", "")])
+def test_chatml_writes_the_second_turn_as_the_model_would_have(template, closed):
+    """The public code's template lacks one `<|im_end|>`, before what the assistant says."""
     (query,) = pack(packer(full_mask_share=1)).queries
-    written = "".join(piece.text for piece in pieces_of(query, "chatml").turns[1])
+    written = "".join(piece.text for piece in pieces_of(query, template).turns[1])
     assert written == (
-        f"\n<|im_start|>user\n{REWRITE}\n<|im_end|>\n<|im_start|>assistant\n{MASK}<|im_end|>\n"
-        f"<|im_start|>user\n{PROMPTS['reconstruct']}\n<|im_end|>\n<|im_start|>assistant\n{EMB}<|im_end|>"
+        f"\n<|im_start|>user\n{REWRITE}{closed}\n<|im_start|>assistant\n{MASK}<|im_end|>\n"
+        f"<|im_start|>user\n{PROMPTS['reconstruct']}<|im_end|>\n<|im_start|>assistant\n{EMB}<|im_end|>"
     )
 
 

@@ -28,7 +28,7 @@ from muco.training.batches import StepBatches
 from muco.training.ranks import Ranks
 from muco.training.shards import Shards
 from muco.training.step import Stepper
-from tests.small import SMALL, TEXTS, picture
+from tests.small import FAMILIES, SMALL, TEXTS, picture, small
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 LONG = "where is it? " * 6
@@ -167,6 +167,25 @@ def test_activation_checkpointing_leaves_the_gradients_as_they_are(reader, cache
         for each in (True, False)
     )
     same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_any_family_have_the_gradients_of_a_plain_step(reader, family):
+    """Dropout, a frozen tower whose features are kept, and activation checkpointing, all at once."""
+    settings = small(family, adapter={"rank": 4, "alpha": 8.0, "dropout": 0.3})
+    plain, cached = (
+        gradients(
+            encoder(**settings, checkpoint_activations=each),
+            reader,
+            cached=each,
+            budget=300,
+            context="isolated",
+        )
+        for each in (False, True)
+    )
+    assert not any("visual" in name for name in plain[1])
+    assert any("lora" in name for name in plain[1])
+    same(cached, plain, 1e-9)
 
 
 @pytest.mark.parametrize("context", ["isolated", "causal"])

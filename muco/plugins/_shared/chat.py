@@ -15,9 +15,11 @@ MASK = "<|mask|>"
 """Stands for hidden words of a counterpart in the reconstruction turn."""
 VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 
-TemplateName = Literal["chatml", "bare"]
-"""chatml: Qwen's roles, as the public MuCo weights were trained. bare: the content and the embedding
-token alone, for models trained from scratch: they have no chat to remember, and half the tokens."""
+TemplateName = Literal["chatml", "chatml_public", "bare"]
+"""chatml: Qwen's roles. chatml_public: the same with the defect that the public MuCo weights were trained
+with: the request before what the assistant says in a reconstruction turn lacks its `<|im_end|>`. bare: the
+content and the embedding token alone, for models trained from scratch: they have no chat to remember, and
+half the tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,12 @@ class Pieces:
 
 def pieces_of(dialogue: Dialogue, template: TemplateName) -> Pieces:
     """Return the dialogue's pieces; with isolated turns each follows the prefix directly."""
-    make = {"chatml": _chatml, "bare": _bare}[template]
-    return make(dialogue)
+    if template == "bare":
+        return _bare(dialogue)
+    return _chatml(dialogue, defect=template == "chatml_public")
 
 
-def _chatml(dialogue: Dialogue) -> Pieces:
+def _chatml(dialogue: Dialogue, *, defect: bool) -> Pieces:
     system = (
         (Markup("<|im_start|>system\n"), Said(dialogue.system), Markup("<|im_end|>\n"))
         if dialogue.system
@@ -62,18 +65,23 @@ def _chatml(dialogue: Dialogue) -> Pieces:
     for place, turn in enumerate(dialogue.turns):
         follows = place > 0 and dialogue.context == "causal"
         opening = (Markup("\n<|im_start|>user\n"),) if follows else ()
-        turns.append((*opening, *_chatml_turn(turn)))
+        turns.append((*opening, *_chatml_turn(turn, defect=defect)))
     return Pieces(prefix, tuple(turns))
 
 
-def _chatml_turn(turn: Turn) -> Iterator[Piece]:
-    """Yield the turn from within its first user message to the end of its embedding's message."""
+def _chatml_turn(turn: Turn, *, defect: bool) -> Iterator[Piece]:
+    """Yield the turn from within its first user message to the end of its embedding's message.
+
+    Where the assistant says something, its words and the requests around them are the packer's: they end as
+    they end. What a user says alone closes its last line.
+    """
+    scripted = any(message.role == "assistant" for message in turn.messages)
     for place, message in enumerate(turn.messages):
         if place:
             yield Markup(f"<|im_start|>{message.role}\n")
-        # What the assistant says ends as it ends: its line is the packer's.
-        yield from _content(message, "\n" if message.role == "user" else "")
-        yield Markup("<|im_end|>\n")
+        yield from _content(message, "" if scripted else "\n")
+        answered = [after.role for after in turn.messages[place + 1 : place + 2]] == ["assistant"]
+        yield Markup("\n" if defect and answered else "<|im_end|>\n")
     yield Markup(f"<|im_start|>assistant\n{EMB}<|im_end|>")
 
 

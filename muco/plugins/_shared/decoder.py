@@ -48,6 +48,7 @@ class DecoderBackbone(Backbone):
         self.model = model
         self.processor: Any = processor
         self.kernel: Kernel = config.attention
+        self.causal = config.direction == "causal"
         if config.rows == "packed":
             attend_within(model.language_model)
         if config.checkpoint_activations:
@@ -105,6 +106,20 @@ class DecoderBackbone(Backbone):
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.vision.parameters()
 
+    def attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments of a decoder's forward that tell its layers who sees whom.
+
+        Args:
+            tensors: of the chunk; `borders` where its rows are packed, `branches` where turns are isolated.
+            dtype: of the embeddings.
+        """
+        borders, branches = tensors.get("borders"), tensors.get("branches")
+        if borders is None:
+            return {"attention_mask": None if branches is None else branch_mask(branches, causal=self.causal)}
+        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
+        chosen = choose_kernel(self.kernel, borders.device, half=half)
+        return {"attention_mask": None, "layout": layout_of(chosen, borders, branches, causal=self.causal)}
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings [R, L, H] of tokens int64 [R, L], the new ones' own rows among them."""
         embeds_RLH = self.model.get_input_embeddings()(input_ids)
@@ -115,19 +130,3 @@ def place_features(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor)
     """Return the embeddings with image features in place of the placeholder's."""
     flat = embeds_RLH.flatten(0, 1)
     return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)
-
-
-def attention_of(kernel: Kernel, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments of a decoder's forward that tell its layers who sees whom.
-
-    Args:
-        kernel: as the recipe has it.
-        tensors: of the chunk; `borders` where its rows are packed, `branches` where turns are isolated.
-        dtype: of the embeddings.
-    """
-    borders, branches = tensors.get("borders"), tensors.get("branches")
-    if borders is None:
-        return {"attention_mask": None if branches is None else branch_mask(branches)}
-    half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
-    chosen = choose_kernel(kernel, borders.device, half=half)
-    return {"attention_mask": None, "layout": layout_of(chosen, borders, branches)}

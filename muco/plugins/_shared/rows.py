@@ -29,7 +29,7 @@ class Rows:
     position_ids: Tensor
     """int64 [A, R, L]"""
     branches: Tensor | None
-    """int64 [R, L]; None where causal attention alone is right, no turn being isolated."""
+    """int64 [R, L]; None where the borders say it all, no turn being isolated."""
     borders: Tensor | None
     """int64 [B + 1]: where dialogues begin in a packed row, and its end; None where each has its own."""
     image_index: Tensor
@@ -58,8 +58,14 @@ def packed_row(strands: Sequence[Strand]) -> Rows:
     return _rows(strands, input_ids, position_ids, branches, starts=borders, borders=borders)
 
 
-def padded_rows(strands: Sequence[Strand], *, padding_id: int) -> Rows:
-    """Lay the strands out one a row, padded on the right."""
+def padded_rows(strands: Sequence[Strand], *, padding_id: int, causal: bool = True) -> Rows:
+    """Lay the strands out one a row, padded on the right.
+
+    Args:
+        strands: of all dialogues.
+        padding_id: the token that fills up.
+        causal: whether tokens see earlier ones only; where not, a mask always tells what is padding.
+    """
     length = max(map(len, strands))
     input_ids = np.full((len(strands), length), padding_id, dtype=np.int64)
     branches = np.full((len(strands), length), PADDING, dtype=np.int64)
@@ -70,7 +76,7 @@ def padded_rows(strands: Sequence[Strand], *, padding_id: int) -> Rows:
         branches[row, :size] = strand.branches
         position_ids[:, row, :size] = strand.positions
     starts = np.arange(len(strands)) * length
-    return _rows(strands, input_ids, position_ids, branches, starts=starts, borders=None)
+    return _rows(strands, input_ids, position_ids, branches, starts=starts, borders=None, causal=causal)
 
 
 def _rows(
@@ -81,6 +87,7 @@ def _rows(
     *,
     starts: NDArray[np.int64],
     borders: NDArray[np.int64] | None,
+    causal: bool = True,
 ) -> Rows:
     """Return the rows with the strands' places in them; strand i begins at `starts[i]`, rows end to end."""
     places: dict[str, list[int]] = {"token": [], "start": [], "stop": []}
@@ -93,7 +100,7 @@ def _rows(
     return Rows(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
-        branches=torch.from_numpy(branches) if (branches > PREFIX).any() else None,
+        branches=torch.from_numpy(branches) if (branches > PREFIX).any() or not causal else None,
         borders=None if borders is None else torch.from_numpy(borders),
         image_index=torch.tensor(image_index, dtype=torch.int64),
         places=TurnPlaces(**{name: torch.tensor(found) for name, found in places.items()}),
@@ -102,15 +109,16 @@ def _rows(
     )
 
 
-def branch_mask(branches: Tensor) -> Tensor:
-    """Return who sees whom where turns are isolated: bool [R, 1, L, L], query by key.
+def branch_mask(branches: Tensor, *, causal: bool = True) -> Tensor:
+    """Return who sees whom: bool [R, 1, L, L], query by key.
 
-    A token sees what comes before it in the shared prefix and in its own turn. A padding token sees
-    itself, so that no row of the softmax is empty.
+    A token of a turn sees the shared prefix and its own turn, one of the prefix the prefix; with `causal`
+    only what comes before it. A padding token sees itself, so that no row of the softmax is empty.
     """
     query, key = branches[:, :, None], branches[:, None, :]
     length = branches.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=branches.device).tril()
+    allowed = ((key == PREFIX) | (key == query)) & (query != PADDING)
+    if causal:
+        allowed &= torch.ones(length, length, dtype=torch.bool, device=branches.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=branches.device)
-    allowed = ((key == PREFIX) | (key == query)) & (query != PADDING) & causal
     return (allowed | itself)[:, None]

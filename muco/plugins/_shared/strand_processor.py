@@ -15,6 +15,7 @@ from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds
+from muco.plugins._shared.attention import Direction, begins_branches
 from muco.plugins._shared.chat import EMB, MASK, Markup, Piece, Pieces, Said
 from muco.plugins._shared.rows import packed_row, padded_rows
 from muco.plugins._shared.strand import Strand
@@ -29,10 +30,13 @@ class StrandProcessor(Processor):
     num_axes: ClassVar[int]
     """Axes of position: three for M-RoPE, one elsewhere."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, *, padded: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, *, padded: bool = False, direction: Direction = "causal"
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.padded = padded
+        self.direction: Direction = direction
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
@@ -91,7 +95,10 @@ class StrandProcessor(Processor):
         strands = [self._render(dialogue) for dialogue in dialogues]
         # Nothing sees padding, so that any token serves where a tokenizer names none.
         padding_id = self.tokenizer.pad_token_id or 0
-        rows = padded_rows(strands, padding_id=padding_id) if self.padded else packed_row(strands)
+        if self.padded:
+            rows = padded_rows(strands, padding_id=padding_id, causal=self.direction == "causal")
+        else:
+            rows = packed_row(strands)
         tensors = rows.tensors()
         if any(strand.images for strand in strands):
             tensors |= self.pixels(strands)
@@ -132,8 +139,7 @@ class StrandProcessor(Processor):
         self.begin(strand)
         self._put(strand, pieces.prefix)
         strand.begin_turns()
-        # A single turn is the same either way, and causal attention is the faster of the two.
-        isolated = dialogue.context == "isolated" and len(dialogue.turns) > 1
+        isolated = begins_branches(self.direction, dialogue)
         for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
             strand.begin_turn(isolated=isolated)
             self._put(strand, own)

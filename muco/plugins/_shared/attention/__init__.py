@@ -3,15 +3,25 @@
 T tokens of a row, B dialogues in it, h heads of queries, g of keys and values, d size of a head.
 """
 
-from muco.plugins._shared.attention.choice import Kernel, RowSettings, choose_kernel
+from muco.plugins._shared.attention.choice import (
+    Direction,
+    Kernel,
+    RowSettings,
+    begins_branches,
+    choose_kernel,
+    contexts_of,
+)
 from muco.plugins._shared.attention.layout import Layout, attend_within, has_sliding_windows, layout_of
 
 __all__ = [
+    "Direction",
     "Kernel",
     "Layout",
     "RowSettings",
     "attend_within",
+    "begins_branches",
     "choose_kernel",
+    "contexts_of",
     "has_sliding_windows",
     "layout_of",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from muco.plugins._shared.rows import PADDING, branch_mask
+from muco.plugins._shared.strand import PREFIX
 
 _LIKE = 0.5
 """A dialogue at least so long as a share of a bucket's longest belongs to the bucket."""
@@ -24,13 +25,14 @@ class _Bucket:
     valid: Tensor
     """bool [R, L]"""
     mask: Tensor | None
-    """bool [R, 1, L, L]; None where plain causal attention is right."""
+    """bool [R, 1, L, L]; None where causal attention, or that of all to all, is right."""
 
 
 class BucketLayout:
     """Only attention is padded, and only to a dialogue at most twice as long."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None) -> None:
+    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+        self.causal = causal
         ends = borders.tolist()
         spans = sorted(pairwise(ends), key=lambda span: span[0] - span[1])
         groups: list[list[tuple[int, int]]] = []
@@ -39,7 +41,7 @@ class BucketLayout:
             if not groups or stop - start < _LIKE * longest:
                 groups.append([])
             groups[-1].append((start, stop))
-        self.buckets = [_bucket(group, branches, borders.device) for group in groups]
+        self.buckets = [_bucket(group, branches, borders.device, causal=causal) for group in groups]
         order = torch.cat([bucket.index[bucket.valid] for bucket in self.buckets])
         kept = torch.cat([bucket.valid.flatten() for bucket in self.buckets]).nonzero()[:, 0]
         self.back = torch.empty_like(order).scatter_(0, order, kept)
@@ -62,22 +64,24 @@ class BucketLayout:
                 bucket.mask,
                 dropout=dropout,
                 scaling=scaling,
-                is_causal=True,
+                is_causal=self.causal,
             )
             parts.append(out.flatten(0, 1))
         return torch.cat(parts).index_select(0, self.back)[None]
 
 
-def _bucket(spans: list[tuple[int, int]], branches: Tensor | None, device: torch.device) -> _Bucket:
+def _bucket(
+    spans: list[tuple[int, int]], branches: Tensor | None, device: torch.device, *, causal: bool
+) -> _Bucket:
     starts, stops = torch.tensor(spans, device=device).T
     sizes = (stops - starts)[:, None]
     steps = torch.arange(int(sizes.max()), device=device)
     valid = steps < sizes
     index = starts[:, None] + torch.where(valid, steps, 0)
-    mask = None
-    if branches is not None:
-        own = branches[0][index].masked_fill(~valid, PADDING)
-        mask = branch_mask(own) if (own > 0).any() else None
+    own = torch.full_like(index, PREFIX) if branches is None else branches[0][index]
+    # Of causal queries none sees the padding, which comes after them.
+    masked = (own > PREFIX).any() or not (causal or valid.all())
+    mask = branch_mask(own.masked_fill(~valid, PADDING), causal=causal) if masked else None
     return _Bucket(index, valid, mask)
 
 

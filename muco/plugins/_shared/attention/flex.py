@@ -18,8 +18,8 @@ _BLOCK = 128
 class FlexLayout:
     """The mask knows which blocks are empty, and the kernel leaves them out."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None) -> None:
-        self.mask = block_mask(borders, branches)
+    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+        self.mask = block_mask(borders, branches, causal=causal)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
@@ -39,11 +39,11 @@ class FlexLayout:
         return out[:, :, : query.shape[2]].transpose(1, 2)
 
 
-def block_mask(borders: Tensor, branches: Tensor | None) -> BlockMask:
+def block_mask(borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> BlockMask:
     """Return who sees whom in a packed row, filled up to whole blocks: the kernel is compiled once a size.
 
-    A token sees what comes before it in its dialogue's prefix and in its own turn; those that fill up see
-    themselves.
+    A token of a turn sees its dialogue's prefix and its own turn, one of the prefix the prefix; with `causal`
+    only what comes before it. Those that fill up see one another.
     """
     length = int(borders[-1])
     size = -(-length // _BLOCK) * _BLOCK
@@ -54,7 +54,8 @@ def block_mask(borders: Tensor, branches: Tensor | None) -> BlockMask:
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (branch[key] == PREFIX) | (branch[key] == branch[query])
-        return (key <= query) & (dialogue[key] == dialogue[query]) & own
+        within = (dialogue[key] == dialogue[query]) & own
+        return within & (key <= query) if causal else within
 
     return create_block_mask(sees, None, None, size, size, device=str(borders.device), BLOCK_SIZE=_BLOCK)
 

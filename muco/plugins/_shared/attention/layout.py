@@ -23,25 +23,26 @@ class Layout(Protocol):
         ...
 
 
-def layout_of(kernel: Kernel, borders: Tensor, branches: Tensor | None) -> Layout:
+def layout_of(kernel: Kernel, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> Layout:
     """Return the layout of a row for a kernel that was chosen.
 
     Args:
         kernel: not `auto`.
         borders: int64 [B + 1], where dialogues begin, and T.
         branches: int64 [1, T]; None where no turn is isolated.
+        causal: whether a token sees only what comes before it.
     """
     if kernel == "flash_varlen":
         from muco.plugins._shared.attention.varlen import VarlenLayout
 
-        return VarlenLayout(borders, branches)
+        return VarlenLayout(borders, branches, causal=causal)
     if kernel == "flex":
         from muco.plugins._shared.attention.flex import FlexLayout
 
-        return FlexLayout(borders, branches)
+        return FlexLayout(borders, branches, causal=causal)
     from muco.plugins._shared.attention.buckets import BucketLayout
 
-    return BucketLayout(borders, branches)
+    return BucketLayout(borders, branches, causal=causal)
 
 
 def attend_within(decoder: Any) -> None:

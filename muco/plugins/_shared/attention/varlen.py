@@ -15,7 +15,7 @@ from muco.plugins._shared.strand import PREFIX
 
 @dataclass(frozen=True)
 class Segments:
-    """A row as S causal sequences, each of queries and of the keys that end with them.
+    """A row as S sequences, each of queries and of the keys that end with them.
 
     A dialogue is one sequence. With isolated turns its prefix is one, and so is each turn: its queries are
     its own tokens, its keys those of the prefix and its own.
@@ -62,7 +62,8 @@ def _runs(branches: list[int], start: int, stop: int) -> list[tuple[int, int]]:
 class VarlenLayout:
     """No padding anywhere; isolated turns read their prefix's keys and values again."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None) -> None:
+    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+        self.window = (-1, 0) if causal else (-1, -1)
         told = None if branches is None else branches[0].tolist()
         segments = segments_of(borders.tolist(), told)
         device = borders.device
@@ -100,7 +101,7 @@ class VarlenLayout:
             self.longest_query,
             self.longest_key,
             scale=scaling,
-            window_size=(-1, 0),
+            window_size=self.window,
             enable_gqa=True,
         )
         return out.to(query.dtype)[None]  # type: ignore[union-attr]

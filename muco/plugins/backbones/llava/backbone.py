@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.attention import has_sliding_windows
+from muco.plugins._shared.attention import contexts_of, has_sliding_windows
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
-from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, attention_of, place_features
+from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.backbones.llava.scratch import (
     IMAGE,
@@ -60,7 +60,7 @@ class Llava(DecoderBackbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return frozenset({"causal_context", "isolated_turns", "image_targets"})
+        return contexts_of(config.direction).union({"image_targets"})
 
     def __init__(self, model: Any, processor: LlavaProcessor, config: Config) -> None:
         super().__init__(model, processor, config)
@@ -105,6 +105,7 @@ class Llava(DecoderBackbone):
             Tiling.of(model.config),
             image_id=model.config.image_token_id,
             padded=config.rows == "padded",
+            direction=config.direction,
         )
         return cls(model, processor, config)
 
@@ -121,7 +122,7 @@ class Llava(DecoderBackbone):
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"][0],
             use_cache=False,
-            **attention_of(self.kernel, tensors, embeds_RLH.dtype),
+            **self.attention(tensors, embeds_RLH.dtype),
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from muco.core.dialogue import Dialogue
 from muco.core.image import EncodedImage
+from muco.plugins._shared.attention import Direction
 from muco.plugins._shared.chat import Pieces
 from muco.plugins._shared.strand import Strand
 from muco.plugins._shared.strand_processor import StrandProcessor
@@ -37,8 +38,9 @@ class LlavaProcessor(StrandProcessor):
         *,
         image_id: int,
         padded: bool = False,
+        direction: Direction = "causal",
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded)
+        super().__init__(tokenizer, image_processor, padded=padded, direction=direction)
         self.template = template
         self.tiling = tiling
         self.image_id = image_id

@@ -1,4 +1,4 @@
-"""Qwen2-VL as a backbone: the classes of the installed transformers, without the language-model head."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL by the installed transformers, without the language-model head."""
 
 from muco.plugins.backbones.qwen_vl.backbone import QwenVL
 

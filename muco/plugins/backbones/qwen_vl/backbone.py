@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -13,24 +13,26 @@ from torch import nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.attention import contexts_of
 from muco.plugins._shared.chat import TemplateName
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
-from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, attention_of, place_features
+from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
+    Family,
     ScratchSettings,
     scratch_config,
     scratch_tokenizer,
 )
 
-_FAMILIES = ("qwen2_vl",)
-
 
 class QwenVL(DecoderBackbone):
-    """Qwen2-VL without its language-model head.
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL without its language-model head.
 
     References:
         Wang et al. 2024, arXiv:2409.12191: Qwen2-VL, M-RoPE.
+        Bai et al. 2025, arXiv:2502.13923: Qwen2.5-VL, attention in windows of the vision tower.
+        Bai et al. 2025, arXiv:2511.21631: Qwen3-VL, interleaved M-RoPE, features of inner vision layers.
     """
 
     class Config(DecoderSettings):
@@ -39,7 +41,8 @@ class QwenVL(DecoderBackbone):
         scratch: ScratchSettings | None = None
         """Random weights of this size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "chatml"
-        """chatml: Qwen's roles. bare: content and embedding token alone, for models from scratch."""
+        """chatml: Qwen's roles. chatml_public: with the defect of the public MuCo code, an `<|im_end|>` that
+        a reconstruction turn lacks. bare: content and embedding token alone, for models from scratch."""
         min_pixels: PositiveInt = 256 * 28 * 28
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
@@ -55,7 +58,7 @@ class QwenVL(DecoderBackbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return frozenset({"causal_context", "isolated_turns", "image_targets"})
+        return contexts_of(config.direction).union({"image_targets"})
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
@@ -85,20 +88,28 @@ class QwenVL(DecoderBackbone):
     def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
         """Return the backbone; `place` holds the checkpoint's image processor."""
         images = _image_processor(config, model, place)
-        padded = config.rows == "padded"
-        return cls(model, QwenVLProcessor(tokenizer, images, config.template, padded=padded), config)
+        processor = QwenVLProcessor(
+            tokenizer, images, config.template, padded=config.rows == "padded", direction=config.direction
+        )
+        return cls(model, processor, config)
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
         embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
+        deep: dict[str, Any] = {}
         if features is not None:
-            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features.tensors[0])
+            first, *others = features.tensors
+            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], first)
+            if others:
+                is_image = tensors["input_ids"] == self.processor.image_id
+                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": others}
         hidden_RLH = self.model.language_model(
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"],
             use_cache=False,
-            **attention_of(self.kernel, tensors, embeds_RLH.dtype),
+            **self.attention(tensors, embeds_RLH.dtype),
+            **deep,
         ).last_hidden_state
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
 
@@ -107,8 +118,10 @@ class QwenVL(DecoderBackbone):
             return None
         found = self.model.get_image_features(
             self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
-        ).pooler_output
-        return ImageFeatures(tensors=(torch.cat(tuple(found)),))
+        )
+        # Qwen3-VL adds the features of some inner layers to hidden states of its decoder's first layers.
+        parts = (found.pooler_output, *getattr(found, "deepstack_features", ()))
+        return ImageFeatures(tensors=tuple(torch.cat(tuple(part)) for part in parts))
 
     @property
     def vision(self) -> nn.Module:
@@ -116,7 +129,7 @@ class QwenVL(DecoderBackbone):
 
 
 def _load(name: str, dtype: Dtype) -> Any:
-    return load_model(name, dtype, backbone="qwen_vl", families=_FAMILIES)
+    return load_model(name, dtype, backbone="qwen_vl", families=get_args(Family))
 
 
 def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:

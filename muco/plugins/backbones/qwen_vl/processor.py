@@ -11,6 +11,7 @@ from torch import Tensor
 from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.plugins._shared.attention import Direction
 from muco.plugins._shared.chat import IMAGE_PAD, Pieces, TemplateName, pieces_of
 from muco.plugins._shared.strand import Strand
 from muco.plugins._shared.strand_processor import StrandProcessor
@@ -22,9 +23,15 @@ class QwenVLProcessor(StrandProcessor):
     num_axes = 3
 
     def __init__(
-        self, tokenizer: Any, image_processor: Any, template: TemplateName, *, padded: bool = False
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        template: TemplateName,
+        *,
+        padded: bool = False,
+        direction: Direction = "causal",
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded)
+        super().__init__(tokenizer, image_processor, padded=padded, direction=direction)
         self.template: TemplateName = template
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
 

@@ -20,7 +20,9 @@ def findings() -> dict[str, str]:
     else:
         found["device"] = f"cpu, {torch.get_num_threads()} threads"
         found["precision"] = "float32"
-    found["attention"] = "sdpa (PyTorch)"
+    half = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    on_gpu = "flash_varlen in 16 bits, else flex" if half else "flex"
+    found["attention"] = on_gpu if torch.cuda.is_available() else "sdpa"
     found["cache"] = f"{cache_folder()}"
     for name, folder in (("free here", Path.cwd()), ("free in cache", cache_folder())):
         while not folder.exists():

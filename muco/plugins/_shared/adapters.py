@@ -202,6 +202,19 @@ def refuse_adapter(folder: Path) -> None:
         raise DataError(f"{folder}: {ADAPTER_FILE} is here, and the settings have `adapter: null`")
 
 
+def refuse_unmerged(name: str) -> None:
+    """Raise where a checkpoint to start from holds adapters: its weights alone are not the trained model.
+
+    Raises:
+        MucoError: it does.
+    """
+    if (Path(name) / ADAPTER_FILE).is_file():
+        raise MucoError(
+            f"backbone.pretrained: {name} holds {ADAPTER_FILE}, adapters that are not merged into its "
+            "weights. Load it by its own recipe, call `merge_adapters()`, save it, and start from that folder."
+        )
+
+
 def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.adapters import refuse_unmerged
 from muco.plugins._shared.attention import contexts_of, has_sliding_windows
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
 from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
@@ -75,6 +76,7 @@ class Llava(DecoderBackbone):
 
         if config.scratch is None:
             assert config.pretrained is not None
+            refuse_unmerged(config.pretrained)
             model = _load(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             add_tokens(model, tokenizer, known=[IMAGE])

@@ -211,7 +211,7 @@ def refuse_unmerged(name: str) -> None:
     if (Path(name) / ADAPTER_FILE).is_file():
         raise MucoError(
             f"backbone.pretrained: {name} holds {ADAPTER_FILE}, adapters that are not merged into its "
-            "weights. Load it by its own recipe, call `merge_adapters()`, save it, and start from that folder."
+            "weights. Load it by its own recipe, call `merge_adapters()`, save it, and start from there."
         )
 
 

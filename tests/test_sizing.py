@@ -48,7 +48,8 @@ def test_peak_bytes_counts_what_is_held_at_once():
 
 def test_activation_checkpointing_lowers_what_is_predicted(batches):
     plain, fewer = (
-        rehearse(stepper(cached=True, checkpoint_activations=each), batches, 0) for each in (False, True)
+        rehearse(stepper(cached=True, checkpoint_activations=each), batches, batches.chunked(1)[0])
+        for each in (False, True)
     )
     assert fewer.per_unit < 0.7 * plain.per_unit
 
@@ -67,7 +68,7 @@ def test_peak_bytes_sees_the_backward_pass():
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_predicted_activations_are_those_of_a_step(batches, budget, cached):
     step = stepper(cached=cached)
-    memory = rehearse(step, batches, 0)
+    memory = rehearse(step, batches, batches.chunked(1)[0])
     inputs = batches.chunked(budget)[0]
     step(inputs)  # gradients are there from now on
     found = peak_bytes(CPU, lambda: step(inputs))
@@ -78,7 +79,7 @@ def test_the_predicted_activations_are_those_of_a_step(batches, budget, cached):
 def test_a_rehearsal_changes_nothing(batches, options):
     step = stepper(cached=True, **options)
     before = {name: value.clone() for name, value in step.encoder.state_dict().items()}
-    rehearse(step, batches, 0)
+    rehearse(step, batches, batches.chunked(1)[0])
     for name, value in step.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not any(weight.grad is not None and weight.grad.any() for weight in step.parameters())
@@ -86,7 +87,7 @@ def test_a_rehearsal_changes_nothing(batches, options):
 
 def test_auto_takes_what_fits_and_no_more_than_the_batch(batches, monkeypatch):
     step = stepper(cached=True)
-    memory = rehearse(step, batches, 0)
+    memory = rehearse(step, batches, batches.chunked(1)[0])
     singles = batches.chunked(1)[0]
     whole = max(sum(map(sizing.size_of, side.chunks)) for side in (singles.queries, singles.targets))
     ample = choose_budget(step, memory, singles, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,16 +59,22 @@ def size_of(chunk: EncoderInputs) -> int:
     return max(chunk.num_tokens + chunk.num_padding_tokens, chunk.num_patches)
 
 
-def rehearse(stepper: Stepper, batches: StepBatches, step: int) -> ChunkMemory | None:
+def rehearse(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
     """Return the memory of chunks, measured on two sizes of a step's batch; no weight changes.
 
-    None where nothing of the batch can be read.
+    Args:
+        stepper: will take the steps.
+        batches: of the run.
+        singles: a step's batch, each dialogue a chunk of its own.
+
+    Returns:
+        None where nothing of the batch can be read.
     """
-    longest = max(map(size_of, _chunks(batches.chunked(1)[step])), default=0)
+    longest = max(map(size_of, _chunks(singles)), default=0)
     if not longest:
         return None
-    small, large = (batches.chunked(times * longest)[step] for times in (1, 4))
-    pairs = zip(_sides(small), _sides(large), strict=True)
+    large = batches.chunked(4 * longest)[singles.step]
+    pairs = zip(_sides(singles), _sides(large), strict=True)
     lines = [_line(stepper, *pair) for pair in pairs if all(side.chunks for side in pair)]
     return max(lines, key=lambda line: line.of(4 * longest))
 
@@ -140,8 +147,8 @@ def describe(inputs: StepInputs, stepper: Stepper, ranks: Ranks) -> list[str]:
 
 def _own_targets(queries: SideInputs, targets: SideInputs) -> int:
     """Return how many pairs of a query and a target are of one sample, the target being no negative."""
-    samples = targets.ids.sample_ids[~targets.ids.is_negative]
-    return sum(int((samples == sample).sum()) for sample in queries.ids.sample_ids)
+    of_sample = Counter(targets.ids.sample_ids[~targets.ids.is_negative].tolist())
+    return sum(of_sample[sample] for sample in queries.ids.sample_ids.tolist())
 
 
 def _line(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:

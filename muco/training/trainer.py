@@ -117,15 +117,15 @@ class Trainer:
         """
         stepper = self._stepper
         state_bytes = self._optimizers.state_bytes()
+        singles = self.batches.chunked(1)[step] if self.ranks.is_main else None
         stepper.shards.gather()
-        memory = rehearse(stepper, self.batches, step) if self.ranks.is_main else None
+        memory = None if singles is None else rehearse(stepper, self.batches, singles)
         for weight in stepper.parameters():
             weight.grad = None
         stepper.shards.release(stepper.encoder)
         chunk_tokens = self.recipe.train.chunk_tokens
         if chunk_tokens == "auto":
-            if memory is not None and self.progress.chunk_tokens is None:
-                singles = self.batches.chunked(1)[step]
+            if singles is not None and memory is not None and self.progress.chunk_tokens is None:
                 self.progress.chunk_tokens = choose_budget(stepper, memory, singles, state_bytes)
             chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
             self._say(f"chunk_tokens: auto takes {chunk_tokens:,}")

@@ -5,6 +5,7 @@ R rows, L tokens of a row, H hidden size, T image tokens.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,9 @@ class DecoderBackbone(Backbone):
         self.hidden_dim = model.config.get_text_config().hidden_size
 
     @property
+    @abstractmethod
     def vision(self) -> nn.Module:
         """The vision tower."""
-        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         base, own = split_state(self.model)

@@ -7,7 +7,6 @@ import pytest
 from muco.core import DataError
 from muco.core.ids import url_name
 from muco.plugins.sources.m3t import M3T, TASKS
-from muco.testing import check_source
 from tests.outside_data import image_bytes, m3t_row, write_files, write_m3t, write_parquet, write_tar
 
 
@@ -19,10 +18,6 @@ def folder(tmp_path):
 
 def source(folder, **settings) -> M3T:
     return M3T(M3T.Config(path=str(folder), **settings))
-
-
-def test_it_keeps_the_contract(registry, folder):
-    check_source(registry, "m3t", {"path": str(folder)})
 
 
 def test_a_row_is_one_image_and_seven_turns_in_their_order(folder):

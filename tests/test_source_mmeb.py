@@ -6,7 +6,6 @@ import pytest
 
 from muco.core import DataError
 from muco.plugins.sources.mmeb import MMEB
-from muco.testing import check_source
 from tests.outside_data import (
     IMG,
     captioned_rows,
@@ -34,10 +33,6 @@ def only(folder, row, subset="CIRR", **settings):
     write_parquet(folder / subset / "original-00000-of-00001.parquet", [row])
     (sample,) = source(folder, subsets=(subset,), **settings).samples()
     return sample
-
-
-def test_it_keeps_the_contract(registry, folder):
-    check_source(registry, "mmeb", {"path": str(folder)})
 
 
 def test_every_row_of_every_data_set_is_a_sample_in_order(folder):

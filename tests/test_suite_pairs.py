@@ -4,17 +4,11 @@ import pytest
 
 from muco.core.errors import DataError
 from muco.plugins.suites.pairs import PairsSuite
-from muco.testing import check_suite
 from tests.eval_files import write_lines, write_pairs
 
 
 def suite_of(folder, **settings) -> PairsSuite:
     return PairsSuite(PairsSuite.Config(data=str(folder), **settings))
-
-
-def test_the_suite_keeps_the_contract(registry, tmp_path):
-    write_pairs(tmp_path)
-    check_suite(registry, "pairs", {"data": str(tmp_path)})
 
 
 def test_queries_are_searched_among_all_or_among_their_own(tmp_path):

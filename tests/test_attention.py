@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from muco.core import MucoError
 from muco.plugins._shared.attention import choose_kernel, layout_of
 from muco.plugins._shared.attention.varlen import segments_of
+from muco.plugins._shared.decoder import DecoderBackbone
+from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of, states
+from tests import test_backbone_llava
 from tests.small import FAMILIES, SMALL, TEXTS, picture, small
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -140,10 +143,11 @@ def test_a_kernel_that_cannot_run_here_is_an_error_and_auto_takes_what_can():
         QwenVL.Config.model_validate({**SMALL, "rows": "padded", "attention": "flex"})
 
 
-def backbone(rows: str, family: str = "qwen2_vl", direction: str = "causal") -> QwenVL:
+def backbone(rows: str, family: str = "qwen2_vl", direction: str = "causal") -> DecoderBackbone:
     torch.manual_seed(0)
-    settings = small(family, rows=rows, direction=direction)
-    return QwenVL.build(QwenVL.Config.model_validate(settings), texts=TEXTS).eval()
+    cls, of_family = (QwenVL, small) if family in FAMILIES else (Llava, test_backbone_llava.small)
+    settings = of_family(family, rows=rows, direction=direction)
+    return cls.build(cls.Config.model_validate(settings), texts=TEXTS).eval()
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +163,11 @@ def mixed():
     ]
 
 
-CASES = [(family, "causal") for family in FAMILIES] + [("qwen2_vl", "bidirectional_isolated")]
+CASES = [
+    (family, direction)
+    for family in (*FAMILIES, *test_backbone_llava.FAMILIES)
+    for direction in ("causal", "bidirectional_isolated")
+]
 
 
 def encodable(mixed, direction):
@@ -169,7 +177,9 @@ def encodable(mixed, direction):
 
 
 @pytest.mark.parametrize("rows", ["packed", "padded"])
-@pytest.mark.parametrize(("family", "direction"), [*CASES, ("qwen2_vl", "bidirectional")])
+@pytest.mark.parametrize(
+    ("family", "direction"), [*CASES, ("qwen2_vl", "bidirectional"), ("llava", "bidirectional")]
+)
 def test_dialogues_of_a_chunk_are_encoded_as_if_alone(rows, family, direction, mixed):
     model = backbone(rows, family, direction)
     mixed = encodable(mixed, direction)
@@ -191,9 +201,10 @@ def test_packed_rows_hold_no_padding_and_equal_padded_ones(family, direction, mi
     assert float(difference) < 1e-5
 
 
-def test_an_isolated_turn_equals_a_single_one_in_both_directions():
+@pytest.mark.parametrize("family", [*FAMILIES, *test_backbone_llava.FAMILIES])
+def test_an_isolated_turn_equals_a_single_one_in_both_directions(family):
     """The prefix sees itself alone, so that it is the same whatever follows."""
-    model = backbone("packed", direction="bidirectional_isolated")
+    model = backbone("packed", family, "bidirectional_isolated")
     images = [picture("red", (84, 56))]
     asked = ["what is it?", "a", "where is it? " * 9]
     together = states(model, [dialogue_of(asked, images, "isolated")])

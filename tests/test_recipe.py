@@ -373,6 +373,22 @@ def test_context_is_asked_of_the_backbone(refusal, with_text_only):
     assert "(offered: isolated_turns)" in message
 
 
+@pytest.mark.parametrize(
+    ("direction", "context", "needed"),
+    [
+        ("bidirectional", "causal", "causal_context"),
+        ("bidirectional_isolated", "causal", "causal_context"),
+        ("bidirectional", "isolated", "isolated_turns"),
+    ],
+)
+def test_no_turn_may_see_what_a_later_one_asks(load, refusal, direction, context, needed):
+    settings = (f"backbone.direction={direction}", f"packer.context={context}")
+    message = refusal(RECIPE, *settings)
+    assert f"packer `multi_turn` as set here needs {needed}" in message
+    assert "`backbone.direction: causal`" in message
+    load(RECIPE, "backbone.direction=bidirectional_isolated", "packer.context=isolated")
+
+
 # Whatever is written
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +20,7 @@ from muco.data.engines import Maker, Outcome, Skipped, in_processes, in_this_pro
 from muco.data.format import FORMAT_VERSION, tar_bytes, to_members
 from muco.data.index import INDEX_JSON, Shard, read_index, write_index
 from muco.data.journal import Journal
+from muco.data.lock import alone
 
 SKIPPED_FILE = "skipped.jsonl"
 JOURNAL_FILE = "journal.sqlite"
@@ -140,7 +139,8 @@ class Conversion:
             DataError: too many records make no sample, the disk is full, the folder holds something else.
         """
         try:
-            with self._alone():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with alone(self.folder.parent / f".{self.folder.name}.lock"):
                 if not self.folder.exists():
                     self.work.mkdir(parents=True, exist_ok=True)
                     if not self._is_whole():
@@ -149,18 +149,6 @@ class Conversion:
                 return self._converted()
         except OSError as error:
             raise DataError(f"{self.folder}: the shards cannot be written: {error}") from error
-
-    @contextmanager
-    def _alone(self) -> Generator[None]:
-        """Wait until no other process writes the same folder."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        path = self.folder.parent / f".{self.folder.name}.lock"
-        with open(path, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
 
     def _is_whole(self) -> bool:
         """Say whether all is written but the renaming."""

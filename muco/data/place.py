@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from uuid import uuid4
 from muco.core.errors import DataError, MucoError
 from muco.core.folders import cache_folder
 from muco.data.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
+from muco.data.lock import alone
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
 _BLOCK_BYTES = 2**22
@@ -49,7 +48,7 @@ class RemotePlace:
     def index(self) -> ShardIndex:
         """Return the index, fetched anew; a cache of other shards is emptied."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone("index"):
+        with alone(self.folder / ".index.lock"):
             fresh = self._bytes(INDEX_JSON)
             path = self.folder / INDEX_JSON
             if not path.is_file() or path.read_bytes() != fresh:
@@ -74,12 +73,12 @@ class RemotePlace:
                 file = os.open(path, os.O_RDONLY)
                 os.utime(file)
                 return file
-            with self._alone(path.stem):
+            with alone(self.folder / f".{path.stem}.lock"):
                 if not path.exists():
                     self._fetch(shard, path)
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        with self._alone("room"):
+        with alone(self.folder / ".room.lock"):
             self._make_room(shard.num_bytes)
         beside = self.folder / f".{uuid4().hex}.partial"
         try:
@@ -138,13 +137,6 @@ class RemotePlace:
         beside = self.folder / f".{uuid4().hex}.partial"
         beside.write_bytes(data)
         beside.rename(self.folder / name)
-
-    @contextmanager
-    def _alone(self, what: str) -> Generator[None]:
-        """Hold a lock among the processes of this machine."""
-        with open(self.folder / f".{what}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 Place = LocalPlace | RemotePlace

@@ -40,16 +40,12 @@ def modules_after(code: str, *arguments: str) -> set[str]:
     return set(told.stdout.splitlines()[-1].split()[1:])
 
 
-def answers_within(seconds: float, *arguments: str) -> bool:
-    """Say whether the best of three runs keeps the bar, in the processor's time: others may be busy."""
-
-    def run() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", ANSWER, *arguments], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-    return any(run() < seconds for _ in range(3))
+def cpu_seconds(code: str, *arguments: str) -> float:
+    """Return what an interpreter takes of the processor: others may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.parametrize("module", ["muco", "muco.core", "muco.plugins.hooks", "muco.cli"])
@@ -70,7 +66,7 @@ def test_listing_and_help_import_nothing_heavy(arguments):
     "arguments", [("muco", "list"), ("muco", "--help"), ("muco-run", "--help")], ids=" ".join
 )
 def test_listing_and_help_answer_within_half_a_second(arguments):
-    assert answers_within(0.5, *arguments)
+    assert any(cpu_seconds(ANSWER, *arguments) < 0.5 for _ in range(3))
 
 
 def test_checking_a_recipe_imports_no_model_class():
@@ -78,5 +74,9 @@ def test_checking_a_recipe_imports_no_model_class():
     assert not [name for name in modules if name.startswith("transformers")]
 
 
-def test_checking_a_recipe_takes_less_than_three_seconds():
-    assert answers_within(3, "muco-run", "quickstart", "--check")
+def test_checking_a_recipe_takes_less_than_a_second_beside_the_import_of_torch():
+    """Torch alone takes two on a laptop, and more where the caches are shared."""
+    assert any(
+        cpu_seconds(ANSWER, "muco-run", "quickstart", "--check") < cpu_seconds("import torch") + 1
+        for _ in range(3)
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -13,11 +13,12 @@ from jinja2 import Environment, StrictUndefined
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Sample
+from muco.core.video import Video, Visual
 from muco.data.read import ShardReader
 from muco.data.show import Summary, spread_over
 
 _THUMBNAIL_PIXELS = 224
-_MOST_WORDINGS, _MOST_CHARACTERS = 3, 600
+_MOST_WORDINGS, _MOST_CHARACTERS, _MOST_FRAMES = 3, 600, 8
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -181,17 +182,31 @@ def _sample(sample: Sample, place: str) -> ShownSample:
         sides.append(_side("target", pair.target))
         sides += [_side("negative", wrong) for wrong in pair.negatives[:_MOST_WORDINGS]]
         pairs.append(ShownPair(pair.task, tuple(sides)))
-    images = tuple(map(_image, sample.images))
+    images = _images(sample.images)
     title = f"{sample.dataset} / {sample.sample_id}"
     return ShownSample(title, place, _clipped(sample.caption), images, tuple(pairs))
 
 
 def _side(label: str, content: Content) -> Side:
-    return Side(label, _clipped(content.text), tuple(map(_image, content.images)))
+    return Side(label, _clipped(content.text), _images(content.images))
 
 
 def _clipped(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
+
+
+def _images(visuals: Iterable[Visual]) -> tuple[ShownImage, ...]:
+    """Return the images as they are shown, and some frames of each video, spread evenly."""
+    found: list[ShownImage] = []
+    for visual in visuals:
+        if isinstance(visual, Video):
+            for place in visual.places(_MOST_FRAMES):
+                frame = _image(visual.frames[place])
+                moment = f"frame {place + 1} of {len(visual.frames)}, {place * visual.seconds_per_frame:g} s"
+                found.append(replace(frame, told=f"{moment}: {frame.told}"))
+        else:
+            found.append(_image(visual))
+    return tuple(found)
 
 
 def _image(image: EncodedImage) -> ShownImage:

@@ -358,7 +358,7 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (b'"version":1', b'"version":7', "sample format 7; this muco reads 1. Prepare the data anew."),
+        (b'"version":1', b'"version":7', "sample format 7; this muco reads 1 and 2. Prepare the data anew."),
         (b'{"dataset"', b'["dataset"', "not a sample: "),
         (b'"plain"', b"1234567", "not a sample: 1234567 stands where text belongs"),
         (b'"thing 3"', b"[[[[[]]]]", "not a sample: "),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TurnPlaces,
         TurnStates,
     )
+    from muco.core.video import Video, Visual, stills
 
 _HOMES = {
     "backbone": ("Backbone", "Cost", "Processor"),
@@ -65,6 +66,7 @@ _HOMES = {
         "TurnPlaces",
         "TurnStates",
     ),
+    "video": ("Video", "Visual", "stills"),
 }
 
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

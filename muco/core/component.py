@@ -17,7 +17,7 @@ Feature = Literal["causal_context", "isolated_turns", "image_targets", "video", 
 causal_context: the backbone lets a turn see the earlier turns of its dialogue.
 isolated_turns: the backbone encodes turns that see the shared prefix and themselves only.
 image_targets: the backbone encodes targets that hold images.
-video: the backbone reads video frames.
+video: the backbone reads videos, as frames.
 independent_targets: the packer gives each target a dialogue of its own.
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from muco.core.image import EncodedImage
 from muco.core.sample import Content
+from muco.core.video import Visual
 
 Context = Literal["causal", "isolated"]
 """causal: a turn sees the shared prefix and the earlier turns. isolated: the prefix and itself."""
@@ -57,7 +57,7 @@ class Dialogue:
     """Turns that share a prefix: the system text and the images at the head of the first message."""
 
     system: str
-    images: tuple[EncodedImage, ...]
+    images: tuple[Visual, ...]
     turns: tuple[Turn, ...]
     context: Context = "causal"
 

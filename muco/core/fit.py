@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from muco.core.component import Component, ComponentConfig, Feature
+from muco.core.errors import MucoError, PluginError
+from muco.core.registry import default_registry
 
 Parts = Mapping[str, tuple[type[Component], ComponentConfig]]
 """Components and their settings by dotted key, `packer`, `data.turns.source`."""
@@ -44,21 +46,53 @@ def remedies(parts: Parts) -> list[str]:
     return []
 
 
+def backbones_offering(feature: Feature) -> list[str]:
+    """Return the registered backbones that offer a feature with the settings that they have by default."""
+    found: list[str] = []
+    for entry in default_registry().entries("backbone"):
+        try:
+            cls = default_registry().component("backbone", entry.name)
+        except PluginError:
+            continue
+        if feature in cls.offers(cls.Config.model_construct()):
+            found.append(entry.name)
+    return found
+
+
+def no_video(who: str) -> MucoError:
+    """Return the error of a backbone that meets a video and reads none; `who` begins the sentence."""
+    able = ", ".join(backbones_offering("video"))
+    return MucoError(f"{who} reads no video, and the data hold one. Backbones that read videos: {able}")
+
+
 def _mends(parts: Parts, path: str, values: Mapping[str, Any]) -> bool:
     """Say whether all parts fit once the component at `path` has other values."""
     cls, config = parts[path]
     try:
-        changed = type(config).model_validate({**dict(config), **values})
+        changed = type(config).model_validate(_changed(config, values))
     except ValidationError:
         return False
     return not missing_in({**parts, path: (cls, changed)})
 
 
+def _changed(config: ComponentConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with other values; those of a group within them have dotted names."""
+    found: dict[str, Any] = dict(config)
+    for name, value in values.items():
+        head, dot, rest = name.partition(".")
+        found[head] = type(found[head])(**_changed(found[head], {rest: value})) if dot else value
+    return found
+
+
 def _choices(config: ComponentConfig) -> Iterator[tuple[str, Any]]:
-    """Yield each setting with each value that it could have instead."""
+    """Yield each setting with each value that it could have instead, by its dotted name."""
     for name, field in type(config).model_fields.items():
+        own = getattr(config, name)
+        if isinstance(own, ComponentConfig):
+            yield from ((f"{name}.{inner}", value) for inner, value in _choices(own))
+            continue
         for value in _literals(field.annotation):
-            if value != getattr(config, name):
+            if value != own:
                 yield name, value
 
 

@@ -21,8 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from muco.core.columns import PairColumns
-from muco.core.component import Component, ComponentConfig, Kind
-from muco.core.fit import missing_in, offered_by, remedies
+from muco.core.component import Component, ComponentConfig, Feature, Kind
+from muco.core.fit import backbones_offering, missing_in, offered_by, remedies
 from muco.core.registry import Registry, default_registry
 
 T = TypeVar("T")
@@ -301,11 +301,17 @@ class Evaluation(ComponentConfig):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+def _other_backbones(missing: list[Feature]) -> str:
+    """Return the choices of backbone that offer what is missing; empty where none offers all of it."""
+    able = [backbones_offering(feature) for feature in missing]
+    return " or ".join(f"`backbone.name: {name}`" for name in able[0] if all(name in each for each in able))
+
+
 def _check_fit(refs: dict[str, ComponentRef[Any]]) -> None:
     """Raise where a component needs what no other offers; `refs` by their keys in the recipe."""
     parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
     for path, missing in missing_in(parts).items():
-        mended = " or ".join(remedies(parts))
+        mended = " or ".join(remedies(parts)) or _other_backbones(missing)
         raise PydanticCustomError(
             "features",
             "{kind} `{name}` as set here needs {missing}, which no other component offers "

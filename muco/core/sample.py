@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from muco.core.ids import stable_id
-from muco.core.image import EncodedImage
+from muco.core.video import Visual
 
 
 @dataclass(frozen=True)
 class Content:
-    """Text, images or both; where both are rendered, the images come first."""
+    """Text, images or both; where both are rendered, the images come first.
+
+    Videos stand among the images, here and in a `Sample`.
+    """
 
     text: str = ""
-    images: tuple[EncodedImage, ...] = ()
+    images: tuple[Visual, ...] = ()
     caption: str = ""
     """What the images show, in words, where it is known; it is no part of the content's identity."""
 
@@ -60,7 +64,7 @@ class Sample:
     sample_id: str
     """Unique within its data set."""
     dataset: str
-    images: tuple[EncodedImage, ...]
+    images: tuple[Visual, ...]
     """Seen by every query of the sample, before its text: the shared prefix."""
     pairs: tuple[Pair, ...]
     caption: str = ""
@@ -69,6 +73,16 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.pairs:
             raise ValueError(f"sample {self.sample_id!r} has no pair")
+
+    def contents(self) -> Iterator[Content]:
+        """Yield the queries, targets and hard negatives."""
+        for pair in self.pairs:
+            yield from (*pair.queries, pair.target, *pair.negatives)
+
+    def visuals(self) -> Iterator[Visual]:
+        """Yield the images and videos, those of queries, targets and hard negatives too."""
+        yield from self.images
+        yield from (visual for content in self.contents() for visual in content.images)
 
     @property
     def group_id(self) -> int:

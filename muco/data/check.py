@@ -10,7 +10,8 @@ from muco.core.columns import PairColumns
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.row_texts import IMAGE_TOKEN
-from muco.core.sample import Content, Sample
+from muco.core.sample import Sample
+from muco.core.video import Video, stills
 from muco.data.foreign import digest_of
 from muco.data.index import Shard
 from muco.data.read import ShardReader
@@ -68,23 +69,19 @@ def check_shards(folder: Path, *, columns: PairColumns | None, decode: bool, sho
 
 
 def _check_sample(sample: Sample, found: Findings, decode: bool) -> None:
+    for visual in sample.visuals():
+        if isinstance(visual, Video):
+            _ = visual.size
     for image in images_of(sample):
         found.num_images += 1
         if decode:
             image.decode()
         else:
             _ = image.size
-    if any(IMAGE_TOKEN in content.text for content in contents_of(sample)):
+    if any(IMAGE_TOKEN in content.text for content in sample.contents()):
         raise DataError(f"a text holds {IMAGE_TOKEN}, which stands for an image in tables, as plain words")
 
 
-def contents_of(sample: Sample) -> Iterator[Content]:
-    """Yield the queries, targets and hard negatives of a sample."""
-    for pair in sample.pairs:
-        yield from (*pair.queries, pair.target, *pair.negatives)
-
-
 def images_of(sample: Sample) -> Iterator[EncodedImage]:
-    """Yield the images of a sample, each distinct one once."""
-    every = (*sample.images, *(image for content in contents_of(sample) for image in content.images))
-    yield from {image.content_id: image for image in every}.values()
+    """Yield the images of a sample and the frames of its videos, each distinct one once."""
+    yield from {image.content_id: image for image in stills(sample.visuals())}.values()

@@ -1,4 +1,4 @@
-"""The layout of a sample in a shard, version 1; docs/shards.md is its specification."""
+"""The layout of a sample in a shard; docs/shards.md is its specification."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import Any
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Pair, Sample
+from muco.core.video import Video, Visual
 
 FORMAT_VERSION = 1
+"""Of a sample without videos."""
+_VIDEO_VERSION = 2
+"""Of a sample with one; the only difference is how a video stands among the images."""
 
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
@@ -38,7 +42,7 @@ class Member:
 
 
 def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Member]:
-    """Return the sample's files: `json` first, then each distinct image once.
+    """Return the sample's files: `json` first, then each distinct image or frame once.
 
     Args:
         sample: what is written.
@@ -46,6 +50,7 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
     """
     names: dict[int, str] = {}
     files: list[Member] = []
+    has_video = False
 
     def name_of(image: EncodedImage) -> str:
         if image.content_id not in names:
@@ -55,15 +60,22 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
                 files.append(Member(own, image.data))
         return names[image.content_id]
 
+    def shown(visual: Visual) -> str | dict[str, Any]:
+        nonlocal has_video
+        if not isinstance(visual, Video):
+            return name_of(visual)
+        has_video = True
+        frames = [name_of(frame) for frame in visual.frames]
+        return {"frames": frames, "seconds_per_frame": float(visual.seconds_per_frame)}
+
     def record(content: Content) -> dict[str, Any]:
-        images = [name_of(image) for image in content.images]
+        images = [shown(visual) for visual in content.images]
         return {"text": content.text, "images": images, **_captioned(content.caption)}
 
     meta = {
-        "version": FORMAT_VERSION,
         "sample_id": sample.sample_id,
         "dataset": sample.dataset,
-        "images": [name_of(image) for image in sample.images],
+        "images": [shown(visual) for visual in sample.images],
         "pairs": [
             {
                 "task": pair.task,
@@ -75,6 +87,7 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
         ],
         **_captioned(sample.caption),
     }
+    meta["version"] = _VIDEO_VERSION if has_video else FORMAT_VERSION
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return [Member("json", text.encode()), *files]
 
@@ -91,15 +104,20 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
     """
     try:
         meta = json.loads(members["json"])
-        if meta["version"] != FORMAT_VERSION:
+        if meta["version"] not in (FORMAT_VERSION, _VIDEO_VERSION):
             raise DataError(
-                f"sample format {meta['version']}; this muco reads {FORMAT_VERSION}. Prepare the data anew."
+                f"sample format {meta['version']}; this muco reads {FORMAT_VERSION} and {_VIDEO_VERSION}. "
+                "Prepare the data anew."
             )
 
         found: dict[str, EncodedImage] = {}
 
-        def images(names: Sequence[str]) -> tuple[EncodedImage, ...]:
-            return tuple(image(_text(name)) for name in names)
+        def images(entries: Sequence[Any]) -> tuple[Visual, ...]:
+            return tuple(video(each) if isinstance(each, dict) else image(_text(each)) for each in entries)
+
+        def video(entry: Mapping[str, Any]) -> Video:
+            frames = tuple(image(_text(name)) for name in entry["frames"])
+            return Video(frames, float(entry["seconds_per_frame"]))
 
         def image(name: str) -> EncodedImage:
             if name not in found:

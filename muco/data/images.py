@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Sample
+from muco.core.video import Video, Visual
 
 _JPEG_QUALITY = 95
 
@@ -16,7 +17,8 @@ def fitted(sample: Sample, max_pixels: int | None) -> Sample:
     """Return the sample, every image's header read, and those with more pixels reduced.
 
     Raises:
-        DataError: an image that is none, or has more pixels than muco reads.
+        DataError: an image that is none, or has more pixels than muco reads; a video whose frames differ in
+            size.
     """
 
     def fit(image: EncodedImage) -> EncodedImage:
@@ -24,6 +26,8 @@ def fitted(sample: Sample, max_pixels: int | None) -> Sample:
         too_large = max_pixels is not None and width * height > max_pixels
         return reduced(image, max_pixels) if too_large and max_pixels else image
 
+    for visual in sample.visuals():
+        _ = visual.size
     return with_images(sample, fit)
 
 
@@ -40,7 +44,7 @@ def reduced(image: EncodedImage, max_pixels: int) -> EncodedImage:
 
 
 def with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) -> Sample:
-    """Return the sample with every image changed, each distinct one once."""
+    """Return the sample with every image and every frame changed, each distinct one once."""
     done: dict[int, EncodedImage] = {}
 
     def changed(image: EncodedImage) -> EncodedImage:
@@ -48,8 +52,13 @@ def with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) 
             done[image.content_id] = change(image)
         return done[image.content_id]
 
+    def shown(visual: Visual) -> Visual:
+        if isinstance(visual, Video):
+            return replace(visual, frames=tuple(map(changed, visual.frames)))
+        return changed(visual)
+
     def content(old: Content) -> Content:
-        return replace(old, images=tuple(map(changed, old.images)))
+        return replace(old, images=tuple(map(shown, old.images)))
 
     pairs = tuple(
         replace(
@@ -60,4 +69,4 @@ def with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) 
         )
         for pair in sample.pairs
     )
-    return replace(sample, images=tuple(map(changed, sample.images)), pairs=pairs)
+    return replace(sample, images=tuple(map(shown, sample.images)), pairs=pairs)

@@ -10,6 +10,7 @@ import numpy as np
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
+from muco.core.video import Video, Visual
 from muco.data.check import images_of
 from muco.data.read import ShardReader
 
@@ -37,18 +38,20 @@ class Summary:
     negatives_a_pair: list[int] = field(default_factory=list)
     image_pixels: list[tuple[int, int]] = field(default_factory=list)
     """Width and height."""
+    frames_a_video: list[int] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         """Count a sample."""
         self.datasets[sample.dataset] += 1
         self.pairs_a_sample.append(len(sample.pairs))
         self.image_pixels += [image.size for image in images_of(sample)]
+        videos = {each.content_id: each for each in sample.visuals() if isinstance(each, Video)}
+        self.frames_a_video += [len(video.frames) for video in videos.values()]
         for pair in sample.pairs:
             self.tasks[pair.task or "(none)"] += 1
-            asked = bool(sample.images or pair.queries[0].images)
-            answered = bool(pair.target.images)
-            sides = (_kind(pair.queries[0].text, asked), _kind(pair.target.text, answered))
-            self.directions[" -> ".join(sides)] += 1
+            asked = _kind(pair.queries[0].text, sample.images + pair.queries[0].images)
+            answered = _kind(pair.target.text, pair.target.images)
+            self.directions[f"{asked} -> {answered}"] += 1
             self.query_words += [len(query.text.split()) for query in pair.queries]
             self.target_words.append(len(pair.target.text.split()))
             self.negatives_a_pair.append(len(pair.negatives))
@@ -62,6 +65,7 @@ class Summary:
             ("words a query", self.query_words),
             ("words a target", self.target_words),
             ("hard negatives a pair", self.negatives_a_pair),
+            ("frames a video", self.frames_a_video),
             ("shorter side, pixels", shorter),
             ("longer side, pixels", longer),
         ):
@@ -89,8 +93,10 @@ def spread_over(length: int, most: int) -> list[int]:
     return np.linspace(0, length - 1, most).astype(int).tolist()
 
 
-def _kind(text: str, has_image: bool) -> str:
-    return " + ".join(name for name, there in (("image", has_image), ("text", bool(text))) if there)
+def _kind(text: str, visuals: Sequence[Visual]) -> str:
+    videos = [isinstance(each, Video) for each in visuals]
+    parts = (("image", not all(videos)), ("video", any(videos)), ("text", bool(text)))
+    return " + ".join(name for name, there in parts if there)
 
 
 def _spread(values: Sequence[int]) -> str:

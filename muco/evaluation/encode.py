@@ -18,6 +18,7 @@ from muco.core.errors import DataError, MucoError
 from muco.core.ids import stable_id
 from muco.core.packer import Packer
 from muco.core.sample import Content
+from muco.core.video import stills
 from muco.evaluation.store import StoredVectors, VectorStore
 from muco.training.ranks import Ranks
 
@@ -233,7 +234,7 @@ def _named(error: DataError, contents: list[Content]) -> DataError:
     """Say which content holds the image that cannot be read."""
     for content in contents:
         try:
-            for image in content.images:
+            for image in stills(content.images):
                 image.decode()
         except DataError as cause:
             return DataError(f"{cause}, in what reads {content.text[:80]!r}")

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
+from muco.core.video import Video
 from muco.evaluation import metrics
 from muco.evaluation.coherence import Coherence, CoherenceMeter
 from muco.evaluation.encode import Embedded, Encoder, Track
@@ -221,7 +222,13 @@ def _gallery(task: Task, rankings: Sequence[Ranking]) -> dict[str, Any]:
 
 
 def _shown(content: Content) -> dict[str, Any]:
-    return {"text": content.text, "images": [_data_uri(image) for image in content.images]}
+    return {"text": content.text, "images": [_data_uri(image) for image in _pictures(content)]}
+
+
+def _pictures(content: Content) -> Iterator[EncodedImage]:
+    """Yield the images as they are, and the first frame of each video."""
+    for visual in content.images:
+        yield visual.frames[0] if isinstance(visual, Video) else visual
 
 
 def _data_uri(image: EncodedImage) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muco.core.dialogue import Dialogue, Message, Turn
-from muco.core.image import EncodedImage
+from muco.core.video import Visual
 
 EMB = "<|emb|>"
 """The token whose last hidden state is a turn's embedding."""
 MASK = "<|mask|>"
 """Stands for hidden words of a counterpart in the reconstruction turn."""
 VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+VIDEO_PAD = "<|video_pad|>"
 
 TemplateName = Literal["chatml", "chatml_public", "bare"]
 """chatml: Qwen's roles. chatml_public: the same with the defect that the public MuCo weights were trained
@@ -36,7 +37,7 @@ class Said:
     text: str
 
 
-Piece = Markup | Said | EncodedImage
+Piece = Markup | Said | Visual
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _content(message: Message, end: str) -> Iterator[Piece]:
         yield Markup(end)
 
 
-def _images(images: tuple[EncodedImage, ...], end: str) -> Iterator[Piece]:
+def _images(images: tuple[Visual, ...], end: str) -> Iterator[Piece]:
     for image in images:
         yield Markup(VISION_START)
         yield image

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muco.core.dialogue import TurnKey
-from muco.core.image import EncodedImage
+from muco.core.video import Visual
 
 PREFIX = 0
 """The branch of tokens that every turn sees."""
@@ -26,9 +26,9 @@ class Strand:
     """One list an axis."""
     image_places: list[int] = field(default_factory=list)
     """Where image features replace token embeddings."""
-    images: list[EncodedImage] = field(default_factory=list)
+    images: list[Visual] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
-    """Of each image: into how many pictures it is cut for the vision tower."""
+    """Of each image: into how many pictures it is cut for the vision tower; of a video, its frames."""
     keys: list[TurnKey] = field(default_factory=list)
     token: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
@@ -54,29 +54,37 @@ class Strand:
 
     def put_image(
         self,
-        image: EncodedImage,
+        image: Visual,
         token_id: int,
         offsets: NDArray[np.int64],
         extent: int,
         *,
         num_tiles: int = 1,
     ) -> None:
-        """Append an image's tokens.
+        """Append an image's tokens, or those of a video that stand in one run.
 
         Args:
-            image: the image.
+            image: the image or video.
             token_id: the placeholder, once for each of the image's tokens.
             offsets: int64 [A, tokens], positions counted from here.
             extent: how many positions the image takes.
             num_tiles: into how many pictures it is cut for the vision tower.
         """
+        self.show(image, num_tiles=num_tiles)
+        self.put_features(token_id, offsets, extent)
+
+    def show(self, image: Visual, *, num_tiles: int = 1) -> None:
+        """Note an image or a video, whose tokens follow, in one run or in several."""
+        self.images.append(image)
+        self.tiles.append(num_tiles)
+
+    def put_features(self, token_id: int, offsets: NDArray[np.int64], extent: int) -> None:
+        """Append a run of the tokens whose embeddings come from the vision tower; see `put_image`."""
         first = len(self)
         for axis, steps in zip(self.positions, (offsets + self.next_position).tolist(), strict=True):
             axis.extend(steps)
         self._put([token_id] * offsets.shape[1])
         self.image_places.extend(range(first, len(self)))
-        self.images.append(image)
-        self.tiles.append(num_tiles)
         self.next_position += extent
 
     def begin_turns(self) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue
-from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds
+from muco.core.video import Visual
 from muco.plugins._shared.attention import Direction, begins_branches
 from muco.plugins._shared.chat import EMB, MASK, Markup, Piece, Pieces, Said
 from muco.plugins._shared.rows import packed_row, padded_rows
@@ -47,11 +47,12 @@ class StrandProcessor(Processor):
         """Return the dialogue in the words of the chat template."""
 
     @abstractmethod
-    def put_image(self, strand: Strand, images: Sequence[EncodedImage], place: int) -> None:
+    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
         """Append the tokens of `images[place]`; `images` are those of the prefix, or of one turn.
 
         Raises:
             DataError: an image that the image processor cannot take.
+            MucoError: a video, where the model reads none.
         """
 
     @abstractmethod
@@ -147,16 +148,16 @@ class StrandProcessor(Processor):
         return strand
 
     def _put(self, strand: Strand, pieces: Sequence[Piece]) -> None:
-        images = [piece for piece in pieces if isinstance(piece, EncodedImage)]
+        images = [piece for piece in pieces if not isinstance(piece, Markup | Said)]
         place = 0
         for piece in pieces:
-            if isinstance(piece, EncodedImage):
-                self.put_image(strand, images, place)
-                place += 1
+            if isinstance(piece, Markup):
+                self._put_markup(strand, piece)
             elif isinstance(piece, Said):
                 self.put_text(strand, piece.text, special=False)
             else:
-                self._put_markup(strand, piece)
+                self.put_image(strand, images, place)
+                place += 1
 
     def _put_markup(self, strand: Strand, piece: Markup) -> None:
         before, emb, after = piece.text.partition(EMB)

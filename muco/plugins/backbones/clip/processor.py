@@ -13,8 +13,10 @@ from torch import Tensor
 from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue, Turn
 from muco.core.errors import DataError
+from muco.core.fit import no_video
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds, TurnPlaces
+from muco.core.video import Visual
 from muco.plugins.backbones.clip.texts import TextReader
 
 _MOST_ASPECT = 200
@@ -109,6 +111,7 @@ def _shown(dialogue: Dialogue) -> list[_Shown]:
 
     Raises:
         DataError: a turn holds neither text nor image.
+        MucoError: a turn shows a video.
         ValueError: a turn would have to see an earlier one.
     """
     if dialogue.context == "causal" and len(dialogue.turns) > 1:
@@ -116,10 +119,13 @@ def _shown(dialogue: Dialogue) -> list[_Shown]:
     return [_shown_by(turn, dialogue.images) for turn in dialogue.turns]
 
 
-def _shown_by(turn: Turn, shared: tuple[EncodedImage, ...]) -> _Shown:
+def _shown_by(turn: Turn, shared: tuple[Visual, ...]) -> _Shown:
     contents = [message.content for message in turn.messages]
     text = "\n".join(content.text for content in contents if content.text.strip())
-    images = shared + tuple(image for content in contents for image in content.images)
+    visuals = shared + tuple(visual for content in contents for visual in content.images)
+    images = tuple(visual for visual in visuals if isinstance(visual, EncodedImage))
+    if len(images) < len(visuals):
+        raise no_video("clip")
     if not text and not images:
         raise DataError("a turn holds neither text nor image")
     return _Shown(text, images)

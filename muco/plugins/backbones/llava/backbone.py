@@ -52,6 +52,8 @@ class Llava(DecoderBackbone):
         alone, for models from scratch. auto: that of the checkpoint's language model."""
         max_tiles: PositiveInt | None = None
         """Leave out grids of more tiles; else all that the checkpoint has, and 2 from scratch."""
+        max_frames: PositiveInt = 8
+        """Of a video; of more, so many are taken, spread evenly. LLaVA-OneVision alone reads videos."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> Llava.Config:
@@ -61,7 +63,10 @@ class Llava(DecoderBackbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return contexts_of(config.direction).union({"image_targets"})
+        # Of a checkpoint the settings do not say which family it is.
+        is_without = config.scratch is not None and config.scratch.family != "llava_onevision"
+        videos: set[Feature] = set() if is_without else {"video"}
+        return contexts_of(config.direction).union({"image_targets"}, videos)
 
     def __init__(self, model: Any, processor: LlavaProcessor, config: Config) -> None:
         super().__init__(model, processor, config)
@@ -106,6 +111,8 @@ class Llava(DecoderBackbone):
             find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
             Tiling.of(model.config),
             image_id=model.config.image_token_id,
+            video_id=getattr(model.config, "video_token_id", None),
+            max_frames=config.max_frames,
             padded=config.rows == "padded",
             direction=config.direction,
         )
@@ -154,10 +161,34 @@ class Llava(DecoderBackbone):
         return [*self.model.multi_modal_projector.parameters(), *newline]
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the image tokens [T, H]: tiles put together, borders cut off, rows ended."""
+        """Return the image tokens [T, H]: tiles put together, borders cut off, rows and videos ended."""
         projected = self.model.multi_modal_projector(features)
         if "image_tiles" not in tensors:
             return projected.flatten(0, 1)
+        parts = projected.split(tensors["image_tiles"].tolist())
+        sizes, are_videos = tensors["image_sizes"].tolist(), tensors["image_is_video"].tolist()
+        images = [place for place, is_video in enumerate(are_videos) if not is_video]
+        packed = iter(self._packed([parts[place] for place in images], [sizes[place] for place in images]))
+        tokens = [
+            self._pooled(part) if is_video else next(packed)
+            for part, is_video in zip(parts, are_videos, strict=True)
+        ]
+        return torch.cat(tokens)
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        """Return a video's tokens [tokens, H] from the patches of its frames [frames, patches, H]."""
+        pooled = self.model.apply_pooling(frames).flatten(0, 1)
+        return torch.cat((pooled, self.model.image_newline[None].to(pooled.dtype)))
+
+    def _packed(self, parts: list[Tensor], sizes: list[list[int]]) -> tuple[Tensor, ...]:
+        """Return each image's tokens [tokens, H] from those of its pictures [tiles, patches, H].
+
+        Args:
+            parts: of each image.
+            sizes: height and width of each image in pixels.
+        """
+        if not parts:
+            return ()
         config = self.model.config
         told = (
             {"vision_aspect_ratio": config.vision_aspect_ratio}
@@ -165,12 +196,9 @@ class Llava(DecoderBackbone):
             else {"vision_feature_select_strategy": config.vision_feature_select_strategy}
         )
         tokens, _ = self.model.pack_image_features(
-            projected.split(tensors["image_tiles"].tolist()),
-            tensors["image_sizes"].tolist(),
-            image_newline=self.model.image_newline,
-            **told,
+            parts, sizes, image_newline=self.model.image_newline, **told
         )
-        return torch.cat(tokens)
+        return tuple(tokens)
 
 
 def _load(name: str, dtype: Dtype) -> Any:

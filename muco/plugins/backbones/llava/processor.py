@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import compress, groupby
+from operator import not_
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.dialogue import Dialogue
+from muco.core.fit import no_video
 from muco.core.image import EncodedImage
+from muco.core.video import Video, Visual
 from muco.plugins._shared.attention import Direction
 from muco.plugins._shared.chat import Pieces
 from muco.plugins._shared.strand import Strand
@@ -37,6 +40,8 @@ class LlavaProcessor(StrandProcessor):
         tiling: Tiling,
         *,
         image_id: int,
+        video_id: int | None = None,
+        max_frames: int = 1,
         padded: bool = False,
         direction: Direction = "causal",
     ) -> None:
@@ -44,6 +49,8 @@ class LlavaProcessor(StrandProcessor):
         self.template = template
         self.tiling = tiling
         self.image_id = image_id
+        self.video_id = video_id
+        self.max_frames = max_frames
         begun = tokenizer("")["input_ids"][:1]
         self.beginning: tuple[int, ...] = tuple(begun) if begun == [tokenizer.bos_token_id] else ()
         """What the tokenizer puts before any text: Llama's `<s>`."""
@@ -63,31 +70,60 @@ class LlavaProcessor(StrandProcessor):
             # Within a text, the space that the tokenizer begins texts with is nobody's.
             strand.put_text(self._ids(_ANCHOR + text, special)[self.anchor_tokens :])
 
-    def put_image(self, strand: Strand, images: Sequence[EncodedImage], place: int) -> None:
-        width, height = images[place].size
-        num_tiles = self.tiling.num_tiles(height, width, alone=len(images) == 1)
+    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+        image = images[place]
+        if isinstance(image, Video):
+            self._put_video(strand, image)
+            return
+        width, height = image.size
+        alone = sum(not isinstance(each, Video) for each in images) == 1
+        num_tiles = self.tiling.num_tiles(height, width, alone=alone)
         size = self.tiling.num_tokens(height, width, num_tiles)
-        steps = np.arange(size, dtype=np.int64)[None]
-        strand.put_image(images[place], self.image_id, steps, size, num_tiles=num_tiles)
+        strand.put_image(image, self.image_id, np.arange(size)[None], size, num_tiles=num_tiles)
+
+    def _put_video(self, strand: Strand, video: Video) -> None:
+        """Append the tokens of the frames, and the one that ends the video."""
+        if self.tiling.frame_tokens is None or self.video_id is None:
+            raise no_video("of this backbone's families LLaVA-OneVision alone reads videos; the chosen one")
+        _ = video.size
+        num_frames = len(video.places(self.max_frames))
+        size = num_frames * self.tiling.frame_tokens + 1
+        strand.put_image(video, self.video_id, np.arange(size)[None], size, num_tiles=num_frames)
 
     def patches(self, strand: Strand) -> int:
         return sum(strand.tiles) * self.tiling.side_patches**2
 
     def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
-        images = [image.decode() for strand in strands for image in strand.images]
+        shown = [image for strand in strands for image in strand.images]
         tiles = [number for strand in strands for number in strand.tiles]
+        are_videos = [isinstance(image, Video) for image in shown]
+        images = [image.decode() for image in shown if isinstance(image, EncodedImage)]
         if not self.tiling.grids:
             made = self.image_processor(images, do_rescale=False, do_normalize=False)
             return {"pixel_values": _bytes(np.stack(made["pixel_values"]))}
-        shown: list[Any] = images
-        if self.tiling.only_alone:
-            shown = _together(images, tiles)
-        made = self.image_processor(shown, do_pad=False, do_rescale=False, do_normalize=False)
+        cut = iter(self._cut(images, list(compress(tiles, map(not_, are_videos)))))
+        pictures = [self._frames(image) if isinstance(image, Video) else next(cut) for image in shown]
         return {
-            "pixel_values": _bytes(np.concatenate(made["pixel_values"])),
+            "pixel_values": _bytes(np.concatenate(pictures)),
             "image_tiles": torch.tensor(tiles),
-            "image_sizes": torch.tensor([(image.height, image.width) for image in images]),
+            "image_sizes": torch.tensor([image.size[::-1] for image in shown]),
+            "image_is_video": torch.tensor(are_videos),
         }
+
+    def _cut(self, images: Sequence[Any], tiles: Sequence[int]) -> Sequence[NDArray[Any]]:
+        """Return the pictures of each image, [tiles, channels, height, width]."""
+        if not images:
+            return ()
+        shown = _together(images, tiles) if self.tiling.only_alone else images
+        made = self.image_processor(shown, do_pad=False, do_rescale=False, do_normalize=False)
+        return made["pixel_values"]
+
+    def _frames(self, video: Video) -> NDArray[np.uint8]:
+        """Return the frames that are taken, each drawn to the size of a tile, whatever its shape."""
+        side = (self.tiling.side_pixels, self.tiling.side_pixels)
+        frames = [video.frames[place].decode() for place in video.places(self.max_frames)]
+        drawn = [np.asarray(frame.resize(side, self.image_processor.resample)) for frame in frames]
+        return np.stack(drawn).transpose(0, 3, 1, 2)
 
 
 def _bytes(pixels: NDArray[Any]) -> Tensor:

@@ -14,8 +14,8 @@ from muco.plugins._shared.scratch_tokenizer import train_tokenizer
 Family = Literal["llava", "llava_next", "llava_onevision"]
 Decoder = Literal["llama", "mistral", "qwen2"]
 
-IMAGE = "<image>"
-SPECIAL_TOKENS = ("<|endoftext|>", "</s>", "<|im_start|>", "<|im_end|>", IMAGE, "<video>", EMB, MASK)
+IMAGE, VIDEO = "<image>", "<video>"
+SPECIAL_TOKENS = ("<|endoftext|>", "</s>", "<|im_start|>", "<|im_end|>", IMAGE, VIDEO, EMB, MASK)
 
 _DECODERS: dict[Family, Decoder] = {"llava": "llama", "llava_next": "mistral", "llava_onevision": "qwen2"}
 
@@ -91,7 +91,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any, *, max_tiles: int)
     from transformers import AutoConfig
 
     image_id, video_id, eos_id, padding_id = tokenizer.convert_tokens_to_ids(
-        [IMAGE, "<video>", "</s>", "<|endoftext|>"]
+        [IMAGE, VIDEO, "</s>", "<|endoftext|>"]
     )
     decoder = settings.decoder or _DECODERS[settings.family]
     text = AutoConfig.for_model(

@@ -34,6 +34,8 @@ class Tiling:
     """Tokens of more tiles than this are interpolated down to about this many."""
     only_alone: bool = False
     """Whether images that are shown together stay whole."""
+    frame_tokens: int | None = None
+    """Of a frame of a video: of four patches in a square one token; None where no video is read."""
 
     @classmethod
     def of(cls, config: Any) -> Tiling:
@@ -61,7 +63,8 @@ class Tiling:
         if family == "llava_next":
             return cls(vision.image_size, side, tokens, grids)
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        return cls(vision.image_size, side, tokens, grids, most, only_alone=True)
+        frame_tokens = math.ceil(side / 2) ** 2
+        return cls(vision.image_size, side, tokens, grids, most, only_alone=True, frame_tokens=frame_tokens)
 
     def num_tiles(self, height: int, width: int, *, alone: bool) -> int:
         """Return how many pictures an image of that size in pixels becomes.

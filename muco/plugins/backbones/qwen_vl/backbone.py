@@ -25,6 +25,7 @@ from muco.plugins.backbones.qwen_vl.scratch import (
     scratch_config,
     scratch_tokenizer,
 )
+from muco.plugins.backbones.qwen_vl.video import Frames
 
 
 class QwenVL(DecoderBackbone):
@@ -48,6 +49,12 @@ class QwenVL(DecoderBackbone):
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
+        max_frames: PositiveInt = 8
+        """Of a video; of more, so many are taken, spread evenly."""
+        min_frame_pixels: PositiveInt = 128 * 28 * 28
+        """Smaller frames of videos are enlarged to this area."""
+        max_frame_pixels: PositiveInt = 768 * 28 * 28
+        """Larger frames of videos are reduced to this area."""
 
         @model_validator(mode="after")
         def _one_origin(self) -> QwenVL.Config:
@@ -55,11 +62,16 @@ class QwenVL(DecoderBackbone):
                 raise ValueError("give either `pretrained` or `scratch`, not both or neither")
             if self.min_pixels > self.max_pixels:
                 raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+            if self.min_frame_pixels > self.max_frame_pixels:
+                raise ValueError(
+                    f"min_frame_pixels {self.min_frame_pixels} is above "
+                    f"max_frame_pixels {self.max_frame_pixels}"
+                )
             return self
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return contexts_of(config.direction).union({"image_targets"})
+        return contexts_of(config.direction).union({"image_targets", "video"})
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
@@ -91,7 +103,12 @@ class QwenVL(DecoderBackbone):
         """Return the backbone; `place` holds the checkpoint's image processor."""
         images = _image_processor(config, model, place)
         processor = QwenVLProcessor(
-            tokenizer, images, config.template, padded=config.rows == "padded", direction=config.direction
+            tokenizer,
+            images,
+            config.template,
+            _frames(config, model.config),
+            padded=config.rows == "padded",
+            direction=config.direction,
         )
         return cls(model, processor, config)
 
@@ -104,8 +121,9 @@ class QwenVL(DecoderBackbone):
             first, *others = features.tensors
             embeds_RLH = place_features(embeds_RLH, tensors["image_index"], first)
             if others:
-                is_image = tensors["input_ids"] == self.processor.image_id
-                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": others}
+                is_shown = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
+                is_shown.view(-1)[tensors["image_index"]] = True
+                deep = {"visual_pos_masks": is_shown, "deepstack_visual_embeds": others}
         hidden_RLH = self.model.language_model(
             inputs_embeds=embeds_RLH,
             position_ids=tensors["position_ids"],
@@ -118,6 +136,7 @@ class QwenVL(DecoderBackbone):
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
             return None
+        # To the vision tower an image is a video of one slice.
         found = self.model.get_image_features(
             self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
         )
@@ -132,6 +151,18 @@ class QwenVL(DecoderBackbone):
 
 def _load(name: str, dtype: Dtype) -> Any:
     return load_model(name, dtype, backbone="qwen_vl", families=get_args(Family))
+
+
+def _frames(config: QwenVL.Config, model: Any) -> Frames:
+    """Return how the family takes videos."""
+    family = model.model_type
+    return Frames(
+        config.max_frames,
+        config.min_frame_pixels,
+        config.max_frame_pixels,
+        positions_per_second=model.vision_config.tokens_per_second if family == "qwen2_5_vl" else None,
+        told=family == "qwen3_vl",
+    )
 
 
 def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:

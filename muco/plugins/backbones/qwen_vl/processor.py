@@ -6,19 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.core.video import Video, Visual
 from muco.plugins._shared.attention import Direction
-from muco.plugins._shared.chat import IMAGE_PAD, Pieces, TemplateName, pieces_of
+from muco.plugins._shared.chat import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_START,
+    Pieces,
+    TemplateName,
+    pieces_of,
+)
 from muco.plugins._shared.strand import Strand
 from muco.plugins._shared.strand_processor import StrandProcessor
+from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
 
 class QwenVLProcessor(StrandProcessor):
-    """A tokenizer, an image processor and a chat template."""
+    """A tokenizer, an image processor, a chat template and a way to take videos."""
 
     num_axes = 3
 
@@ -27,31 +38,72 @@ class QwenVLProcessor(StrandProcessor):
         tokenizer: Any,
         image_processor: Any,
         template: TemplateName,
+        frames: Frames,
         *,
         padded: bool = False,
         direction: Direction = "causal",
     ) -> None:
         super().__init__(tokenizer, image_processor, padded=padded, direction=direction)
         self.template: TemplateName = template
-        self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        self.frames = frames
+        self.image_id: int
+        self.video_id: int
+        self.image_id, self.video_id = tokenizer.convert_tokens_to_ids([IMAGE_PAD, VIDEO_PAD])
 
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
 
-    def put_image(self, strand: Strand, images: Sequence[EncodedImage], place: int) -> None:
-        _, grid_h, grid_w = self._grid(images[place])
+    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+        image = images[place]
+        if isinstance(image, Video):
+            self._put_video(strand, image)
+            return
+        _, grid_h, grid_w = self._grid(image)
         merge = self.image_processor.merge_size
         height, width = grid_h // merge, grid_w // merge
-        steps = np.indices((1, height, width), dtype=np.int64).reshape(self.num_axes, -1)
-        strand.put_image(images[place], self.image_id, steps, max(height, width))
+        strand.put_image(image, self.image_id, _steps(1, height, width), max(height, width))
 
     def patches(self, strand: Strand) -> int:
         return len(strand.image_places) * self.image_processor.merge_size**2
 
     def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
-        images = [image.decode() for strand in strands for image in strand.images]
-        made = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return {"pixel_values": made["pixel_values"].byte(), "image_grid_thw": made["image_grid_thw"]}
+        shown = [image for strand in strands for image in strand.images]
+        images = iter(self._images([image for image in shown if isinstance(image, EncodedImage)]))
+        made = [self._video(each) if isinstance(each, Video) else next(images) for each in shown]
+        patches, grids = zip(*made, strict=True)
+        return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
+
+    def _put_video(self, strand: Strand, video: Video) -> None:
+        made = cut(video, self.frames, self.image_processor)
+        side = self.image_processor.patch_size * self.image_processor.merge_size
+        height, width = made.height // side, made.width // side
+        if not self.frames.told:
+            steps = _steps(made.num_slices, height, width)
+            steps[0] = slice_positions(made, self.frames)[steps[0]]
+            strand.put_image(video, self.video_id, steps, max(height, width))
+            return
+        strand.show(video)
+        for moment in slice_times(video, made):
+            self.put_text(strand, moment + VISION_START, special=True)
+            strand.put_features(self.video_id, _steps(1, height, width), max(height, width))
+            self.put_text(strand, VISION_END, special=True)
+
+    def _images(self, images: Sequence[EncodedImage]) -> list[tuple[Tensor, list[int]]]:
+        """Return each image's patches, uint8, and its grid."""
+        if not images:
+            return []
+        decoded = [image.decode() for image in images]
+        made = self.image_processor(decoded, do_rescale=False, do_normalize=False, return_tensors="pt")
+        grids = made["image_grid_thw"]
+        patches = made["pixel_values"].byte().split(grids.prod(-1).tolist())
+        return list(zip(patches, grids.tolist(), strict=True))
+
+    def _video(self, video: Video) -> tuple[Tensor, list[int]]:
+        """Return a video's patches, uint8, and its grid."""
+        made = cut(video, self.frames, self.image_processor)
+        patch = self.image_processor.patch_size
+        grid = [made.num_slices, made.height // patch, made.width // patch]
+        return torch.from_numpy(patches_of(video, made, self.image_processor)), grid
 
     def _grid(self, image: EncodedImage) -> tuple[int, int, int]:
         """Return frames, rows and columns of patches after the processor's resizing."""
@@ -70,3 +122,8 @@ class QwenVLProcessor(StrandProcessor):
         except ValueError as error:
             raise DataError(f"image of {width} x {height} pixels: {error}") from None
         return 1, resized_h // patch, resized_w // patch
+
+
+def _steps(num_slices: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return slice, row and column of each token, int64 [3, tokens]."""
+    return np.indices((num_slices, height, width), dtype=np.int64).reshape(3, -1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
-from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VISION_END, VISION_START
+from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VIDEO_PAD, VISION_END, VISION_START
 from muco.plugins._shared.scratch_tokenizer import train_tokenizer
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -21,7 +21,7 @@ SPECIAL_TOKENS = (
     VISION_START,
     VISION_END,
     IMAGE_PAD,
-    "<|video_pad|>",
+    VIDEO_PAD,
     EMB,
     MASK,
 )
@@ -119,7 +119,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
         },
         initializer_range=std,
         image_token_id=ids[IMAGE_PAD],
-        video_token_id=ids["<|video_pad|>"],
+        video_token_id=ids[VIDEO_PAD],
         vision_start_token_id=ids[VISION_START],
         vision_end_token_id=ids[VISION_END],
     )

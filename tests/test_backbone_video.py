@@ -11,17 +11,32 @@ import pytest
 import torch
 from PIL import Image
 
-from muco.core import DataError, Dialogue, EncodedImage, Message, MucoError, Turn, Video
-from muco.core.sample import Content
+from muco.core import (
+    Content,
+    DataError,
+    Dialogue,
+    EncodedImage,
+    Message,
+    MucoError,
+    Pair,
+    Sample,
+    Turn,
+    TurnEncoder,
+    Video,
+)
+from muco.data.read import ShardReader
+from muco.data.write import write_shards
 from muco.plugins.backbones.clip import Clip
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.backbones.qwen_vl.video import cut
+from muco.plugins.poolers.turn_token import TurnToken
 from muco.testing import check_backbone
 from muco.testing.encoding import dialogue_of, states
 from tests.small import FAMILIES, TEXTS, picture, small
 from tests.test_backbone_clip import SMALL as SMALL_CLIP
 from tests.test_backbone_llava import small as small_llava
+from tests.test_step import gradients, same
 
 READING = (*FAMILIES, "llava_onevision")
 ASKED = ["what moves?", "a", "where is it? " * 7]
@@ -222,8 +237,9 @@ def test_images_and_videos_mix_as_in_transformers(backbone):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", ["packed", "padded"])
-@pytest.mark.parametrize("family", READING)
+@pytest.mark.parametrize(
+    ("family", "rows"), [*((family, "packed") for family in READING), ("qwen3_vl", "padded")]
+)
 def test_keeps_the_contract(registry, tmp_path, family, rows):
     """Counts, pickling, features made before, and a round trip to the disk, all over videos."""
     name = "llava" if family == "llava_onevision" else "qwen_vl"
@@ -241,6 +257,52 @@ def test_counts_are_those_of_the_chunk(backbone):
     pixels = inputs.tensors["pixel_values"]
     per_picture = 16 if pixels.dim() == 4 else 1
     assert len(pixels) * per_picture == inputs.num_patches
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """Samples of videos, of an image beside one, of text alone; a target and a negative are videos too."""
+    samples = []
+    for number in range(4):
+        video = film(1 + number, (56, 56), 0.5 + number, seed=number)
+        images = ((video,), (video, picture("red", (60, 40))), ())[number % 3]
+        answers = Content(f"a {number}"), Content("", (film(2, (56, 84), seed=9 + number),))
+        pairs = tuple(
+            Pair(
+                f"task{turn}",
+                (Content(f"what {number}"),),
+                answer,
+                (Content(f"not {number}", (film(3, (56, 56), seed=20),)),) if number == 2 else (),
+            )
+            for turn, answer in enumerate(answers[: 1 + number % 2])
+        )
+        samples.append(Sample(f"{number}", "ragged", images, pairs))
+    folder = tmp_path_factory.mktemp("films")
+    write_shards(samples, folder / "shards", about={})
+    return ShardReader(folder / "shards")
+
+
+def test_cached_gradients_equal_plain_ones(backbone, reader):
+    """Promise 3, the tower's features kept from the first pass where it is frozen."""
+    told = {"context": "isolated", "num_samples": 4}
+    model = encoder(backbone)
+    whole = gradients(model, reader, cached=False, budget=None, **told)
+    tower = {f"backbone.{name}" for name, _ in backbone.named_parameters() if _in_tower(name)}
+    assert tower & whole[1].keys()
+    same(gradients(model, reader, cached=True, budget=100, **told), whole, 1e-10)
+    backbone.vision.requires_grad_(False)
+    kept = gradients(model, reader, cached=True, budget=100, **told)
+    backbone.vision.requires_grad_(True)
+    assert kept[1].keys() == whole[1].keys() - tower
+    same(kept, (whole[0], {name: whole[1][name] for name in kept[1]}), 1e-10)
+
+
+def _in_tower(name: str) -> bool:
+    return name.startswith(("model.vision_tower.", "model.visual."))
+
+
+def encoder(backbone) -> TurnEncoder:
+    return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim)).train()
 
 
 def test_frames_that_cannot_be_taken_are_named(backbone):

@@ -178,3 +178,73 @@ def test_what_is_not_there_is_told(tmp_path):
     write_files(tmp_path, {"mine.csv": b"question,reply\n", "readme.txt": buffer.getvalue().encode()})
     with pytest.raises(DataError, match=r"no column photo, answer, wrong, kind\. Columns: question, reply"):
         len(source(tmp_path / "mine.csv"))
+
+
+FILMS = {"query_text": "question", "query_video": "film", "target_video": "answer", "seconds_column": "pace"}
+
+
+def films(folder) -> list[dict]:
+    """Write frames, and return rows that name them: by folder, by list, by a list written as text."""
+    frames = {
+        f"clips/{name}/{number:02d}.jpg": image_bytes(10 * place + number)
+        for place, name in enumerate("ab")
+        for number in range(3)
+    }
+    write_files(folder / "frames", {**frames, "clips/a/notes.txt": b"no frame"})
+    listed = ["clips/b/00.jpg", "clips/b/02.jpg"]
+    return [
+        {"question": "what moves?", "film": "clips/a", "answer": listed, "pace": 0.5},
+        {"question": "and then?", "film": "clips/a", "answer": str(listed), "pace": 0.5},
+        {"question": "where?", "film": listed, "answer": "clips/a", "pace": None},
+    ]
+
+
+def test_videos_are_named_by_their_folder_or_frame_by_frame(tmp_path):
+    write_jsonl(tmp_path / "films.jsonl", films(tmp_path))
+    settings = {"images": str(tmp_path / "frames"), "columns": {**FILMS, "seconds_per_frame": 2.0}}
+    made = source(tmp_path / "films.jsonl", settings.pop("columns"), **settings)
+    assert Pairs.needs(made.config) == {"video", "image_targets"}
+    first, second = made.samples()
+    a = [image_bytes(number) for number in range(3)]
+    b = [image_bytes(10 + number) for number in (0, 2)]
+    assert [[frame.data for frame in each.images[0].frames] for each in (first, second)] == [a, b]
+    assert [each.images[0].seconds_per_frame for each in (first, second)] == [0.5, 2.0]
+    assert [pair.queries[0].text for pair in first.pairs] == ["what moves?", "and then?"]
+    assert [[frame.data for frame in pair.target.images[0].frames] for pair in first.pairs] == [b, b]
+    sizes = [size for _, size in made.files_of(next(made.records()))]
+    assert sizes == [len(each) for each in (*a, *b, *a, *b)]
+
+
+def test_a_folder_of_frames_is_found_in_an_archive(tmp_path):
+    rows = films(tmp_path)
+    write_jsonl(tmp_path / "films.jsonl", rows)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    frames = tmp_path / "frames"
+    files = {f"top/{path.relative_to(frames)}": path.read_bytes() for path in frames.rglob("*.*")}
+    write_zip(packed / "films.zip", files)
+    plain, zipped = (
+        list(source(tmp_path / "films.jsonl", FILMS, images=str(place)).samples())
+        for place in (tmp_path / "frames", packed)
+    )
+    assert plain == zipped
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"film": "clips/none"}, "no folder clips/none of images"),
+        ({"film": "../clips/a"}, "outside its folder"),
+        ({"film": []}, "neither text nor image"),
+        ({"film": 3}, "a int stands where a video belongs"),
+        ({"film": ["clips/a/00.jpg", "clips/a/09.jpg"]}, "clips/a/09.jpg is missing"),
+        ({"film": "clips/a", "pace": "soon"}, "'soon' stands where the seconds"),
+        ({"film": "clips/a", "pace": 0}, "0.0 seconds from frame to frame"),
+    ],
+)
+def test_a_video_that_cannot_be_read_makes_no_sample(tmp_path, row, told):
+    films(tmp_path)
+    write_jsonl(tmp_path / "films.jsonl", [{"question": "", "answer": "clips/b", "pace": 1.0, **row}])
+    made = source(tmp_path / "films.jsonl", FILMS, images=str(tmp_path / "frames"))
+    with pytest.raises(DataError, match=told):
+        made.sample(next(made.records()))

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
+from itertools import pairwise
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muco.core import Content, DataError, MucoError, Pair, Sample, Video
+from muco.core import Content, DataError, MucoError, Pair, RecipeError, Sample, Video, load_recipe
 from muco.data.check import check_shards
 from muco.data.format import from_members, to_members
 from muco.data.images import fitted
@@ -16,7 +19,9 @@ from muco.data.read import ShardReader
 from muco.data.show import summarize
 from muco.data.write import write_shards
 from muco.data_page import write_page
-from tests.small import picture
+from tests.outside_data import write_files, write_jsonl
+from tests.small import SMALL, picture
+from tests.test_run import MUCO_RUN
 
 FRAMES = tuple(picture(colour, (40, 24)) for colour in ("red", "green", "blue"))
 VIDEO = Video(FRAMES, 0.4)
@@ -37,7 +42,7 @@ def test_frames_are_taken_evenly_from_the_first_to_the_last(length, most):
     assert len(places) == len(set(places)) == min(length, most)
     assert places[0] == 0
     assert places[-1] == length - 1 or len(places) == 1
-    steps = [after - before for before, after in zip(places, places[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(places)]
     assert not steps or max(steps) - min(steps) <= 1
 
 
@@ -140,3 +145,73 @@ def test_what_reads_no_video_says_what_does():
     assert not isinstance(told, DataError)
     assert "clip reads no video" in str(told)
     assert str(told).endswith("llava, qwen_vl")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe that trains on a table of videos, two frames of four sizes."""
+    colours = ["red", "green", "blue", "black"]
+    frames = {
+        f"clips/{name}/{at}.png": picture(colour, (56, 56 + 28 * size)).data
+        for size, name in enumerate(colours)
+        for at, colour in enumerate((name, "pink"))
+    }
+    write_files(tmp_path, frames)
+    rows = [{"film": f"clips/{name}", "says": f"{name}, then pink"} for name in colours]
+    write_jsonl(tmp_path / "films.jsonl", rows)
+    columns = {"query_video": "film", "target_text": "says", "seconds_per_frame": 0.5}
+    path = str(tmp_path / "films.jsonl")
+    written = {
+        "name": "films",
+        "data": {"films": {"source": {"name": "pairs", "path": path, "columns": columns}}},
+        "sampler": {"name": "mixture"},
+        "packer": {"name": "multi_turn", "context": "isolated"},
+        "backbone": {"name": "qwen_vl", **SMALL, "min_frame_pixels": 3136, "max_frames": 4},
+        "pooler": {"name": "turn_token"},
+        "loss": {"name": "multiturn_infonce", "temperature": 0.1},
+        "train": {
+            "num_steps": 3,
+            "samples_per_step": 4,
+            "learning_rate": 0.001,
+            "num_workers": 0,
+            "log_every": 1,
+            "gradients": "cached",
+            "chunk_tokens": 30,
+        },
+    }
+
+    def write(**changes):
+        (tmp_path / "films.yaml").write_text(yaml.safe_dump({**written, **changes}))
+        return tmp_path / "films.yaml"
+
+    return write
+
+
+def test_a_table_of_videos_is_made_into_shards_and_trained_on(recipe):
+    path = recipe()
+    command = [*MUCO_RUN, path.name]
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (path.parent / "runs/films/train.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+
+
+CLIP = {"name": "clip", "scratch": {}}
+LLAVA = {"name": "llava", "scratch": {"family": "llava_next"}}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "works"),
+    [
+        (CLIP, "`backbone.name: llava` or `backbone.name: qwen_vl`"),
+        (LLAVA, "`backbone.scratch.family: llava_onevision`"),
+    ],
+)
+def test_a_recipe_of_videos_for_what_reads_none_is_refused_before_it_runs(recipe, backbone, works):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(recipe(backbone=backbone)))
+    told = str(caught.value)
+    assert "source `pairs` as set here needs video" in told
+    assert f"What works: {works}" in told

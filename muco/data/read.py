@@ -49,6 +49,8 @@ class ShardReader:
         }
         self._place = place_of(place, cache_bytes=cache_bytes)
         self.index: ShardIndex = self._place.index()
+        if columns is not None and columns.has_videos:
+            raise DataError(f"{self._place.name}: videos are read from tables, not from another tool's tars")
         self._columns, self._dataset = columns, dataset
         if self.index.layout == "webdataset" and columns is None:
             raise DataError(

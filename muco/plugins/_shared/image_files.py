@@ -29,6 +29,8 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.gz.part-00")
 _ROOTS = frozenset({".", "images"})
 """Folders at the head of a name that an archive may leave out."""
 _STORED, _DEFLATED = 0, 8
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+"""What files of a folder of images end in."""
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
@@ -86,10 +88,50 @@ class ImageFiles:
         path = self._path(name)
         return path.stat().st_size if path is not None else self._member(name).size
 
-    def _path(self, name: str) -> Path | None:
+    def names_in(self, name: str) -> list[str]:
+        """Return the names of the images in the folder of that name, in order; those of an archive too.
+
+        Raises:
+            DataError: there is no such folder, or no image in it.
+        """
+        inside = self._inside(name)
+        for folder in self.folders:
+            if (folder / inside).is_dir():
+                found = sorted(path.name for path in (folder / inside).iterdir() if _is_image(path.name))
+                break
+        else:
+            found = self._packed_in(inside)
+        if not found:
+            raise DataError(f"no folder {name} of images (they end in {', '.join(_IMAGES)})")
+        return [f"{inside}/{each}" for each in found]
+
+    def _packed_in(self, inside: PurePosixPath) -> list[str]:
+        """Return the names of the images that a folder of an archive holds, in order."""
+        if not self.archives:
+            return []
+        self._index = self._index or _open_index(self.archives)
+        # All that begins with the folder's name and a stroke: the next character ends the range.
+        range_ = (f"{inside.name}/", f"{inside.name}0")
+        found = self._index.execute("SELECT name FROM members WHERE tail >= ? AND tail < ?", range_)
+        paths = [PurePosixPath(name) for (name,) in found]
+        depth = len(inside.parts)
+        return sorted(
+            {
+                path.name
+                for path in paths
+                if path.parts[-1 - depth : -1] == inside.parts and _is_image(path.name)
+            }
+        )
+
+    def _inside(self, name: str) -> PurePosixPath:
+        """Return a name below a folder; raise DataError where it would leave it."""
         inside = PurePosixPath(_plain(name))
         if inside.is_absolute() or ".." in inside.parts or "\0" in name:
             raise DataError(f"image {name!r} would lie outside its folder")
+        return inside
+
+    def _path(self, name: str) -> Path | None:
+        inside = self._inside(name)
         paths = (folder / inside for folder in self.folders)
         return next((path for path in paths if path.is_file()), None)
 
@@ -163,6 +205,10 @@ class ImageFiles:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[archive] = os.open(self.archives[archive], os.O_RDONLY)
         return self._files[archive]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_IMAGES) and not name.startswith(".")
 
 
 def _plain(name: str) -> str:

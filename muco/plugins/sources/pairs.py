@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from muco.core.columns import PairColumns, images_listed, pair_from
+from muco.core.columns import Frames, PairColumns, frames_listed, images_listed, pair_from
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
@@ -48,7 +48,10 @@ class Pairs(Source):
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
-        return frozenset({"image_targets"} if config.columns.target_image else ())
+        columns = config.columns
+        targets: set[Feature] = {"image_targets"} if columns.target_image or columns.target_video else set()
+        videos: set[Feature] = {"video"} if columns.has_videos else set()
+        return frozenset(targets | videos)
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -81,7 +84,10 @@ class Pairs(Source):
             yield Group(tuple(Row(row[1], row[2], _loaded(row[4]), row[3]) for row in group))
 
     def sample(self, record: Group) -> Sample:
-        made = [pair_from(self.config.columns, row.faultless.values, self._image) for row in record.rows]
+        made = [
+            pair_from(self.config.columns, row.faultless.values, self._image, self.images.names_in)
+            for row in record.rows
+        ]
         images = made[0][0]
         first = record.rows[0]
         name = f"{first.file}:{first.number}"
@@ -91,7 +97,7 @@ class Pairs(Source):
         return ", ".join(row.place for row in record.rows)
 
     def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
-        for value in self._images_of(record):
+        for value in self._images_of(record, self.images.names_in):
             data = _embedded(value)
             if data is not None:
                 yield blake2b(data, digest_size=16).hexdigest(), len(data)
@@ -99,17 +105,21 @@ class Pairs(Source):
                 yield _name(value), self.images.size(_name(value))
 
     def image_names(self, record: Group) -> Iterator[str]:
-        for value in self._images_of(record):
+        # A folder of frames is no URL: it stands for its frames.
+        for value in self._images_of(record, lambda folder: [folder]):
             if _embedded(value) is None:
                 yield _name(value)
 
-    def _images_of(self, record: Group) -> Iterator[Any]:
+    def _images_of(self, record: Group, frames: Frames) -> Iterator[Any]:
         columns = self.config.columns
         for row in record.rows:
             sides = (columns.query_image, columns.target_image)
             named = [row.values.get(column) for column in sides if column]
             if columns.negative_image:
                 named += images_listed(row.values.get(columns.negative_image))
+            for column in (columns.query_video, columns.target_video):
+                if column and row.values.get(column):
+                    named += frames_listed(row.values[column], frames)
             yield from filter(None, named)
 
     def revision(self) -> str:
@@ -152,15 +162,15 @@ class Pairs(Source):
             yield from rows(path, used)
 
     def _first(self, spool: sqlite3.Connection, row: Row, place: int) -> int:
-        """Return the place of the first row with this row's query image.
+        """Return the place of the first row with this row's query image and video.
 
-        A row without one, or that makes no pair, stands alone: it is left out without the others.
+        A row without either, or that makes no pair, stands alone: it is left out without the others.
         """
         columns = self.config.columns
-        image = row.values.get(columns.query_image) if columns.query_image else None
-        if not (image and self.config.group_by_image and _makes_pair(columns, row)):
+        shown = [row.values.get(column) for column in (columns.query_image, columns.query_video) if column]
+        if not (any(shown) and self.config.group_by_image and _makes_pair(columns, row)):
             return place
-        key = blake2b(_embedded(image) or _name(image).encode(), digest_size=16).digest()
+        key = _key(shown)
         spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, place))
         (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
         return first
@@ -173,10 +183,21 @@ def _makes_pair(columns: PairColumns, row: Row) -> bool:
         return EncodedImage(_embedded(value) or _name(value).encode())
 
     try:
-        pair_from(columns, row.faultless.values, unread)
+        pair_from(columns, row.faultless.values, unread, lambda folder: [folder])
     except (DataError, ValueError):
         return False
     return True
+
+
+def _key(shown: Sequence[Any]) -> bytes:
+    """Return what tells a query's image and video from others."""
+    digest = blake2b(digest_size=16)
+    for value in shown:
+        parts = value if isinstance(value, list) else [value]
+        for part in parts if value else []:
+            digest.update(blake2b(_embedded(part) or _name(part).encode(), digest_size=16).digest())
+        digest.update(b".")
+    return digest.digest()
 
 
 def _embedded(value: Any) -> bytes | None:

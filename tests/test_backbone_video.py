@@ -39,7 +39,7 @@ from tests.test_backbone_llava import small as small_llava
 from tests.test_step import gradients, same
 
 READING = (*FAMILIES, "llava_onevision")
-ASKED = ["what moves?", "a", "where is it? " * 7]
+ASKED = ["what moves?", "a", "where is it? " * 5]
 
 
 def film(number: int, size: tuple[int, int], seconds: float = 0.5, *, seed: int = 0) -> Video:
@@ -238,7 +238,7 @@ def test_images_and_videos_mix_as_in_transformers(backbone):
 
 
 @pytest.mark.parametrize(
-    ("family", "rows"), [*((family, "packed") for family in READING), ("qwen3_vl", "padded")]
+    ("family", "rows"), [("qwen2_5_vl", "packed"), ("qwen3_vl", "padded"), ("llava_onevision", "packed")]
 )
 def test_keeps_the_contract(registry, tmp_path, family, rows):
     """Counts, pickling, features made before, and a round trip to the disk, all over videos."""
@@ -263,7 +263,7 @@ def test_counts_are_those_of_the_chunk(backbone):
 def reader(tmp_path_factory):
     """Samples of videos, of an image beside one, of text alone; a target and a negative are videos too."""
     samples = []
-    for number in range(4):
+    for number in range(3):
         video = film(1 + number, (56, 56), 0.5 + number, seed=number)
         images = ((video,), (video, picture("red", (60, 40))), ())[number % 3]
         answers = Content(f"a {number}"), Content("", (film(2, (56, 84), seed=9 + number),))
@@ -272,7 +272,7 @@ def reader(tmp_path_factory):
                 f"task{turn}",
                 (Content(f"what {number}"),),
                 answer,
-                (Content(f"not {number}", (film(3, (56, 56), seed=20),)),) if number == 2 else (),
+                (Content(f"not {number}", (film(3, (56, 56), seed=20),)),) if number == 0 else (),
             )
             for turn, answer in enumerate(answers[: 1 + number % 2])
         )
@@ -282,9 +282,11 @@ def reader(tmp_path_factory):
     return ShardReader(folder / "shards")
 
 
-def test_cached_gradients_equal_plain_ones(backbone, reader):
+@pytest.mark.parametrize("family", READING[1:])
+def test_cached_gradients_equal_plain_ones(family, reader):
     """Promise 3, the tower's features kept from the first pass where it is frozen."""
-    told = {"context": "isolated", "num_samples": 4}
+    backbone = build(family)
+    told = {"context": "isolated", "num_samples": 3}
     model = encoder(backbone)
     whole = gradients(model, reader, cached=False, budget=None, **told)
     tower = {f"backbone.{name}" for name, _ in backbone.named_parameters() if _in_tower(name)}
@@ -292,7 +294,6 @@ def test_cached_gradients_equal_plain_ones(backbone, reader):
     same(gradients(model, reader, cached=True, budget=100, **told), whole, 1e-10)
     backbone.vision.requires_grad_(False)
     kept = gradients(model, reader, cached=True, budget=100, **told)
-    backbone.vision.requires_grad_(True)
     assert kept[1].keys() == whole[1].keys() - tower
     same(kept, (whole[0], {name: whole[1][name] for name in kept[1]}), 1e-10)
 

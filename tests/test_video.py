@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muco.core import Content, DataError, MucoError, Pair, RecipeError, Sample, Video, load_recipe
+from muco.core.columns import PairColumns
 from muco.data.check import check_shards
 from muco.data.format import from_members, to_members
 from muco.data.images import fitted
@@ -196,6 +197,16 @@ def test_a_table_of_videos_is_made_into_shards_and_trained_on(recipe):
     losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+
+
+def test_videos_in_tars_of_another_tool_are_refused(recipe, tmp_path):
+    columns = {"query_video": "mp4", "target_text": "txt"}
+    path = recipe(data={"films": {"shards": "films", "columns": columns}})
+    with pytest.raises(RecipeError, match="not from another tool's tars"):
+        load_recipe(str(path))
+    write_shards([sample_of()], tmp_path / "films", about={})
+    with pytest.raises(DataError, match="not from another tool's tars"):
+        ShardReader(tmp_path / "films", columns=PairColumns.model_validate(columns))
 
 
 CLIP = {"name": "clip", "scratch": {}}

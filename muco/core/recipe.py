@@ -134,6 +134,8 @@ class DatasetSettings(ComponentConfig):
             raise PydanticCustomError("one_of", "give either `source` or `shards`, not both or neither")
         if self.columns is not None and self.shards is None:
             raise PydanticCustomError("one_of", "`columns` goes with `shards` that another tool wrote")
+        if self.columns is not None and self.columns.has_videos:
+            raise PydanticCustomError("videos", "videos are read from tables, not from another tool's tars")
         return self
 
     @field_validator("shards")

@@ -20,6 +20,7 @@ from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place
 from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.backbones.llava.scratch import (
     IMAGE,
+    VIDEO,
     ScratchSettings,
     scratch_config,
     scratch_image_settings,
@@ -84,7 +85,7 @@ class Llava(DecoderBackbone):
             refuse_unmerged(config.pretrained)
             model = _load(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
-            add_tokens(model, tokenizer, known=[IMAGE])
+            add_tokens(model, tokenizer, known=[IMAGE, VIDEO])
             return cls._of(model, tokenizer, config, place=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         sizes = scratch_config(config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES)

@@ -13,17 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muco.core.backbone import Backbone
+from muco.plugins._shared.adapted import AdaptedBackbone
 from muco.plugins._shared.adapters import (
     AdaptedSettings,
+    AdapterSettings,
     TokenRows,
-    adapt,
     adapter_modules,
-    load_adapter,
-    merge,
-    refuse_adapter,
-    save_adapter,
-    split_state,
+    linear_maps,
 )
 from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
 from muco.plugins._shared.checkpoint import Dtype
@@ -41,12 +37,11 @@ class DecoderSettings(AdaptedSettings, RowSettings):
     fraction of the memory."""
 
 
-class DecoderBackbone(Backbone):
+class DecoderBackbone(AdaptedBackbone):
     """A vision tower before a decoder; a subclass builds it, encodes images and puts both together."""
 
     def __init__(self, model: Any, processor: StrandProcessor, config: DecoderSettings) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.processor: Any = processor
         self.kernel: Kernel = config.attention
         self.causal = config.direction == "causal"
@@ -54,13 +49,6 @@ class DecoderBackbone(Backbone):
             attend_within(model.language_model)
         if config.checkpoint_activations:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self.rows: TokenRows | None = None
-        if config.vision_is_frozen:
-            self.vision.requires_grad_(False)
-        if config.adapter is not None:
-            towers = (self.vision,) if config.adapter.vision else ()
-            adapt((model.language_model, *towers), config.adapter)
-            self.rows = TokenRows(model.get_input_embeddings(), (processor.emb_id, processor.mask_id))
         self.hidden_dim = model.config.get_text_config().hidden_size
 
     @property
@@ -68,29 +56,19 @@ class DecoderBackbone(Backbone):
     def vision(self) -> nn.Module:
         """The vision tower."""
 
+    def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
+        towers = (self.model.language_model, *((self.vision,) if settings.vision else ()))
+        return {tower: linear_maps(tower) for tower in towers}
+
+    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
+        return self.vision.parameters() if config.vision_is_frozen else ()
+
+    def token_rows(self) -> TokenRows:
+        return TokenRows(self.model.get_input_embeddings(), (self.processor.emb_id, self.processor.mask_id))
+
     def save(self, folder: Path) -> None:
-        base, own = split_state(self.model)
-        self.model.save_pretrained(folder, state_dict=base)
-        if self.rows is not None:
-            save_adapter(folder, own, self.rows)
+        self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
         self.processor.save(folder)
-
-    def read_adapter(self, folder: Path) -> None:
-        """Read the adapters that `save` wrote.
-
-        Raises:
-            DataError: there are none where the settings have some, some where they have none, or others.
-        """
-        if self.rows is None:
-            refuse_adapter(folder)
-        else:
-            load_adapter(folder, self.model, self.rows)
-
-    def merge_adapters(self) -> None:
-        if self.rows is not None:
-            self.rows.merge(self.model.get_input_embeddings())
-            merge(self.model)
-            self.rows = None
 
     def about(self, device: torch.device, *, half: bool) -> str:
         if self.processor.padded:

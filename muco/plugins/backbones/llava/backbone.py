@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapters import refuse_unmerged
 from muco.plugins._shared.attention import contexts_of, has_sliding_windows
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
 from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
@@ -63,36 +62,29 @@ class Llava(DecoderBackbone):
     def offers(cls, config: Any) -> frozenset[Feature]:
         return contexts_of(config.direction).union({"image_targets"})
 
-    def __init__(self, model: Any, processor: LlavaProcessor, config: Config) -> None:
-        super().__init__(model, processor, config)
-        if config.adapter is not None and config.vision_is_frozen:
-            # What lies between tower and language model is of the weights that adapters leave as they are.
-            for weight in self._between():
-                weight.requires_grad = False
-
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
         from transformers import AutoModel, AutoTokenizer
 
         if config.scratch is None:
             assert config.pretrained is not None
-            refuse_unmerged(config.pretrained)
             model = _load(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             add_tokens(model, tokenizer, known=[IMAGE])
-            return cls._of(model, tokenizer, config, place=config.pretrained)
+            backbone = cls._of(model, tokenizer, config, place=config.pretrained)
+            return backbone.set_up(config, start=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         sizes = scratch_config(config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES)
         # Converted afterwards, the frequencies of positions would be rounded too.
         model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
-        return cls._of(model, tokenizer, config, place="")
+        return cls._of(model, tokenizer, config, place="").set_up(config)
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
         model = _load(str(folder), config.dtype)
-        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder).set_up(config)
         backbone.read_adapter(folder)
         return backbone
 
@@ -147,6 +139,11 @@ class Llava(DecoderBackbone):
     @property
     def vision(self) -> nn.Module:
         return self.model.vision_tower
+
+    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
+        # What lies between tower and language model is of the weights that adapters leave as they are.
+        between = self._between() if config.adapter is not None and config.vision_is_frozen else []
+        return [*super().frozen(config), *between]
 
     def _between(self) -> list[nn.Parameter]:
         """Return the weights of the projector, and of the token that ends a row of patches."""

@@ -13,7 +13,6 @@ from torch import nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapters import refuse_unmerged
 from muco.plugins._shared.attention import contexts_of
 from muco.plugins._shared.chat import TemplateName
 from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
@@ -67,22 +66,22 @@ class QwenVL(DecoderBackbone):
 
         if config.scratch is None:
             assert config.pretrained is not None
-            refuse_unmerged(config.pretrained)
             model = _load(config.pretrained, config.dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             add_tokens(model, tokenizer)
-            return cls._of(model, tokenizer, config, place=config.pretrained)
+            backbone = cls._of(model, tokenizer, config, place=config.pretrained)
+            return backbone.set_up(config, start=config.pretrained)
         tokenizer = scratch_tokenizer(config.scratch, texts)
         # Converted afterwards, the frequencies of positions would be rounded too.
         model = AutoModel.from_config(scratch_config(config.scratch, tokenizer), dtype=dtype_of(config.dtype))
-        return cls._of(model, tokenizer, config, place="")
+        return cls._of(model, tokenizer, config, place="").set_up(config)
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         from transformers import AutoTokenizer
 
         model = _load(str(folder), config.dtype)
-        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
+        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder).set_up(config)
         backbone.read_adapter(folder)
         return backbone
 

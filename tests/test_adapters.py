@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from muco.core import DataError, MucoError
 from muco.plugins._shared.adapters import ADAPTER_FILE
+from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of, states
-from tests.small import SMALL, TEXTS, picture
+from tests import test_backbone_llava
+from tests.small import SMALL, TEXTS, picture, small
 
 DIALOGUES = [
     dialogue_of(["what is it?", "a"], [picture("red", (56, 56)), picture("blue", (80, 40))]),
@@ -159,3 +165,108 @@ def test_settings_that_mean_nothing_are_errors():
         build({"targets": ["q_prok"]})
     with pytest.raises(ValidationError, match="leave `freeze_vision` at null"):
         build({"vision": True}, freeze_vision=False)
+
+
+# From stage 1 to stage 2
+
+STARTS = {
+    "qwen2_vl": (QwenVL, small("qwen2_vl")),
+    "qwen3_vl": (QwenVL, small("qwen3_vl")),
+    "llava": (Llava, test_backbone_llava.small("llava")),
+    "llava_onevision": (Llava, test_backbone_llava.small("llava_onevision")),
+}
+
+
+def stage(family: str, *, start=None, **options):
+    """Return a backbone with random weights, or with those of a folder."""
+    cls, settings = STARTS[family]
+    origin = {} if start is None else {"scratch": None, "pretrained": str(start)}
+    torch.manual_seed(0)
+    return cls.build(cls.Config.model_validate({**settings, **origin, **options}), texts=TEXTS).eval()
+
+
+def unit(backbone) -> torch.Tensor:
+    return F.normalize(states(backbone, DIALOGUES).float(), dim=-1)
+
+
+@pytest.mark.parametrize("family", STARTS)
+@pytest.mark.parametrize(
+    ("first", "dtype", "tolerance"),
+    [
+        ({"rank": 4}, "float32", 1e-6),
+        ({"rank": 4, "dora": False, "targets": ["q_proj", "up_proj"]}, "float32", 1e-6),
+        ({"rank": 4, "vision": True}, "bfloat16", 3e-2),
+    ],
+)
+def test_stage_2_starts_where_stage_1_with_adapters_ended(tmp_path, family, first, dtype, tolerance):
+    one = moved(stage(family, adapter=first, dtype=dtype))
+    one.save(tmp_path / "one")
+    expected = unit(one)
+    assert float((expected - unit(stage(family, dtype=dtype))).abs().max()) > 3 * tolerance
+    whole = stage(family, start=tmp_path / "one", dtype=dtype)
+    torch.testing.assert_close(unit(whole), expected, rtol=0, atol=tolerance)
+    one.merge_adapters()
+    assert torch.equal(unit(whole), unit(one))
+    assert all(weight.requires_grad for weight in whole.parameters())
+    second = {"rank": 2, "dora": True, "targets": ["v_proj"]}
+    two = stage(family, start=tmp_path / "one", adapter=second, dtype=dtype)
+    assert torch.equal(unit(two), unit(one))
+    assert trained(two) == trained(stage(family, adapter=second))
+    moved(two).save(tmp_path / "two")
+    config = type(two).Config.model_validate(
+        {**STARTS[family][1], "scratch": None, "pretrained": "gone", "adapter": second, "dtype": dtype}
+    )
+    assert torch.equal(unit(type(two).load(config, tmp_path / "two").eval()), unit(two))
+
+
+def test_a_file_says_what_made_it(tmp_path):
+    build({"rank": 4, "targets": ["q_proj"]}).save(tmp_path)
+    with safe_open(tmp_path / ADAPTER_FILE, "pt") as opened:
+        told = json.loads(opened.metadata()["adapter"])
+    assert told == {
+        "rank": 4, "alpha": 64.0, "dropout": 0.1, "dora": True, "init": "gaussian", "targets": ["q_proj"],
+        "vision": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        (None, "metadata lack 'adapter'"),
+        ("{", "'adapter' of its metadata is not valid"),
+        ('{"rank": 4, "run": "rm"}', r"not valid\. run: Extra inputs"),
+        ('{"rank": 4, "alpha": -1}', r"not valid\. alpha"),
+        ('{"rank": 1000000000}', "tell of rank 1000000000, its weights are of 4"),
+        ('{"rank": 4, "dora": false}', r"cannot be merged: .*unexpected: .*lora_magnitude"),
+        (
+            '{"rank": 4, "targets": ["k_proj"]}',
+            r"cannot be merged: .*missing: .*k_proj.*unexpected: .*q_proj",
+        ),
+        ('{"rank": 4, "targets": ["gone"]}', r"cannot be merged: .*ends in 'gone'"),
+    ],
+)
+def test_settings_that_are_missing_or_tampered_with_are_errors(tmp_path, told, error):
+    build({"rank": 4, "targets": ["q_proj"]}).save(tmp_path)
+    weights = load_file(tmp_path / ADAPTER_FILE)
+    save_file(weights, tmp_path / ADAPTER_FILE, metadata=None if told is None else {"adapter": told})
+    with pytest.raises(DataError, match=error):
+        build(None, scratch=None, pretrained=str(tmp_path))
+
+
+def test_files_that_are_broken_or_not_finite_are_errors(tmp_path):
+    made = build({"rank": 4})
+    made.rows.weight.data[0] = 0
+    next(w for name, w in made.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
+    made.save(tmp_path)
+    with pytest.raises(DataError, match=r"backbone\.pretrained: .*NaN"):
+        build(None, scratch=None, pretrained=str(tmp_path))
+    (tmp_path / ADAPTER_FILE).write_bytes(b"no tensors")
+    with pytest.raises(DataError, match=r"adapter\.safetensors: it cannot be read"):
+        build(None, scratch=None, pretrained=str(tmp_path))
+
+
+def test_another_scale_than_the_one_it_was_made_with_is_an_error(tmp_path):
+    build({"rank": 4, "alpha": 8.0}).save(tmp_path)
+    config = QwenVL.Config.model_validate({**SMALL, "adapter": {"rank": 4, "alpha": 16.0}})
+    with pytest.raises(DataError, match=r"made with `alpha: 8`, and `adapter.alpha` is 16"):
+        QwenVL.load(config, tmp_path)

@@ -179,15 +179,3 @@ def test_a_step_against_the_gradient_lowers_the_loss_of_a_fixed_batch(family, op
                 weight -= size * gradient
         after = loss()
     assert float((before - after).detach()) == pytest.approx(size * slope, rel=0.1)
-
-
-def test_a_checkpoint_with_adapters_that_are_not_merged_is_no_place_to_start_from(tmp_path):
-    config = QwenVL.Config.model_validate(small("qwen2_vl", adapter=ADAPTER))
-    adapted = QwenVL.build(config, texts=TEXTS)
-    adapted.save(tmp_path / "adapted")
-    fresh = {**small("qwen2_vl"), "scratch": None}
-    with pytest.raises(MucoError, match="adapters that are not merged"):
-        QwenVL.build(QwenVL.Config.model_validate({**fresh, "pretrained": f"{tmp_path}/adapted"}), texts=())
-    adapted.merge_adapters()
-    adapted.save(tmp_path / "merged")
-    QwenVL.build(QwenVL.Config.model_validate({**fresh, "pretrained": f"{tmp_path}/merged"}), texts=())

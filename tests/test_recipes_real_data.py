@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from muco.cli import app
 from muco.core import DataError
 from muco.core.recipe_file import load_recipe
 from muco.training.build import open_data
+from muco.training.model_folder import load_encoder
 from tests.outside_data import (
     captioned_rows,
     image_bytes,
@@ -60,6 +63,8 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     first = run("m3t_qwen", [*SMALL_RUN, *SCRATCH])
     assert json.loads((first / "summary.json").read_text())["pairs_seen"] == 3 * 4 * 7
     assert AutoConfig.from_pretrained(first / "model").model_type == "qwen2_vl"
+    trained = load_file(first / "model/adapter.safetensors")
+    assert all(weight.any() for name, weight in trained.items() if ".lora_B." in name), "nothing was learnt"
 
     write_mmeb(folder / "MMEB-train", 12)
     captions = captioned_rows(12)
@@ -80,6 +85,13 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     summary = json.loads((second / "summary.json").read_text())
     assert (summary["steps"], summary["samples_seen"]) == (3, 12)
     assert not (second / "unreadable.jsonl").exists()
+    one = load_encoder(load_recipe(str(first / "recipe.yaml")), first / "model").backbone
+    one.merge_adapters()
+    base = load_file(second / "model/model.safetensors")
+    assert base.keys() == one.model.state_dict().keys()
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(base[name], weight), f"stage 2 did not start from stage 1's {name}"
+    assert load_file(second / "model/adapter.safetensors").keys() == trained.keys()
 
     muco(*prepare, "--from", "MMEB-train", "--to", "data/plain")
     plain = run("mmeb_qwen", [*SMALL_RUN, *SCRATCH, "data.mmeb.shards=data/plain", "name=plain"])

@@ -93,12 +93,12 @@ def gradients(
     cached: bool,
     budget: int | None,
     context: str,
-    dtype=torch.float64,
+    dtype: torch.dtype | None = torch.float64,
     ranks=ALONE,
     num_samples=7,
     sharded=False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    model = exact(copy.deepcopy(model).to(dtype))
+    model = exact(copy.deepcopy(model).to(dtype))  # None leaves every weight in its own
     shards = Shards.of(model, ranks, CPU) if sharded else Shards()
     assert sharded == any(isinstance(weight, DTensor) for weight in model.parameters())
     packer = MultiTurn(MultiTurn.Config(context=context, order="per_sample", system=""))
@@ -274,3 +274,34 @@ def test_ranks_equal_one_process(tmp_path, number, sharded):
     for each in found:
         for mine, alone in zip(each, expected, strict=True):
             same(mine, alone, 1e-10)
+
+
+def _mixed_main(rank: int, number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=number
+    )
+    ranks, reader = Ranks(rank, number), ShardReader(Path(folder) / "ragged")
+    model = encoder(adapter={"rank": 4, "dropout": 0.0}, dtype="bfloat16").eval()
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.05 * torch.randn_like(weight)
+    told = {"cached": True, "budget": 90, "context": "isolated", "dtype": None, "ranks": ranks}
+    whole, split = (gradients(model, reader, sharded=each, **told) for each in (False, True))
+    same(split, whole, 1e-5)
+    for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
+        assert any(part in name and gradient.any() for name, gradient in split[1].items())
+    parts = copy.deepcopy(model)
+    shards = Shards.of(parts, ranks, CPU)
+    kept = {weight.dtype for weight in parts.parameters() if isinstance(weight, DTensor)}
+    assert kept == {torch.bfloat16, torch.float32}
+    with shards.saved_whole(keep=True):
+        saved = parts.state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(saved[name], weight), name
+    torch.distributed.destroy_process_group()
+
+
+def test_shards_of_bfloat16_weights_with_float32_adapters_have_the_gradients_of_whole_ones(tmp_path):
+    ragged(tmp_path / "ragged")
+    torch.multiprocessing.spawn(_mixed_main, args=(2, str(tmp_path)), nprocs=2)

@@ -1,7 +1,6 @@
-"""Adapters: low-rank maps beside a decoder's frozen linear maps, by peft, and new tokens' own rows.
+"""Adapters: low-rank maps beside a tower's frozen linear maps, by peft, and new tokens' own rows.
 
-A backbone calls `adapt` on what is to be adapted, lays `TokenRows` over the embeddings of its new tokens,
-and saves by `split_state` and `save_adapter`: the frozen weights under their own names, the adapter's beside.
+`AdaptedBackbone` puts them on, saves them beside the frozen weights, and merges them.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError, MucoError
 
 ADAPTER_FILE = "adapter.safetensors"
+_SETTINGS = "adapter"
+"""The key of the file's metadata that holds the settings, as JSON."""
 _INNER = ".base_layer"
 """What peft puts into the name of a weight that it wraps."""
 _OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
@@ -25,7 +26,8 @@ _NAME = "default"
 
 
 class AdapterSettings(ComponentConfig):
-    """Low-rank adapters on the linear maps of the language model; the defaults are the public MuCo code's.
+    """Low-rank adapters on the linear maps of the language model, or of CLIP's text tower; the defaults are
+    those of the public MuCo code.
 
     References:
         Hu et al. 2021, arXiv:2106.09685: LoRA.
@@ -49,7 +51,7 @@ class AdapterSettings(ComponentConfig):
 
 
 class AdaptedSettings(ComponentConfig):
-    """What is trained; part of the settings of every decoder backbone."""
+    """What is trained; part of the settings of every backbone."""
 
     adapter: AdapterSettings | None = None
     """Train low-rank adapters and the rows of the new tokens, and leave all other weights as they are."""
@@ -95,25 +97,32 @@ class TokenRows(nn.Embedding):
         embedding.weight[self.token_ids] = self.weight.to(embedding.weight.dtype)
 
 
-def adapt(modules: Sequence[nn.Module], settings: AdapterSettings) -> None:
-    """Freeze the modules' weights and put adapters, float32 or finer, on their linear maps.
+def linear_maps(module: nn.Module) -> list[str]:
+    """Return the names of the linear maps in a module."""
+    return [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
+
+
+def adapt(maps: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
+    """Freeze modules' weights and put adapters, float32 or finer, on their linear maps.
+
+    Args:
+        maps: the modules, and of each the names of the linear maps that adapters fit.
+        settings: which of them, and how.
 
     Raises:
         MucoError: a target names no linear map of any.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = {
-        module: [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
-        for module in modules
-    }
-    known = sorted({name for names in linear.values() for name in names})
+    known = sorted({name for names in maps.values() for name in names})
     targets = known if settings.targets is None else settings.targets
     for target in targets:
         if not any(_ends(name, target) for name in known):
-            ends = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
-            raise MucoError(f"backbone.adapter.targets: no linear map ends in {target!r}; there are {ends}")
-    for module, names in linear.items():
+            raise MucoError(
+                f"backbone.adapter.targets: no linear map ends in {target!r}; there are "
+                f"{', '.join(ends_of(known))}"
+            )
+    for module, names in maps.items():
         module.requires_grad_(False)
         own = [name for name in names if any(_ends(name, target) for target in targets)]
         if not own:
@@ -131,12 +140,19 @@ def adapt(modules: Sequence[nn.Module], settings: AdapterSettings) -> None:
             _to_full_precision(layer)
 
 
+def ends_of(names: Iterable[str]) -> list[str]:
+    """Return the last parts of the names of linear maps, each once: what `targets` takes."""
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
 def merge(module: nn.Module) -> None:
     """Fold the adapters into the weights that they adapt, which keep their dtype; none are left."""
     for name, layer in [(name, each) for name, each in module.named_modules() if _is_adapted(each)]:
         layer.merge(safe_merge=True)  # type: ignore[operator]
         parent, _, own = name.rpartition(".")
         setattr(module.get_submodule(parent), own, layer.base_layer)
+    for each in module.modules():
+        vars(each).pop("peft_config", None)  # or peft would warn of a second adapter
 
 
 def adapter_modules(module: nn.Module) -> list[nn.Module]:
@@ -157,15 +173,64 @@ def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
     return base, own
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor], rows: TokenRows) -> None:
-    """Write the adapters' weights, and the rows, to `ADAPTER_FILE`."""
+def save_adapter(
+    folder: Path, weights: Mapping[str, Tensor], rows: TokenRows | None, settings: AdapterSettings
+) -> None:
+    """Write the adapters' weights, the rows, and the settings that made them to `ADAPTER_FILE`."""
     from safetensors.torch import save_file
 
-    whole = {**weights, **rows.state_dict(prefix="rows.")}
-    save_file({name: weight.contiguous() for name, weight in whole.items()}, folder / ADAPTER_FILE)
+    whole = {**weights, **_state(rows)}
+    save_file(
+        {name: weight.contiguous() for name, weight in whole.items()},
+        folder / ADAPTER_FILE,
+        metadata={"format": "pt", _SETTINGS: settings.model_dump_json()},
+    )
 
 
-def load_adapter(folder: Path, module: nn.Module, rows: TokenRows) -> None:
+def find_adapter(name: str) -> Path | None:
+    """Return the file of a checkpoint's adapters; None where it has none.
+
+    Args:
+        name: folder or hub name of a checkpoint that is there.
+    """
+    from transformers.utils.hub import cached_file, has_file
+
+    found = cached_file(name, ADAPTER_FILE) if has_file(name, ADAPTER_FILE) else None
+    return None if found is None else Path(found)
+
+
+def read_settings(file: Path) -> AdapterSettings:
+    """Return the settings that made the adapters of a file.
+
+    Raises:
+        DataError: it does not say them, or they are not those of its weights.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            told, names = (opened.metadata() or {}).get(_SETTINGS), opened.keys()
+            first = [name for name in names if ".lora_A." in name]
+            ranks = {opened.get_slice(name).get_shape()[0] for name in first}
+    except SafetensorError as error:
+        raise DataError(f"{file}: it cannot be read: {error}") from error
+    if told is None:
+        raise DataError(
+            f"{file}: its metadata lack {_SETTINGS!r}, the settings that made the adapters. Save it by "
+            "`Backbone.save`, or start from a checkpoint whose adapters are merged."
+        )
+    try:
+        settings = AdapterSettings.model_validate_json(told)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise DataError(f"{file}: {_SETTINGS!r} of its metadata is not valid. {problems}") from error
+    if ranks != {settings.rank}:
+        held = ", ".join(map(str, sorted(ranks))) or "none"
+        raise DataError(f"{file}: its metadata tell of rank {settings.rank}, its weights are of {held}")
+    return settings
+
+
+def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
     """Read what `save_adapter` wrote into a module that was adapted alike.
 
     Raises:
@@ -173,11 +238,8 @@ def load_adapter(folder: Path, module: nn.Module, rows: TokenRows) -> None:
     """
     from safetensors.torch import load_file
 
-    file = folder / ADAPTER_FILE
-    if not file.is_file():
-        raise DataError(f"{folder}: no {ADAPTER_FILE} here; weights without adapter go with `adapter: null`")
     found = load_file(file)
-    expected = {**split_state(module)[1], **rows.state_dict(prefix="rows.")}
+    expected = {**split_state(module)[1], **_state(rows)}
     wrong = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
@@ -187,32 +249,13 @@ def load_adapter(folder: Path, module: nn.Module, rows: TokenRows) -> None:
     }
     if any(wrong.values()):
         told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in wrong.items() if names)
-        raise DataError(f"{file}: the weights do not fit the settings of `adapter`. {told}")
+        raise DataError(f"{file}: the weights do not fit the settings of the adapter. {told}")
     for name, weight in expected.items():
         weight.copy_(found[name])
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raise where a folder holds adapters and the settings none: they would be left out silently.
-
-    Raises:
-        DataError: it does.
-    """
-    if (folder / ADAPTER_FILE).is_file():
-        raise DataError(f"{folder}: {ADAPTER_FILE} is here, and the settings have `adapter: null`")
-
-
-def refuse_unmerged(name: str) -> None:
-    """Raise where a checkpoint to start from holds adapters: its weights alone are not the trained model.
-
-    Raises:
-        MucoError: it does.
-    """
-    if (Path(name) / ADAPTER_FILE).is_file():
-        raise MucoError(
-            f"backbone.pretrained: {name} holds {ADAPTER_FILE}, adapters that are not merged into its "
-            "weights. Load it by its own recipe, call `merge_adapters()`, save it, and start from there."
-        )
+def _state(rows: TokenRows | None) -> dict[str, Tensor]:
+    return {} if rows is None else rows.state_dict(prefix="rows.")
 
 
 def _ends(name: str, target: str) -> bool:

@@ -8,45 +8,113 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from muco.core.backbone import Backbone
+from muco.core.component import Feature
+from muco.plugins._shared.adapted import AdaptedBackbone
 from muco.plugins._shared.adapters import (
     AdaptedSettings,
+    AdapterSettings,
     TokenRows,
-    adapt,
     adapter_modules,
-    load_adapter,
-    merge,
-    refuse_adapter,
-    save_adapter,
-    split_state,
+    linear_maps,
 )
-from muco.plugins._shared.attention import Kernel, RowSettings, attend_within, choose_kernel, layout_of
-from muco.plugins._shared.checkpoint import Dtype
+from muco.plugins._shared.attention import (
+    Kernel,
+    RowSettings,
+    attend_within,
+    choose_kernel,
+    contexts_of,
+    layout_of,
+)
+from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
 from muco.plugins._shared.rows import branch_mask
+from muco.plugins._shared.scratch_settings import DecoderSizes
 from muco.plugins._shared.strand_processor import StrandProcessor
 
 
 class DecoderSettings(AdaptedSettings, RowSettings):
-    """How the model is held and run; part of the settings of every decoder backbone."""
+    """Where the model is from, how it is held and run; the settings that decoder backbones share."""
 
+    pretrained: str | None = None
+    """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
+    family."""
+    scratch: DecoderSizes | None = None
+    """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
     dtype: Dtype = "float32"
     """Of the weights."""
     checkpoint_activations: bool = False
     """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
     fraction of the memory."""
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> DecoderSettings:
+        if (self.pretrained is None) == (self.scratch is None):
+            raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+        return self
 
-class DecoderBackbone(Backbone):
-    """A vision tower before a decoder; a subclass builds it, encodes images and puts both together."""
+
+class DecoderBackbone(AdaptedBackbone):
+    """A vision tower before a decoder; a subclass names both, encodes images and puts them together."""
+
+    name: ClassVar[str]
+    """In recipes."""
+    families: ClassVar[tuple[str, ...]]
+    """The `model_type`s of transformers that it loads."""
+    vision_name: ClassVar[str]
+    """Of the model's vision tower."""
+    known_tokens: ClassVar[tuple[str, ...]] = ()
+    """Tokens of a tokenizer that become special where they are ordinary additions."""
+
+    @classmethod
+    def offers(cls, config: Any) -> frozenset[Feature]:
+        return contexts_of(config.direction).union({"image_targets"})
+
+    @classmethod
+    def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
+        from transformers import AutoModel, AutoTokenizer
+
+        if config.scratch is None:
+            model = cls._model(config.pretrained, config)
+            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+            add_tokens(model, tokenizer, known=cls.known_tokens)
+        else:
+            sizes, tokenizer = cls.scratch_parts(config, texts)
+            # Converted afterwards, the frequencies of positions would be rounded too.
+            model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
+        processor = cls.make_processor(config, model, tokenizer, config.pretrained or "")
+        return cls(model, processor, config).set_up(config, start=config.pretrained)
+
+    @classmethod
+    def load(cls, config: Any, folder: Path) -> Self:
+        from transformers import AutoTokenizer
+
+        model = cls._model(str(folder), config)
+        processor = cls.make_processor(config, model, AutoTokenizer.from_pretrained(folder), folder)
+        backbone = cls(model, processor, config).set_up(config)
+        backbone.read_adapter(folder)
+        return backbone
+
+    @classmethod
+    @abstractmethod
+    def scratch_parts(cls, config: Any, texts: Iterable[str]) -> tuple[Any, Any]:
+        """Return configuration and tokenizer of a model from scratch."""
+
+    @classmethod
+    @abstractmethod
+    def make_processor(cls, config: Any, model: Any, tokenizer: Any, place: str | Path) -> StrandProcessor:
+        """Return the processor; `place` holds the image processor of what is not from scratch."""
+
+    @classmethod
+    def _model(cls, name: str, config: DecoderSettings) -> Any:
+        return load_model(name, config.dtype, backbone=cls.name, families=cls.families)
 
     def __init__(self, model: Any, processor: StrandProcessor, config: DecoderSettings) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.processor: Any = processor
         self.kernel: Kernel = config.attention
         self.causal = config.direction == "causal"
@@ -54,43 +122,26 @@ class DecoderBackbone(Backbone):
             attend_within(model.language_model)
         if config.checkpoint_activations:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self.rows: TokenRows | None = None
-        if config.vision_is_frozen:
-            self.vision.requires_grad_(False)
-        if config.adapter is not None:
-            towers = (self.vision,) if config.adapter.vision else ()
-            adapt((model.language_model, *towers), config.adapter)
-            self.rows = TokenRows(model.get_input_embeddings(), (processor.emb_id, processor.mask_id))
         self.hidden_dim = model.config.get_text_config().hidden_size
 
     @property
-    @abstractmethod
     def vision(self) -> nn.Module:
         """The vision tower."""
+        return getattr(self.model, self.vision_name)
+
+    def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
+        towers = (self.model.language_model, *((self.vision,) if settings.vision else ()))
+        return {tower: linear_maps(tower) for tower in towers}
+
+    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
+        return self.vision.parameters() if config.vision_is_frozen else ()
+
+    def token_rows(self) -> TokenRows:
+        return TokenRows(self.model.get_input_embeddings(), (self.processor.emb_id, self.processor.mask_id))
 
     def save(self, folder: Path) -> None:
-        base, own = split_state(self.model)
-        self.model.save_pretrained(folder, state_dict=base)
-        if self.rows is not None:
-            save_adapter(folder, own, self.rows)
+        self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
         self.processor.save(folder)
-
-    def read_adapter(self, folder: Path) -> None:
-        """Read the adapters that `save` wrote.
-
-        Raises:
-            DataError: there are none where the settings have some, some where they have none, or others.
-        """
-        if self.rows is None:
-            refuse_adapter(folder)
-        else:
-            load_adapter(folder, self.model, self.rows)
-
-    def merge_adapters(self) -> None:
-        if self.rows is not None:
-            self.rows.merge(self.model.get_input_embeddings())
-            merge(self.model)
-            self.rows = None
 
     def about(self, device: torch.device, *, half: bool) -> str:
         if self.processor.padded:

@@ -11,28 +11,38 @@ from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from muco.core.backbone import Backbone
-from muco.core.component import ComponentConfig, Feature
+from muco.core.component import Feature
+from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins._shared.adapted import AdaptedBackbone
+from muco.plugins._shared.adapters import AdaptedSettings, AdapterSettings, ends_of
+from muco.plugins.backbones.clip.adapting import (
+    called_maps,
+    close_attention,
+    closed_maps,
+    closed_names,
+    open_attention,
+)
 from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
 from muco.plugins.backbones.clip.processor import ClipProcessor
 from muco.plugins.backbones.clip.scratch import ScratchSettings
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
+    FUSION_FILE,
     ImageTowerSettings,
     Towers,
+    folder_of,
     put_weights,
     random_towers,
     read_towers,
     with_image_tower,
 )
 
-_FUSION_FILE = "fusion.safetensors"
 _PIXELS_A_PATCH = 16 * 16
 """Of a convolutional tower, which has no patches."""
 
 
-class Clip(Backbone):
+class Clip(AdaptedBackbone):
     """CLIP, SigLIP and their kin from open_clip: each turn is one state, made of its image and its text.
 
     References:
@@ -40,7 +50,7 @@ class Clip(Backbone):
         Wei et al. 2023, arXiv:2311.17136: one embedding of image and text from two towers.
     """
 
-    class Config(ComponentConfig):
+    class Config(AdaptedSettings):
         pretrained: str | None = None
         """Folder with `open_clip_config.json` and its safetensors, or `hf-hub:` and a name."""
         scratch: ScratchSettings | None = None
@@ -58,9 +68,13 @@ class Clip(Backbone):
         """Cut texts that are longer than the text tower's context and count them; else they are errors."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the towers' weights."""
-        freeze_vision: bool = False
+        adapter: AdapterSettings | None = None
+        """Train low-rank adapters on the text tower, and leave the towers' weights as they are; the fusion,
+        and the new linear map beside an `image_tower`, are trained whole."""
+        freeze_vision: bool | None = None
         """Leave the image tower as it is: its features are computed once a step, without gradient. The new
-        linear map beside an `image_tower` is trained."""
+        linear map beside an `image_tower` is trained. null: where there is an adapter. false beside an
+        adapter: the whole tower is trained."""
         freeze_text: bool = False
         """Leave the text tower as it is."""
 
@@ -72,6 +86,10 @@ class Clip(Backbone):
                 raise ValueError(
                     "an `image_tower` beside `pretrained` needs weights of its own: `image_tower.pretrained`"
                 )
+            if self.adapter is not None and self.freeze_text:
+                raise ValueError(
+                    "`adapter` trains adapters on a text tower that is frozen; leave `freeze_text` at false"
+                )
             return self
 
     @classmethod
@@ -79,28 +97,21 @@ class Clip(Backbone):
         return frozenset({"isolated_turns", "image_targets"})
 
     def __init__(self, towers: Towers, config: Config) -> None:
-        super().__init__()
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+        super().__init__(towers.model.to(dtype))
         self.config = config
         self.towers = towers
-        self.model = towers.model.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype])
         self.hidden_dim = towers.model_config["embed_dim"]
         self.fusion = make_fusion(
             config.fusion, dim=self.hidden_dim, hidden_dim=config.fusion_dim, image_weight=config.image_weight
         )
-        self.processor = _processor(towers, config)
+        self.processor: ClipProcessor = _processor(towers, config)
         if not self.processor.texts.full_context:
             self.model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
-        # The scale of CLIP's own loss: ours has a temperature.
-        frozen = [weight for name, weight in self.model.named_parameters() if name.startswith("logit_")]
-        if config.freeze_vision:
-            frozen += self.image_parameters() if config.image_tower else self.model.visual.parameters()
-        if config.freeze_text:
-            frozen += self.model.text.parameters()
-        for weight in frozen:
-            weight.requires_grad = False
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
+        folder = None if config.pretrained is None else folder_of(config.pretrained)
         if config.scratch is not None:
             towers = random_towers(config.scratch, texts)
         else:
@@ -108,19 +119,56 @@ class Clip(Backbone):
             towers = read_towers(config.pretrained)
         if config.image_tower is not None:
             towers = with_image_tower(towers, config.image_tower)
-        return cls(towers, config)
+        backbone = cls(towers, config)
+        if folder is not None and (folder / FUSION_FILE).is_file():
+            backbone._read_fusion(folder)
+        return backbone.set_up(config, start=None if folder is None else str(folder))
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
-        backbone = cls(read_towers(str(folder)), config)
-        file = folder / _FUSION_FILE
-        put_weights(backbone.fusion, load_file(file) if file.is_file() else {}, place=str(file))
+        backbone = cls(read_towers(str(folder)), config).set_up(config)
+        backbone._read_fusion(folder)
+        backbone.read_adapter(folder)
         return backbone
 
     def save(self, folder: Path) -> None:
-        self.towers.save(folder)
+        self.towers.save(folder, closed_names(self.model, self.save_weights(folder)))
         if weights := self.fusion.state_dict():
-            save_file(weights, folder / _FUSION_FILE, metadata={"format": "pt"})
+            save_file(weights, folder / FUSION_FILE, metadata={"format": "pt"})
+
+    def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
+        examples = {self.model.text: self.processor.texts.rows(["a"])}
+        if settings.vision:
+            examples[self._trunk] = self._blank_image()
+        found = dict[nn.Module, list[str]]()
+        for tower, example in examples.items():
+            open_attention(tower)
+            found[tower] = called_maps(tower, example)
+        if not found.get(self._trunk, True):
+            raise MucoError(
+                "backbone.adapter.vision: this image tower has no linear map that adapters fit. "
+                "`adapter.vision: false` leaves it as it is, `freeze_vision: false` then trains it whole."
+            )
+        closed = [name for tower, names in found.items() for name in closed_maps(tower, names)]
+        if closed and settings.targets is None:
+            ends = ", ".join(ends_of(name for names in found.values() for name in names))
+            raise MucoError(
+                f"backbone.adapter: adapters do not fit {', '.join(ends_of(closed))} of these towers. Name "
+                f"linear maps that they fit: `adapter.targets: [{ends}]`"
+            )
+        return found
+
+    def frozen(self, config: Config) -> Iterable[nn.Parameter]:
+        # The scale of CLIP's own loss: ours has a temperature.
+        yield from (weight for name, weight in self.model.named_parameters() if name.startswith("logit_"))
+        if config.vision_is_frozen:
+            yield from self.image_parameters() if config.image_tower else self.model.visual.parameters()
+        if config.freeze_text:
+            yield from self.model.text.parameters()
+
+    def merge_adapters(self) -> None:
+        super().merge_adapters()
+        close_attention(self.model)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen towers stay as they are, and batch norms keep their statistics.
@@ -129,7 +177,8 @@ class Clip(Backbone):
         """
         super().train(mode)
         still = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        still += [self._trunk] if self.config.freeze_vision else []
+        adapted = self.config.adapter is not None and self.config.adapter.vision
+        still += [self._trunk] if self.config.vision_is_frozen and not adapted else []
         still += [self.model.text] if self.config.freeze_text else []
         for module in still:
             module.eval()
@@ -156,7 +205,7 @@ class Clip(Backbone):
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
             return None
-        pixels = inputs.tensors["pixel_values"].to(next(self._trunk.parameters()).dtype)
+        pixels = inputs.tensors["pixel_values"].to(self._image_dtype)
         return ImageFeatures(tensors=(self._trunk(pixels),))
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
@@ -167,6 +216,20 @@ class Clip(Backbone):
         """The image tower, without the linear map that open_clip puts behind a timm one."""
         visual: Any = self.model.visual
         return getattr(visual, "trunk", visual)
+
+    @property
+    def _image_dtype(self) -> torch.dtype:
+        return next(self._trunk.parameters()).dtype
+
+    def _blank_image(self) -> Tensor:
+        """Return one image, [1, 3, height, width]."""
+        size = self.model.visual.image_size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        return torch.zeros(1, 3, height, width, dtype=self._image_dtype)
+
+    def _read_fusion(self, folder: Path) -> None:
+        file = folder / FUSION_FILE
+        put_weights(self.fusion, load_file(file) if file.is_file() else {}, place=str(file))
 
     def _projected(self, features: Tensor) -> Tensor:
         visual: Any = self.model.visual

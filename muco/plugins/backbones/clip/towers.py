@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError, MucoError
+from muco.plugins._shared.adapters import ADAPTER_FILE
 from muco.plugins.backbones.clip.scratch import (
     ScratchSettings,
     scratch_config,
@@ -23,6 +24,7 @@ from muco.plugins.backbones.clip.scratch import (
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 """The first that is there is read; the first is written."""
+FUSION_FILE = "fusion.safetensors"
 HUB = "hf-hub:"
 
 _UNREAD = (
@@ -60,16 +62,16 @@ class Towers:
     preprocess: dict[str, Any]
     """mean, std, interpolation, resize_mode, fill_color."""
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that open_clip too reads as `local-dir:`."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a folder that open_clip too reads as `local-dir:`, with these weights of the model."""
         folder.mkdir(parents=True, exist_ok=True)
         described = {
             "model_cfg": {**self.model_config, "custom_text": True},
             "preprocess_cfg": self.preprocess,
         }
         (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-        weights = {name: weight.contiguous() for name, weight in self.model.state_dict().items()}
-        save_file(weights, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
+        whole = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(whole, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
         if hasattr(self.tokenizer, "save_pretrained"):  # the vocabulary of CLIP itself comes with open_clip
             self.tokenizer.save_pretrained(folder)
 
@@ -81,7 +83,7 @@ def read_towers(name: str) -> Towers:
         MucoError: it is not there, or describes a model that this backbone does not take.
         DataError: a weight is missing, unexpected or of another shape.
     """
-    folder = _folder(name)
+    folder = folder_of(name)
     described = _read_json(folder / CONFIG_FILE, name)
     if "model_cfg" not in described or not {"mean", "std"} <= described.get("preprocess_cfg", {}).keys():
         raise MucoError(
@@ -163,7 +165,12 @@ def put_weights(
     module.load_state_dict({name: weights[name] for name in fits}, strict=False)
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
+    """Return the folder of that name, or that of a repository of the hub.
+
+    Raises:
+        MucoError: it is not there.
+    """
     if not name.startswith(HUB):
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -172,7 +179,8 @@ def _folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = [CONFIG_FILE, *WEIGHT_FILES, "*token*", "vocab*", "merges.txt", "config.json", "*.model"]
+    ours = (FUSION_FILE, ADAPTER_FILE)
+    wanted = [CONFIG_FILE, *WEIGHT_FILES, *ours, "*token*", "vocab*", "merges.txt", "config.json", "*.model"]
     try:
         return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=wanted))
     except (OSError, HFValidationError) as error:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, get_args
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapters import refuse_unmerged
-from muco.plugins._shared.attention import contexts_of, has_sliding_windows
-from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
+from muco.plugins._shared.attention import has_sliding_windows
 from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.backbones.llava.scratch import (
     IMAGE,
     VIDEO,
+    Family,
     ScratchSettings,
     scratch_config,
     scratch_image_settings,
@@ -29,7 +28,6 @@ from muco.plugins.backbones.llava.scratch import (
 from muco.plugins.backbones.llava.templates import TemplateName, find_template
 from muco.plugins.backbones.llava.tiling import Tiling
 
-_FAMILIES = ("llava", "llava_next", "llava_onevision")
 _SCRATCH_TILES = 2
 
 
@@ -43,9 +41,6 @@ class Llava(DecoderBackbone):
     """
 
     class Config(DecoderSettings):
-        pretrained: str | None = None
-        """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
-        family."""
         scratch: ScratchSettings | None = None
         """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "auto"
@@ -56,57 +51,30 @@ class Llava(DecoderBackbone):
         max_frames: PositiveInt = 8
         """Of a video; of more, so many are taken, spread evenly. LLaVA-OneVision alone reads videos."""
 
-        @model_validator(mode="after")
-        def _one_origin(self) -> Llava.Config:
-            if (self.pretrained is None) == (self.scratch is None):
-                raise ValueError("give either `pretrained` or `scratch`, not both or neither")
-            return self
+    name = "llava"
+    families = get_args(Family)
+    vision_name = "vision_tower"
+    known_tokens = (IMAGE, VIDEO)
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
         # Of a checkpoint the settings do not say which family it is.
         is_without = config.scratch is not None and config.scratch.family != "llava_onevision"
         videos: set[Feature] = set() if is_without else {"video"}
-        return contexts_of(config.direction).union({"image_targets"}, videos)
-
-    def __init__(self, model: Any, processor: LlavaProcessor, config: Config) -> None:
-        super().__init__(model, processor, config)
-        if config.adapter is not None and config.vision_is_frozen:
-            # What lies between tower and language model is of the weights that adapters leave as they are.
-            for weight in self._between():
-                weight.requires_grad = False
+        return super().offers(config).union(videos)
 
     @classmethod
-    def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
-        from transformers import AutoModel, AutoTokenizer
-
-        if config.scratch is None:
-            assert config.pretrained is not None
-            refuse_unmerged(config.pretrained)
-            model = _load(config.pretrained, config.dtype)
-            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
-            add_tokens(model, tokenizer, known=[IMAGE, VIDEO])
-            return cls._of(model, tokenizer, config, place=config.pretrained)
+    def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
+        assert config.scratch is not None
         tokenizer = scratch_tokenizer(config.scratch, texts)
-        sizes = scratch_config(config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES)
-        # Converted afterwards, the frequencies of positions would be rounded too.
-        model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
-        return cls._of(model, tokenizer, config, place="")
+        return scratch_config(
+            config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES
+        ), tokenizer
 
     @classmethod
-    def load(cls, config: Config, folder: Path) -> Self:
-        from transformers import AutoTokenizer
-
-        model = _load(str(folder), config.dtype)
-        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
-        backbone.read_adapter(folder)
-        return backbone
-
-    @classmethod
-    def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
-        """Return the backbone; `place` holds the checkpoint's image processor."""
+    def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> LlavaProcessor:
         _leave_out_grids(model.config, config.max_tiles)
-        processor = LlavaProcessor(
+        return LlavaProcessor(
             tokenizer,
             _image_processor(config, model.config, place),
             find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
@@ -117,7 +85,6 @@ class Llava(DecoderBackbone):
             padded=config.rows == "padded",
             direction=config.direction,
         )
-        return cls(model, processor, config)
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
@@ -152,9 +119,10 @@ class Llava(DecoderBackbone):
         first = self.model.config.vision_feature_select_strategy == "default"
         return ImageFeatures(tensors=(features[:, 1:] if first else features,))
 
-    @property
-    def vision(self) -> nn.Module:
-        return self.model.vision_tower
+    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
+        # What lies between tower and language model is of the weights that adapters leave as they are.
+        between = self._between() if config.adapter is not None and config.vision_is_frozen else []
+        return [*super().frozen(config), *between]
 
     def _between(self) -> list[nn.Parameter]:
         """Return the weights of the projector, and of the token that ends a row of patches."""
@@ -200,10 +168,6 @@ class Llava(DecoderBackbone):
             parts, sizes, image_newline=self.model.image_newline, **told
         )
         return tuple(tokens)
-
-
-def _load(name: str, dtype: Dtype) -> Any:
-    return load_model(name, dtype, backbone="llava", families=_FAMILIES)
 
 
 def _leave_out_grids(config: Any, max_tiles: int | None) -> None:

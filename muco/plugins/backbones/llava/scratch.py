@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
-from muco.core.component import ComponentConfig
 from muco.plugins._shared.chat import EMB, MASK
+from muco.plugins._shared.scratch_settings import DecoderSizes
 from muco.plugins._shared.scratch_tokenizer import train_tokenizer
 
 Family = Literal["llava", "llava_next", "llava_onevision"]
@@ -20,53 +20,23 @@ SPECIAL_TOKENS = ("<|endoftext|>", "</s>", "<|im_start|>", "<|im_end|>", IMAGE, 
 _DECODERS: dict[Family, Decoder] = {"llava": "llama", "llava_next": "mistral", "llava_onevision": "qwen2"}
 
 
-class ScratchSettings(ComponentConfig):
+class ScratchSettings(DecoderSizes):
     """The family and size of a LLaVA built from random weights."""
+
+    head_multiple = 2
+    vision_head_multiple = 1
 
     family: Family = "llava_onevision"
     """llava: LLaVA-1.5, one picture an image. llava_next, llava_onevision: images cut into tiles."""
     decoder: Decoder | None = None
     """The language model; by default the family's first: llama, mistral, qwen2."""
-    hidden_dim: PositiveInt = 128
-    """Of the language model, and of the embedding where the pooler adds nothing."""
-    num_layers: PositiveInt = 4
-    """Of the language model."""
-    num_heads: PositiveInt = 4
-    """Of the language model; they share `hidden_dim`."""
-    num_kv_heads: PositiveInt = 2
-    """Keys and values; divides `num_heads`."""
-    mlp_dim: PositiveInt = 512
-    """Of the language model's feed-forward layers."""
-    vision_dim: PositiveInt = 128
-    """Of the vision tower."""
-    vision_layers: PositiveInt = 4
-    """Of the vision tower."""
-    vision_heads: PositiveInt = 4
-    """Of the vision tower; they share `vision_dim`."""
     image_size_pixels: PositiveInt = 56
     """Side of the picture, or of a tile."""
     patch_size_pixels: PositiveInt = 14
     """Side of a patch, which is one token; divides `image_size_pixels`."""
-    image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Subtracted from every channel, of which white is 1. The mean of the data: with another one, small
-    models see little but the difference."""
-    image_std: PositiveFloat = 0.25
-    """Divides every channel then."""
-    vocab_size: PositiveInt = 1024
-    """At most this many tokens are learnt from the data."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> ScratchSettings:
-        if self.hidden_dim % (self.num_heads * 2):
-            raise ValueError(
-                f"hidden_dim {self.hidden_dim} must be a multiple of 2 x num_heads {self.num_heads}"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
-        if self.vision_dim % self.vision_heads:
-            raise ValueError(
-                f"vision_dim {self.vision_dim} must be a multiple of vision_heads {self.vision_heads}"
-            )
+    def _patches_fit(self) -> ScratchSettings:
         if self.image_size_pixels % self.patch_size_pixels:
             raise ValueError(
                 f"patch_size_pixels {self.patch_size_pixels} must divide "

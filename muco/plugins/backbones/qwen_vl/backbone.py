@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import torch
 from pydantic import PositiveInt, model_validator
-from torch import nn
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapters import refuse_unmerged
-from muco.plugins._shared.attention import contexts_of
 from muco.plugins._shared.chat import TemplateName
-from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
 from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.scratch import (
@@ -38,8 +34,6 @@ class QwenVL(DecoderBackbone):
     """
 
     class Config(DecoderSettings):
-        pretrained: str | None = None
-        """Folder or hub name of a checkpoint in the transformers layout."""
         scratch: ScratchSettings | None = None
         """Random weights of this size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "chatml"
@@ -57,9 +51,7 @@ class QwenVL(DecoderBackbone):
         """Larger frames of videos are reduced to this area."""
 
         @model_validator(mode="after")
-        def _one_origin(self) -> QwenVL.Config:
-            if (self.pretrained is None) == (self.scratch is None):
-                raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+        def _pixels_in_order(self) -> QwenVL.Config:
             if self.min_pixels > self.max_pixels:
                 raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
             if self.min_frame_pixels > self.max_frame_pixels:
@@ -69,40 +61,24 @@ class QwenVL(DecoderBackbone):
                 )
             return self
 
+    name = "qwen_vl"
+    families = get_args(Family)
+    vision_name = "visual"
+
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return contexts_of(config.direction).union({"image_targets", "video"})
+        return super().offers(config).union({"video"})
 
     @classmethod
-    def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
-        from transformers import AutoModel, AutoTokenizer
-
-        if config.scratch is None:
-            assert config.pretrained is not None
-            refuse_unmerged(config.pretrained)
-            model = _load(config.pretrained, config.dtype)
-            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
-            add_tokens(model, tokenizer)
-            return cls._of(model, tokenizer, config, place=config.pretrained)
+    def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
+        assert config.scratch is not None
         tokenizer = scratch_tokenizer(config.scratch, texts)
-        # Converted afterwards, the frequencies of positions would be rounded too.
-        model = AutoModel.from_config(scratch_config(config.scratch, tokenizer), dtype=dtype_of(config.dtype))
-        return cls._of(model, tokenizer, config, place="")
+        return scratch_config(config.scratch, tokenizer), tokenizer
 
     @classmethod
-    def load(cls, config: Config, folder: Path) -> Self:
-        from transformers import AutoTokenizer
-
-        model = _load(str(folder), config.dtype)
-        backbone = cls._of(model, AutoTokenizer.from_pretrained(folder), config, place=folder)
-        backbone.read_adapter(folder)
-        return backbone
-
-    @classmethod
-    def _of(cls, model: Any, tokenizer: Any, config: Config, *, place: str | Path) -> Self:
-        """Return the backbone; `place` holds the checkpoint's image processor."""
+    def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> QwenVLProcessor:
         images = _image_processor(config, model, place)
-        processor = QwenVLProcessor(
+        return QwenVLProcessor(
             tokenizer,
             images,
             config.template,
@@ -110,7 +86,6 @@ class QwenVL(DecoderBackbone):
             padded=config.rows == "padded",
             direction=config.direction,
         )
-        return cls(model, processor, config)
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
@@ -143,14 +118,6 @@ class QwenVL(DecoderBackbone):
         # Qwen3-VL adds the features of some inner layers to hidden states of its decoder's first layers.
         parts = (found.pooler_output, *getattr(found, "deepstack_features", ()))
         return ImageFeatures(tensors=tuple(torch.cat(tuple(part)) for part in parts))
-
-    @property
-    def vision(self) -> nn.Module:
-        return self.model.visual
-
-
-def _load(name: str, dtype: Dtype) -> Any:
-    return load_model(name, dtype, backbone="qwen_vl", families=get_args(Family))
 
 
 def _frames(config: QwenVL.Config, model: Any) -> Frames:

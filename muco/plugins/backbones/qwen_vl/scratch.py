@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveInt
 
-from muco.core.component import ComponentConfig
 from muco.plugins._shared.chat import EMB, IMAGE_PAD, MASK, VIDEO_PAD, VISION_END, VISION_START
+from muco.plugins._shared.scratch_settings import DecoderSizes
 from muco.plugins._shared.scratch_tokenizer import train_tokenizer
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -32,52 +32,18 @@ _ROPE_THETA = 4.0
 within a picture of a few tokens: a small model would not learn where things are."""
 
 
-class ScratchSettings(ComponentConfig):
+class ScratchSettings(DecoderSizes):
     """The size of a Qwen-VL built from random weights."""
+
+    head_multiple = 8
+    vision_head_multiple = 4
 
     family: Family = "qwen2_vl"
     """Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
-    hidden_dim: PositiveInt = 128
-    """Of the language model, and of the embedding where the pooler adds nothing."""
-    num_layers: PositiveInt = 4
-    """Of the language model."""
-    num_heads: PositiveInt = 4
-    """Of the language model; they share `hidden_dim`."""
-    num_kv_heads: PositiveInt = 2
-    """Keys and values; divides `num_heads`."""
-    mlp_dim: PositiveInt = 512
-    """Of the language model's feed-forward layers."""
-    vision_dim: PositiveInt = 128
-    """Of the vision tower."""
-    vision_layers: PositiveInt = 4
-    """Of the vision tower."""
-    vision_heads: PositiveInt = 4
-    """Of the vision tower; they share `vision_dim`."""
     patch_size_pixels: PositiveInt = 14
     """Side of a patch."""
     merge_size: PositiveInt = 2
     """Patches a side that become one token."""
-    image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Subtracted from every channel, of which white is 1. The mean of the data: with another one, small
-    models see little but the difference."""
-    image_std: PositiveFloat = 0.25
-    """Divides every channel then."""
-    vocab_size: PositiveInt = 1024
-    """At most this many tokens are learnt from the data."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> ScratchSettings:
-        if self.hidden_dim % (self.num_heads * 8):
-            raise ValueError(
-                f"hidden_dim {self.hidden_dim} must be a multiple of 8 x num_heads {self.num_heads}"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
-        if self.vision_dim % (self.vision_heads * 4):
-            raise ValueError(
-                f"vision_dim {self.vision_dim} must be a multiple of 4 x vision_heads {self.vision_heads}"
-            )
-        return self
 
 
 def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:

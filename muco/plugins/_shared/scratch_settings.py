@@ -1,0 +1,58 @@
+"""The size of a vision-language model built from random weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from muco.core.component import ComponentConfig
+
+
+class DecoderSizes(ComponentConfig):
+    """What the families share; a subclass names them, and how images are cut."""
+
+    head_multiple: ClassVar[int]
+    """`hidden_dim` is a multiple of so many times `num_heads`."""
+    vision_head_multiple: ClassVar[int]
+    """`vision_dim` is a multiple of so many times `vision_heads`."""
+
+    hidden_dim: PositiveInt = 128
+    """Of the language model, and of the embedding where the pooler adds nothing."""
+    num_layers: PositiveInt = 4
+    """Of the language model."""
+    num_heads: PositiveInt = 4
+    """Of the language model; they share `hidden_dim`."""
+    num_kv_heads: PositiveInt = 2
+    """Keys and values; divides `num_heads`."""
+    mlp_dim: PositiveInt = 512
+    """Of the language model's feed-forward layers."""
+    vision_dim: PositiveInt = 128
+    """Of the vision tower."""
+    vision_layers: PositiveInt = 4
+    """Of the vision tower."""
+    vision_heads: PositiveInt = 4
+    """Of the vision tower; they share `vision_dim`."""
+    image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Subtracted from every channel, of which white is 1. The mean of the data: with another one, small
+    models see little but the difference."""
+    image_std: PositiveFloat = 0.25
+    """Divides every channel then."""
+    vocab_size: PositiveInt = 1024
+    """At most this many tokens are learnt from the data."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> DecoderSizes:
+        if self.hidden_dim % (self.num_heads * self.head_multiple):
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of {self.head_multiple} x num_heads "
+                f"{self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}")
+        if self.vision_dim % (self.vision_heads * self.vision_head_multiple):
+            times = "" if self.vision_head_multiple == 1 else f"{self.vision_head_multiple} x "
+            raise ValueError(
+                f"vision_dim {self.vision_dim} must be a multiple of {times}vision_heads {self.vision_heads}"
+            )
+        return self

@@ -40,8 +40,8 @@ DATASETS = (
 
 _GET = (
     "Fetch it with `hf download --repo-type dataset TIGER-Lab/M-BEIR --local-dir M-BEIR`: 1.5 million "
-    "queries, 5.6 million candidates, 170 GB of images in four parts, to be joined once: "
-    "`cat mbeir_images.tar.gz.part-* | gunzip > mbeir_images.tar`."
+    "queries, 5.6 million candidates, 170 GB of images in four parts, which are compressed and written "
+    "once without, to the cache folder."
 )
 _ENDS = (".", "?", "!")
 _QUOTES = "\"'"

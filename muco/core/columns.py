@@ -78,7 +78,7 @@ def pair_from(
     wordings = [columns.instruction + text for text in listed(value("query_text"), "the query")]
     queries = [said(text, has_image=bool(images), what="query") for text in wordings or [columns.instruction]]
     if not images and not all(queries):
-        raise DataError("the query has neither text nor image")
+        raise DataError(f"the query has neither text nor image{_in(names, 'query')}")
     target = content_of(
         text_of(value("target_text"), "the target"),
         value("target_image"),
@@ -87,11 +87,17 @@ def pair_from(
         caption=text_of(value("target_caption"), "the caption"),
     )
     if not target:
-        raise DataError("no positive: the target has neither text nor image")
+        raise DataError(f"no positive: the target has neither text nor image{_in(names, 'target')}")
     negatives = negatives_of(
         listed(value("negative_text"), "the negative"), images_listed(value("negative_image")), read
     )
     return images, Pair(text_of(value("task"), "the task"), tuple(queries), target, tuple(negatives))
+
+
+def _in(names: Mapping[str, Any], side: str) -> str:
+    """Return where a side was looked for, in words."""
+    columns = [names[f"{side}_{part}"] for part in ("text", "image") if names[f"{side}_{part}"]]
+    return f" in {', '.join(columns)}" if columns else ""
 
 
 def images_listed(value: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import url_name
 from muco.core.image import EncodedImage
+from muco.data.images import Limits
 
 JOURNAL_FILE, FAILURES_FILE = "downloads.sqlite", "failures.jsonl"
 
@@ -53,6 +54,8 @@ class Manners:
     """Larger files are refused."""
     max_pixels: int = 50_000_000
     """Larger images are refused."""
+    max_shorter_side_pixels: int | None = None
+    """Images whose shorter side is longer are kept reduced to it."""
     allowed_hosts: frozenset[str] = frozenset()
     """May have private or loopback addresses."""
 
@@ -99,8 +102,8 @@ def download(urls: Iterable[str], folder: Path, manners: Manners) -> Fetched:
         import aiohttp  # noqa: F401
     except ImportError:
         raise MucoError("downloading needs aiohttp: pip install 'muco[data]'") from None
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with closing(_Store(folder)) as store:
             try:
                 asyncio.run(_Downloader(manners, store).run(urls))
@@ -225,8 +228,7 @@ class _Downloader:
         for tries in range(1, self.manners.tries + 1):
             try:
                 data = await self._try(url)
-                await asyncio.to_thread(self._check, data)
-                self.store.put(url, data)
+                self.store.put(url, await asyncio.to_thread(self._kept, data))
                 return
             except (RefusedError, DataError) as error:
                 reason = str(error)
@@ -288,8 +290,8 @@ class _Downloader:
                 raise RefusedError(f"more than {most:,} bytes")
         return bytes(body)
 
-    def _check(self, data: bytes) -> None:
-        """Raise DataError where the bytes are no whole image within the bounds."""
+    def _kept(self, data: bytes) -> bytes:
+        """Return what is kept of a file; raise DataError where it is no whole image within the bounds."""
         image = EncodedImage(data)
         width, height = image.size
         if width * height > self.manners.max_pixels:
@@ -297,6 +299,7 @@ class _Downloader:
                 f"image of {width} x {height} pixels; at most {self.manners.max_pixels:,} are kept"
             )
         image.decode()
+        return Limits(max_shorter_side_pixels=self.manners.max_shorter_side_pixels).fit(image).data
 
 
 def is_public(address: str) -> bool:

@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import struct
 import sys
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from muco.core.errors import DataError, MucoError
 from muco.core.folders import cache_folder
+from muco.core.tars import tar_files
 
 MAX_FILE_BYTES = 2**28
 """Larger files are no images that we read."""
@@ -283,15 +283,8 @@ def _zip_members(number: int, path: Path) -> Iterator[Member]:
 
 
 def _tar_members(number: int, path: Path) -> Iterator[Member]:
-    length = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as archive:
-            while (entry := archive.next()) is not None:
-                if entry.isreg() and not entry.issparse():
-                    if entry.offset_data + entry.size > length:
-                        raise MucoError(f"{path} is cut short within {entry.name}. Fetch it anew.")
-                    yield Member(number, entry.name, entry.offset_data, entry.size, entry.size, _STORED, None)
-                # tarfile keeps every member it has seen.
-                archive.members = []  # type: ignore[assignment]
-    except (tarfile.TarError, OSError) as error:
-        raise MucoError(f"{path}: no tar archive that can be read: {error}. Fetch it anew.") from error
+        for entry in tar_files(path):
+            yield Member(number, entry.name, entry.offset_data, entry.size, entry.size, _STORED, None)
+    except DataError as error:
+        raise MucoError(f"{error}. Fetch it anew.") from error

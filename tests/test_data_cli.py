@@ -6,6 +6,8 @@ import datetime
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from muco.core import Content, MucoError, Pair, Sample
 from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from tests.outside_data import bomb, image_bytes, write_files, write_jsonl, write_tar, write_zip
+from tests.test_download import Server
 
 TEXTS = "columns={query_text: q, target_text: a}"
 PICTURES = "columns={query_text: q, query_image: p, target_text: a}"
@@ -207,6 +210,45 @@ def test_places_that_do_not_fit_are_told(folder, command, told):
     with pytest.raises(MucoError) as caught:
         muco(*command.split(), *settings)
     assert told in str(caught.value)
+
+
+FILE_BLOCKS = "ulimit -f {}; exec "
+"""No file may grow beyond so many KiB: what writes more meets what a full disk is."""
+
+
+@pytest.mark.parametrize("command", ["prepare", "download"])
+def test_a_disk_that_fills_up_is_told(folder, command):
+    with Server.running() as server:
+        rows = [{"q": "x" * 900, "p": server.url(f"image/{number}"), "a": "y"} for number in range(60)]
+        write_jsonl(folder / "t.jsonl", rows)
+        more = {
+            "prepare": f"--workers 0 --set '{TEXTS}'",
+            "download": f"--allow-host 127.0.0.1 --set '{PICTURES}'",
+        }
+        told = f"{sys.executable} -m muco data {command} pairs --from t.jsonl --to made {more[command]}"
+        done = subprocess.run(["bash", "-c", FILE_BLOCKS.format(24) + told], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "made: the " in done.stderr
+    assert "cannot be written: " in done.stderr
+    assert not list(folder.glob("made/index.json"))
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below"])
+def test_a_cache_folder_that_cannot_be_written_is_told(folder, monkeypatch, cache):
+    monkeypatch.setenv("MUCO_CACHE", cache)
+    (folder / "file").touch()
+    write_zip(folder / "a.zip", {"1.jpg": image_bytes(1)})
+    write_jsonl(folder / "t.jsonl", [{"q": "x", "p": "1.jpg", "a": "y"}])
+    with pytest.raises(MucoError, match=r"cannot be written: .* Set \$MUCO_CACHE to another folder"):
+        prepare("t.jsonl", PICTURES)
+
+
+def test_a_table_that_breaks_stops_a_download_in_words(folder):
+    (folder / "t.csv").write_text("q,p,a\nx,http://127.0.0.1:9/1.jpg,y\n")
+    (folder / "u.csv").write_text("q,a\n")
+    with pytest.raises(MucoError, match=r"u\.csv: no column p"):
+        muco("download", "pairs", "--from", ".", "--to", "made", "--set", PICTURES)
 
 
 def test_an_id_that_comes_again_is_named(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class Conversion:
                         self._write(engine, workers, show)
                     os.rename(self.work, self.folder)
                 return self._converted()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.folder}: the shards cannot be written: {error}") from error
 
     def _is_whole(self) -> bool:

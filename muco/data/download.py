@@ -111,7 +111,7 @@ def download(urls: Iterable[str], folder: Path, manners: Manners) -> Fetched:
                 store.commit()
             store.finish()
             return store.fetched
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise DataError(f"{folder}: the images cannot be written: {error}") from error
 
 
@@ -133,6 +133,8 @@ class _Store:
             self._db.execute("DELETE FROM failed")
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
             raise DataError(f"{folder}: another download writes there ({error})") from None
         last = self._db.execute("SELECT number, size FROM tars ORDER BY number DESC LIMIT 1").fetchone()
         self._number, self._size = last or (0, 0)
@@ -200,13 +202,17 @@ class _Downloader:
         places = asyncio.Semaphore(2 * self.manners.concurrency)
         async with self._session(guarded=True) as guarded, self._session(guarded=False) as free:
             self._sessions = {True: guarded, False: free}
-            async with asyncio.TaskGroup() as tasks:
-                for url in urls:
-                    if self.store.has(url) or (key := bytes.fromhex(url_name(url))) in self._asked:
-                        continue
-                    self._asked.add(key)
-                    await places.acquire()
-                    tasks.create_task(self._one(url)).add_done_callback(lambda _: places.release())
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for url in urls:
+                        if self.store.has(url) or (key := bytes.fromhex(url_name(url))) in self._asked:
+                            continue
+                        self._asked.add(key)
+                        await places.acquire()
+                        tasks.create_task(self._one(url)).add_done_callback(lambda _: places.release())
+            except ExceptionGroup as group:
+                # The others were cancelled for the first one's sake.
+                raise group.exceptions[0] from None
 
     @asynccontextmanager
     async def _session(self, *, guarded: bool) -> AsyncIterator[Any]:

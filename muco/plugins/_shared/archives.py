@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import io
 import os
@@ -12,7 +11,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-from muco.core.folders import cache_folder
 from muco.core.tars import tar_files
+from muco.plugins._shared.kept import kept
 
 MAX_FILE_BYTES = 2**28
 """Larger files are no images that we read."""
@@ -117,8 +116,10 @@ class Archives:
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
-        place = cache_folder() / "archives" / f"{_digest(self.paths)}.sqlite"
-        _once(place, lambda beside: _write_index(beside, self.paths, self._plain))
+        place = kept(
+            f"archives/{_digest(self.paths)}.sqlite",
+            lambda beside: _write_index(beside, self.paths, self._plain),
+        )
         return sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True)
 
     def _fits(self, member: Member, wanted: Sequence[str]) -> bool:
@@ -172,29 +173,9 @@ def _digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _once(place: Path, write: Callable[[Path], None]) -> None:
-    """Let a file be written beside its place and moved there, by one process; the others wait for it."""
-    if place.is_file():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if place.is_file():
-            return
-        beside = place.with_suffix(".partial")
-        beside.unlink(missing_ok=True)  # of a process that was killed
-        try:
-            write(beside)
-            beside.rename(place)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
 def _written(path: Path) -> Path:
-    """Return the plain tar of a compressed one, in the cache folder: written now unless it was before."""
-    place = cache_folder() / "archives" / f"{stem_of(path)}-{_digest([path])}.tar"
-    _once(place, lambda beside: _decompress(path, beside))
-    return place
+    """Return the plain tar of a compressed one, in the cache folder."""
+    return kept(f"archives/{stem_of(path)}-{_digest([path])}.tar", lambda beside: _decompress(path, beside))
 
 
 def _decompress(path: Path, to: Path) -> None:

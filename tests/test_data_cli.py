@@ -89,6 +89,21 @@ def test_values_that_are_no_text_are_left_out_each_row_alone(folder):
     }
 
 
+def test_rows_of_other_bytes_or_without_their_image_or_answer_are_left_out(folder):
+    lines = [
+        b'{"q": "\xff", "a": "y"}',
+        b'{"q": "<|image_1|>\\nx", "a": "y"}',
+        b'{"q": "x", "a": ""}',
+        b'{"q": "x", ',
+        b'{"q": "x", "a": "y"}',
+    ]
+    (folder / "t.jsonl").write_bytes(b"\n".join(lines))
+    (sample,) = prepare("t.jsonl")
+    assert sample.pairs[0].target.text == "y"
+    told = ["not UTF-8", "holds <|image_1|> but no image is named", "no positive", "no JSON"]
+    assert all(part in skipped()[row] for row, part in enumerate(told))
+
+
 def test_a_date_is_no_text(folder):
     dates = pa.table({"q": pa.array([datetime.datetime(2026, 1, 1)]), "a": ["y"]})
     pq.write_table(dates, folder / "t.parquet")

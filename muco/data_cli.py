@@ -189,7 +189,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    place: Annotated[str, typer.Argument(help="A folder of shards.")],
     columns: Columns = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode the images, too.")] = False,
 ) -> None:
@@ -197,7 +197,12 @@ def check(
     from muco.core.errors import DataError
     from muco.data.check import MOST_NAMED, check_shards
 
-    console = Console()
+    if "://" in place:
+        raise MucoError(
+            f"{place}: check reads a folder of this machine; a shard at a URL is held against its digest "
+            "whenever it is fetched"
+        )
+    console, folder = Console(), Path(place)
     found = check_shards(folder, columns=_columns(columns), decode=decode, show=_show(console))
     if found.num_problems:
         more = found.num_problems - len(found.problems)

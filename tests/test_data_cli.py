@@ -203,6 +203,7 @@ def test_images_are_reduced_to_a_shorter_side_and_never_enlarged(folder):
     [
         ("check nowhere", "nowhere is not there"),
         ("show nowhere", "nowhere is not there"),
+        ("check memory://there", "memory://there: check reads a folder of this machine"),
         ("check file", "file: no index.json; this is no folder of muco shards"),
         ("index nowhere", "nowhere is no folder"),
         ("index file", "file is no folder"),

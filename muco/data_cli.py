@@ -23,6 +23,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source. Repeatable."),
 ]
+MaxShorterSide = Annotated[
+    int | None, typer.Option(min=1, help="Reduce images to a shorter side of so many pixels.")
+]
 To = Annotated[Path, typer.Option("--to", help="The folder to make.")]
 
 
@@ -48,6 +51,7 @@ def prepare(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Reduce larger images; by default all are copied as they are.")
     ] = None,
+    max_shorter_side: MaxShorterSide = None,
     max_skipped_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when a larger share of the records makes no sample.")
     ] = 0.01,
@@ -62,7 +66,7 @@ def prepare(
 
     if engine not in ("local", "ray"):
         raise MucoError(f"--engine {engine}: choose local or ray")
-    layout = Layout(shard_mib * 2**20, max_pixels, repeat_images)
+    layout = Layout(shard_mib * 2**20, max_pixels, max_shorter_side, repeat_images)
     conversion = conversion_of(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )
@@ -117,6 +121,7 @@ def download(
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 4,
     max_mib: Annotated[int, typer.Option(min=1, help="Refuse larger files.")] = 32,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 50_000_000,
+    max_shorter_side: MaxShorterSide = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A host that may have a private address. Repeatable.")
     ] = None,
@@ -136,9 +141,15 @@ def download(
         per_host=per_host,
         max_bytes=max_mib * 2**20,
         max_pixels=max_pixels,
+        max_shorter_side_pixels=max_shorter_side,
         allowed_hosts=frozenset(allow_host or ()),
     )
     done = download(_show(console)(urls, len(found), "fetching images of records"), to, manners)
+    if not (done.num_new or done.num_had or done.num_failed):
+        raise MucoError(
+            f"no record of {path} names an image by URL; say which column does, "
+            "--set image_column=url say (m3t) or --set columns.query_image=url (pairs)"
+        )
     console.print(
         f"{done.num_new:,} images fetched, {done.num_had:,} there before, {done.num_failed:,} failed",
         highlight=False,
@@ -178,7 +189,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    place: Annotated[str, typer.Argument(help="A folder of shards.")],
     columns: Columns = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode the images, too.")] = False,
 ) -> None:
@@ -186,7 +197,12 @@ def check(
     from muco.core.errors import DataError
     from muco.data.check import MOST_NAMED, check_shards
 
-    console = Console()
+    if "://" in place:
+        raise MucoError(
+            f"{place}: check reads a folder of this machine; a shard at a URL is held against its digest "
+            "whenever it is fetched"
+        )
+    console, folder = Console(), Path(place)
     found = check_shards(folder, columns=_columns(columns), decode=decode, show=_show(console))
     if found.num_problems:
         more = found.num_problems - len(found.problems)
@@ -238,7 +254,10 @@ def show(
     if html is not None:
         from muco.data_page import write_page
 
-        write_page(html, reader, found, name=place, size=size, most=samples)
+        try:
+            write_page(html, reader, found, name=place, size=size, most=samples)
+        except OSError as error:
+            raise MucoError(f"{html}: the page cannot be written: {error}") from None
         console.print(f"{html}", highlight=False, soft_wrap=True)
 
 
@@ -249,8 +268,12 @@ def _columns(given: list[str] | None) -> Any:
     from pydantic import ValidationError
 
     from muco.core.columns import PairColumns
+    from muco.data.make import told_of
 
+    for each in given:
+        if "=" not in each:
+            raise MucoError(f"--column {each}: write PART=COLUMN, query_text=txt say")
     try:
         return PairColumns.model_validate(dict(each.split("=", 1) for each in given))
-    except (ValidationError, ValueError) as error:
-        raise MucoError(f"--column: {error}") from None
+    except ValidationError as error:
+        raise MucoError(f"--column:\n{told_of(error, list(PairColumns.model_fields))}") from None

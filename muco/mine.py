@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from muco.core.contents import LazyContents
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.neighbours import NeighbourGraph
@@ -108,33 +110,22 @@ def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
     return open_data(recipe, lambda samples, _, __: samples)
 
 
-class _Side(Sequence[Content]):
-    """Queries or answers of all pairs, read when they are asked for."""
+def _side(reader: ShardReader, owners: NDArray[np.int64], *, is_query: bool) -> LazyContents:
+    """Return the queries or answers of all pairs."""
+    import numpy as np
 
-    def __init__(self, reader: ShardReader, owners: NDArray[np.int64], *, is_query: bool) -> None:
-        self._reader, self._owners, self._is_query = reader, owners, is_query
-        self._last: tuple[int, Sample] | None = None
+    @lru_cache(maxsize=1)
+    def sample(number: int) -> Sample:
+        return reader[number]
 
-    def __len__(self) -> int:
-        return len(self._owners)
-
-    @overload
-    def __getitem__(self, index: int) -> Content: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Content]: ...
-    def __getitem__(self, index: int | slice) -> Content | Sequence[Content]:
-        import numpy as np
-
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        owner = int(self._owners[index])
-        if self._last is None or self._last[0] != owner:
-            self._last = (owner, self._reader[owner])
-        sample = self._last[1]
-        pair = sample.pairs[index - int(np.searchsorted(self._owners, owner))]
-        if not self._is_query:
+    def content(place: int) -> Content:
+        owner = int(owners[place])
+        pair = sample(owner).pairs[place - int(np.searchsorted(owners, owner))]
+        if not is_query:
             return pair.target
-        return Content(pair.queries[0].text, sample.images + pair.queries[0].images)
+        return Content(pair.queries[0].text, sample(owner).images + pair.queries[0].images)
+
+    return LazyContents(content, range(len(owners)))
 
 
 def _neighbours(
@@ -149,7 +140,7 @@ def _neighbours(
     owners = np.repeat(np.arange(len(reader)), numbers)
     sides: list[Embedded] = [
         coder.encode(
-            _Side(reader, owners, is_query=is_query),
+            _side(reader, owners, is_query=is_query),
             lambda windows, number, what=what: show(windows, number, f"{name}: {what}", console),
         )
         for is_query, what in ((True, "queries"), (False, "answers"))

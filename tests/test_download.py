@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -34,6 +35,19 @@ class Server(ThreadingHTTPServer):
         self.at_once = 0
         self.most_at_once = 0
         self.lock = threading.Lock()
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Server]:
+        server = cls()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
 
     def redirect(self, to: str) -> str:
         return self.url(f"to/{to.encode().hex()}")
@@ -104,13 +118,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Server.running() as server:
+        yield server
 
 
 def fetch(urls: list[str], folder: Path, *, allow: tuple[str, ...] = ("127.0.0.1",), **options):

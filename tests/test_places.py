@@ -108,6 +108,13 @@ def test_tars_that_cannot_be_read_are_told(tmp_path):
     path.write_bytes(whole[:1000])
     with pytest.raises(DataError, match=r"00001\.tar is cut short within \./00001/000000003\.jpg"):
         index_folder(folder, quiet)
+    for size in (2560, 2700):  # between files, and within a header
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"00001\.tar is cut short: its end mark is missing"):
+            index_folder(folder, quiet)
+    path.write_bytes(whole[:2560] + b"something else" + whole[2574:])
+    with pytest.raises(DataError, match=r"00001\.tar is broken: no file and no end mark at byte 2,560"):
+        index_folder(folder, quiet)
     path.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"00001\.tar: no plain tar that can be read"):
         index_folder(folder, quiet)

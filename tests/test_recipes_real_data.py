@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,22 @@ from tests.outside_data import (
     write_parquet,
 )
 from tests.small import SMALL
+from tests.test_backbone_clip import SMALL as SMALL_CLIP
+from tests.test_backbone_llava import SIZES as LLAVA_SIZES
 
-SMALL_RUN = [
-    "backbone.min_pixels=3136", "backbone.max_pixels=7056", "train.num_steps=3", "train.samples_per_step=4",
-    "train.warmup_steps=1", "train.chunk_tokens=512", "train.num_workers=0", "train.precision=float32",
-    "train.log_every=1", "backbone.dtype=float32",
+QUICK_RUN = [
+    "train.num_steps=3", "train.samples_per_step=4", "train.warmup_steps=1", "train.chunk_tokens=512",
+    "train.num_workers=0", "train.precision=float32", "train.log_every=1", "backbone.dtype=float32",
 ]  # fmt: skip
-SCRATCH = ["backbone.pretrained=null", f"backbone.scratch={json.dumps(SMALL['scratch'])}"]
+SMALL_RUN = [*QUICK_RUN, "backbone.min_pixels=3136", "backbone.max_pixels=7056"]
+
+
+def scratch(sizes: dict[str, Any]) -> list[str]:
+    """Return the settings that take random weights of some sizes in the place of pretrained ones."""
+    return ["backbone.pretrained=null", f"backbone.scratch={json.dumps(sizes)}"]
+
+
+SCRATCH = scratch(SMALL["scratch"])
 
 
 @pytest.fixture
@@ -52,6 +62,17 @@ def run(recipe: str, settings: list[str]) -> Path:
     return Path("runs") / name
 
 
+CAPTIONED = ["--from", "M3T", "--set", "split=captioned", "--set", "images=MMEB-train"]
+
+
+def prepare_mmeb(*arguments: str) -> None:
+    muco("data", "prepare", "mmeb", "--workers", "0", *arguments)
+
+
+def write_captioned(folder: Path) -> None:
+    write_parquet(folder / "M3T/MMEB_train/CIRR/cirr_generated_sentence.parquet", captioned_rows(12))
+
+
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "train.jsonl").read_text().splitlines()]
 
@@ -67,20 +88,8 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     assert all(weight.any() for name, weight in trained.items() if ".lora_B." in name), "nothing was learnt"
 
     write_mmeb(folder / "MMEB-train", 12)
-    captions = captioned_rows(12)
-    write_parquet(folder / "M3T/MMEB_train/CIRR/cirr_generated_sentence.parquet", captions)
-    prepare = ["data", "prepare", "mmeb", "--workers", "0"]
-    muco(
-        *prepare,
-        "--from",
-        "M3T",
-        "--set",
-        "split=captioned",
-        "--set",
-        "images=MMEB-train",
-        "--to",
-        "data/mmeb",
-    )
+    write_captioned(folder)
+    prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
     second = run("mmeb_qwen", SMALL_RUN)
     summary = json.loads((second / "summary.json").read_text())
     assert (summary["steps"], summary["samples_seen"]) == (3, 12)
@@ -93,9 +102,30 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
         assert torch.equal(base[name], weight), f"stage 2 did not start from stage 1's {name}"
     assert load_file(second / "model/adapter.safetensors").keys() == trained.keys()
 
-    muco(*prepare, "--from", "MMEB-train", "--to", "data/plain")
+    prepare_mmeb("--from", "MMEB-train", "--to", "data/plain")
     plain = run("mmeb_qwen", [*SMALL_RUN, *SCRATCH, "data.mmeb.shards=data/plain", "name=plain"])
     assert json.loads((plain / "summary.json").read_text())["samples_seen"] == 12
+
+
+@pytest.mark.slow
+def test_mmeb_on_two_towers(folder):
+    write_mmeb(folder / "MMEB-train", 12)
+    prepare_mmeb("--from", "MMEB-train", "--to", "data/mmeb_original")
+    done = run("mmeb_clip", [*QUICK_RUN, *scratch(SMALL_CLIP["scratch"])])
+    assert json.loads((done / "summary.json").read_text())["samples_seen"] == 12
+    assert all(loss > 0 for loss in losses(done))
+    assert (done / "model/open_clip_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_mmeb_with_captions_on_llava(folder):
+    write_mmeb(folder / "MMEB-train", 12)
+    write_captioned(folder)
+    prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
+    sizes = LLAVA_SIZES | {"family": "llava_onevision", "image_size_pixels": 28}
+    done = run("mmeb_llava", [*QUICK_RUN, *scratch(sizes), "train.num_steps=2"])
+    assert json.loads((done / "summary.json").read_text())["samples_seen"] == 8
+    assert AutoConfig.from_pretrained(done / "model").model_type == "llava_onevision"
 
 
 @pytest.mark.slow
@@ -118,6 +148,8 @@ def test_pairs_of_ones_own(folder):
     [
         ("m3t_qwen", ["data.m3t: data/m3t is not there", "muco data download m3t --from M3T", "1 TB"]),
         ("mmeb_qwen", ["data.mmeb: data/mmeb is not there", "muco data prepare mmeb --from", "50 GB"]),
+        ("mmeb_llava", ["data.mmeb: data/mmeb is not there", "muco data prepare mmeb --from", "50 GB"]),
+        ("mmeb_clip", ["data.mmeb: data/mmeb_original is not there", "--to data/mmeb_original", "50 GB"]),
         ("pairs", ["data.pairs: data/pairs is not there", "muco data prepare pairs --from", "as its images"]),
     ],
 )

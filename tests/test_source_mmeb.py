@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muco.core import DataError
+from muco.core import DataError, MucoError
 from muco.plugins.sources.mmeb import MMEB
 from tests.outside_data import (
     IMG,
@@ -177,7 +177,7 @@ def test_a_broken_archive_is_told(folder, harm):
         data[:] = b"<html>"
     path.write_bytes(data)
     told = "no zip archive" if harm != "flipped" else "is not what the archive's list says"
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(MucoError, match=told):
         list(source(folder, subsets=("CIRR",)).samples())
 
 

@@ -93,7 +93,7 @@ QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
         (edit(OVEN, '"image,text"', '"text"'), "says 'text' and holds image,text"),
         (edit("instructions/query_instructions.tsv", "OVEN\t5", "OVEN\t4"), "no instruction for oven"),
         (lambda folder: (folder / "mbeir_images/q1.jpg").unlink(), "1 images are missing"),
-        (edit(OVEN, "{", "", ), "line 1: not JSON"),
+        (edit(OVEN, "{", "", ), "row 1: no JSON"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):

@@ -84,12 +84,18 @@ def changed(key, value):
     [
         (lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").unlink(), "no files of"),
         (changed("tgt_text", ["a"]), r"row 1: 1 texts and 6 image paths"),
-        (changed("tgt_text", "[1, 2"), "must be lists of strings"),
-        (changed("tgt_text", "__import__('os')"), "must be lists of strings"),
+        (changed("tgt_text", "[1, 2"), "row 1: tgt_text is no list that can be parsed"),
+        (changed("tgt_text", "__import__('os')"), "tgt_text must be a list of texts"),
         (changed("tgt_text", [""] * 6), "candidate 0 has neither text nor image"),
-        (changed("qry_img_path", "../outside.png"), "must lie below"),
-        (changed("qry_img_path", "OK-VQA/none.png"), r"1 images are missing, 'OK-VQA/none.png'.*unpack"),
-        (lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").write_bytes(b"PAR1"), "parquet"),
+        (changed("qry_img_path", "../outside.png"), "would lie outside"),
+        (
+            changed("qry_img_path", "OK-VQA/none.png"),
+            "1 images are missing; image OK-VQA/none.*put",
+        ),
+        (
+            lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").write_bytes(b"PAR1"),
+            "no Parquet file",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):

@@ -41,7 +41,11 @@ def test_tables_may_be_csv(tmp_path):
             {"id": "c", "text": "c"},
             "1 images are missing",
         ),
-        ({"text": "x", "relevant": "[__import__('os')]"}, {"id": "c", "text": "c"}, "must hold ids"),
+        (
+            {"text": "x", "relevant": "[__import__('os')]"},
+            {"id": "c", "text": "c"},
+            "relevant is no list",
+        ),
         ({"text": "x", "relevant": "c", "among": ["d"]}, {"id": "c", "text": "c"}, "'d' is not among"),
     ],
 )

@@ -109,13 +109,13 @@ def pair_from(
     wordings = [columns.instruction + text for text in listed(value("query_text"), "the query")]
     queries = [said(text, has_image=bool(images), what="query") for text in wordings or [columns.instruction]]
     if not images and not all(queries):
-        raise DataError("the query has neither text nor image")
+        raise DataError(f"the query has neither text nor image{_in(names, 'query')}")
     answer = shown("target")
     words = said(text_of(value("target_text"), "the target"), has_image=bool(answer), what="target")
     caption = text_of(value("target_caption"), "the caption")
     target = Content(words.text, answer, caption if answer else "")
     if not target:
-        raise DataError("no positive: the target has neither text nor image")
+        raise DataError(f"no positive: the target has neither text nor image{_in(names, 'target')}")
     negatives = negatives_of(
         listed(value("negative_text"), "the negative"), images_listed(value("negative_image")), read
     )
@@ -152,6 +152,12 @@ def _seconds(value: Any, default: float) -> float:
     if not (found > 0 and math.isfinite(found)):
         raise DataError(f"a video with {found} seconds from frame to frame")
     return found
+
+
+def _in(names: Mapping[str, Any], side: str) -> str:
+    """Return where a side was looked for, in words."""
+    columns = [names[f"{side}_{part}"] for part in ("text", "image") if names[f"{side}_{part}"]]
+    return f" in {', '.join(columns)}" if columns else ""
 
 
 def images_listed(value: Any) -> list[Any]:

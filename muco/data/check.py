@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from muco.core.columns import PairColumns
 from muco.core.errors import DataError
+from muco.core.ids import stable_id
 from muco.core.image import EncodedImage
 from muco.core.row_texts import IMAGE_TOKEN
 from muco.core.sample import Sample
@@ -16,6 +19,8 @@ from muco.data.foreign import digest_of
 from muco.data.index import Shard
 from muco.data.read import ShardReader
 
+_UNREAD = 0
+"""The id of samples that cannot be read."""
 MOST_NAMED = 20
 """Problems that are told; the others are counted."""
 
@@ -53,18 +58,26 @@ def check_shards(folder: Path, *, columns: PairColumns | None, decode: bool, sho
     """
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
     found, first = Findings(), 0
+    ids = np.zeros(len(reader), dtype=np.int64)
     for shard in show(reader.index.shards, len(reader.index.shards), "checking shards"):
         if digest_of(folder / shard.file) != shard.blake2b:
             found.note(f"{folder / shard.file} is not what its index says, by its checksum")
         for number in range(first, first + shard.num_samples):
             found.num_samples += 1
             try:
-                _check_sample(reader[number], found, decode)
+                sample = reader[number]
+                ids[number] = stable_id(sample.dataset, sample.sample_id)
+                _check_sample(sample, found, decode)
             except DataError as error:
                 told = str(error)
                 where = f"{folder}/{reader.name(number)}"
                 found.note(told if told.startswith(where) else f"{where}: {told}")
         first += shard.num_samples
+    order = np.argsort(ids, kind="stable")
+    again = np.flatnonzero((np.diff(ids[order]) == 0) & (ids[order][1:] != _UNREAD))
+    for earlier, later in zip(order[again], order[again + 1], strict=True):
+        told = f"has the id of {reader.name(int(earlier))}; training takes them for one sample"
+        found.note(f"{folder}/{reader.name(int(later))} {told}")
     return found
 
 

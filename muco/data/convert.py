@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from muco.core.image import EncodedImage
 from muco.core.source import Source
 from muco.data.engines import Maker, Outcome, Skipped, in_processes, in_this_process, on_ray
 from muco.data.format import FORMAT_VERSION, tar_bytes, to_members
+from muco.data.images import Limits
 from muco.data.index import INDEX_JSON, Shard, read_index, write_index
 from muco.data.journal import Journal
 from muco.data.lock import alone
@@ -48,8 +50,15 @@ class Layout:
     """A shard is closed once it is larger."""
     max_pixels: int | None = None
     """Larger images are reduced; None copies every image as it is."""
+    max_shorter_side_pixels: int | None = None
+    """Images whose shorter side is longer are reduced to it."""
     repeat_images: bool = False
     """Write an image into every sample that shows it, so that each can be read alone."""
+
+    @property
+    def limits(self) -> Limits:
+        """Of images."""
+        return Limits(self.max_pixels, self.max_shorter_side_pixels)
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ class Conversion:
                         self._write(engine, workers, show)
                     os.rename(self.work, self.folder)
                 return self._converted()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.folder}: the shards cannot be written: {error}") from error
 
     def _is_whole(self) -> bool:
@@ -173,7 +182,7 @@ class Conversion:
             _forget_open_shard(self.work, journal)
             start = journal.position
             records = self.source.records(start)
-            maker = Maker.of(self.name, self.config, self.layout.max_pixels)
+            maker = Maker.of(self.name, self.config, self.layout.limits)
             if engine == "ray":
                 outcomes = on_ray(maker, records)
             elif workers:

@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import url_name
 from muco.core.image import EncodedImage
+from muco.data.images import Limits
 
 JOURNAL_FILE, FAILURES_FILE = "downloads.sqlite", "failures.jsonl"
 
@@ -53,6 +54,8 @@ class Manners:
     """Larger files are refused."""
     max_pixels: int = 50_000_000
     """Larger images are refused."""
+    max_shorter_side_pixels: int | None = None
+    """Images whose shorter side is longer are kept reduced to it."""
     allowed_hosts: frozenset[str] = frozenset()
     """May have private or loopback addresses."""
 
@@ -99,8 +102,8 @@ def download(urls: Iterable[str], folder: Path, manners: Manners) -> Fetched:
         import aiohttp  # noqa: F401
     except ImportError:
         raise MucoError("downloading needs aiohttp: pip install 'muco[data]'") from None
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with closing(_Store(folder)) as store:
             try:
                 asyncio.run(_Downloader(manners, store).run(urls))
@@ -108,7 +111,7 @@ def download(urls: Iterable[str], folder: Path, manners: Manners) -> Fetched:
                 store.commit()
             store.finish()
             return store.fetched
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise DataError(f"{folder}: the images cannot be written: {error}") from error
 
 
@@ -130,6 +133,8 @@ class _Store:
             self._db.execute("DELETE FROM failed")
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
             raise DataError(f"{folder}: another download writes there ({error})") from None
         last = self._db.execute("SELECT number, size FROM tars ORDER BY number DESC LIMIT 1").fetchone()
         self._number, self._size = last or (0, 0)
@@ -197,13 +202,17 @@ class _Downloader:
         places = asyncio.Semaphore(2 * self.manners.concurrency)
         async with self._session(guarded=True) as guarded, self._session(guarded=False) as free:
             self._sessions = {True: guarded, False: free}
-            async with asyncio.TaskGroup() as tasks:
-                for url in urls:
-                    if self.store.has(url) or (key := bytes.fromhex(url_name(url))) in self._asked:
-                        continue
-                    self._asked.add(key)
-                    await places.acquire()
-                    tasks.create_task(self._one(url)).add_done_callback(lambda _: places.release())
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for url in urls:
+                        if self.store.has(url) or (key := bytes.fromhex(url_name(url))) in self._asked:
+                            continue
+                        self._asked.add(key)
+                        await places.acquire()
+                        tasks.create_task(self._one(url)).add_done_callback(lambda _: places.release())
+            except ExceptionGroup as group:
+                # The others were cancelled for the first one's sake.
+                raise group.exceptions[0] from None
 
     @asynccontextmanager
     async def _session(self, *, guarded: bool) -> AsyncIterator[Any]:
@@ -225,8 +234,7 @@ class _Downloader:
         for tries in range(1, self.manners.tries + 1):
             try:
                 data = await self._try(url)
-                await asyncio.to_thread(self._check, data)
-                self.store.put(url, data)
+                self.store.put(url, await asyncio.to_thread(self._kept, data))
                 return
             except (RefusedError, DataError) as error:
                 reason = str(error)
@@ -288,8 +296,8 @@ class _Downloader:
                 raise RefusedError(f"more than {most:,} bytes")
         return bytes(body)
 
-    def _check(self, data: bytes) -> None:
-        """Raise DataError where the bytes are no whole image within the bounds."""
+    def _kept(self, data: bytes) -> bytes:
+        """Return what is kept of a file; raise DataError where it is no whole image within the bounds."""
         image = EncodedImage(data)
         width, height = image.size
         if width * height > self.manners.max_pixels:
@@ -297,6 +305,7 @@ class _Downloader:
                 f"image of {width} x {height} pixels; at most {self.manners.max_pixels:,} are kept"
             )
         image.decode()
+        return Limits(max_shorter_side_pixels=self.manners.max_shorter_side_pixels).fit(image).data
 
 
 def is_public(address: str) -> bool:

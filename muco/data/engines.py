@@ -18,7 +18,7 @@ from muco.core.errors import DataError, MucoError
 from muco.core.registry import default_registry
 from muco.core.sample import Sample
 from muco.core.source import Source
-from muco.data.images import fitted
+from muco.data.images import Limits, fitted
 
 _RECORDS_AT_ONCE = 16
 _AHEAD = 4
@@ -44,13 +44,13 @@ class Maker:
 
     source: str
     settings: dict[str, Any]
-    max_pixels: int | None
-    """Larger images are reduced and encoded anew; None copies all as they are."""
+    limits: Limits
+    """Of images; what is within is copied as it is."""
 
     @classmethod
-    def of(cls, name: str, config: ComponentConfig, max_pixels: int | None) -> Maker:
+    def of(cls, name: str, config: ComponentConfig, limits: Limits) -> Maker:
         """Return the maker of a source's samples."""
-        return cls(name, config.model_dump(mode="json"), max_pixels)
+        return cls(name, config.model_dump(mode="json"), limits)
 
     def open(self) -> Source:
         """Return the source."""
@@ -60,7 +60,7 @@ class Maker:
     def make(self, source: Source, record: Any) -> Outcome:
         """Return a record's sample, its images checked; or why there is none."""
         try:
-            return fitted(source.sample(record), self.max_pixels)
+            return fitted(source.sample(record), self.limits)
         except (DataError, ValueError) as error:
             return Skipped(source.name_of(record), str(error))
 

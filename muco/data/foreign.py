@@ -15,6 +15,7 @@ from muco.core.columns import PairColumns, pair_from
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Sample
+from muco.core.tars import tar_files
 from muco.data.index import INDEX_JSON, Shard, write_index
 
 Row = tuple[int, int, int, int]
@@ -41,6 +42,8 @@ def index_folder(folder: Path, show: Callable[[Iterable[Path], int, str], Iterab
     Raises:
         DataError: no tar there, an index already, a tar that is compressed, cut short, or out of order.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name the one that the tars lie in")
     if (folder / INDEX_JSON).exists():
         raise DataError(f"{folder} has an index; remove {INDEX_JSON} to make it anew")
     paths = sorted(folder.glob("*.tar"))
@@ -89,27 +92,18 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
 
 
 def _groups(path: Path) -> Iterator[_Group]:
-    length, open_group = path.stat().st_size, None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (entry := tar.next()) is not None:
-                tar.members = []  # type: ignore[assignment]
-                if not entry.isreg():
-                    continue
-                key, suffix = split_name(entry.name)
-                end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if end > length:
-                    raise DataError(f"{path} is cut short within {entry.name}")
-                if open_group is None or open_group.key != key:
-                    if open_group is not None:
-                        yield open_group
-                    open_group = _Group(key, entry.offset, end, set())
-                if suffix in open_group.suffixes:
-                    raise DataError(f"{path}: two files of {key!r} end in {suffix!r}")
-                open_group.suffixes.add(suffix)
-                open_group.end = end
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: no plain tar that can be read: {error}") from error
+    open_group = None
+    for entry in tar_files(path):
+        key, suffix = split_name(entry.name)
+        end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if open_group is None or open_group.key != key:
+            if open_group is not None:
+                yield open_group
+            open_group = _Group(key, entry.offset, end, set())
+        if suffix in open_group.suffixes:
+            raise DataError(f"{path}: two files of {key!r} end in {suffix!r}")
+        open_group.suffixes.add(suffix)
+        open_group.end = end
     if open_group is not None:
         yield open_group
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Sample
@@ -13,37 +13,48 @@ from muco.core.video import Video, Visual
 _JPEG_QUALITY = 95
 
 
-def fitted(sample: Sample, max_pixels: int | None) -> Sample:
-    """Return the sample, every image's header read, and those with more pixels reduced.
+@dataclass(frozen=True)
+class Limits:
+    """Larger images are reduced, their sides in proportion, to JPEG; None sets no limit."""
+
+    max_pixels: int | None = None
+    max_shorter_side_pixels: int | None = None
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that an image of some size is given."""
+        scale = 1.0
+        if self.max_pixels is not None:
+            scale = min(scale, (self.max_pixels / (width * height)) ** 0.5)
+        if self.max_shorter_side_pixels is not None:
+            scale = min(scale, self.max_shorter_side_pixels / min(width, height))
+        # A side that should be whole may lack the last bit.
+        return max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))
+
+    def fit(self, image: EncodedImage) -> EncodedImage:
+        """Return the image itself, or reduced; raise DataError where its header cannot be read."""
+        from PIL.Image import Resampling
+
+        size = self.size(*image.size)
+        if size == image.size:
+            return image
+        buffer = io.BytesIO()
+        image.decode().resize(size, Resampling.LANCZOS).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        return EncodedImage(buffer.getvalue())
+
+
+def fitted(sample: Sample, limits: Limits) -> Sample:
+    """Return the sample, every image's header read, and those beyond the limits reduced.
 
     Raises:
         DataError: an image that is none, or has more pixels than muco reads; a video whose frames differ in
             size.
     """
-
-    def fit(image: EncodedImage) -> EncodedImage:
-        width, height = image.size
-        too_large = max_pixels is not None and width * height > max_pixels
-        return reduced(image, max_pixels) if too_large and max_pixels else image
-
     for visual in sample.visuals():
         _ = visual.size
-    return with_images(sample, fit)
+    return _with_images(sample, limits.fit)
 
 
-def reduced(image: EncodedImage, max_pixels: int) -> EncodedImage:
-    """Return the image with at most so many pixels, its sides in proportion, as a JPEG."""
-    from PIL.Image import Resampling
-
-    width, height = image.size
-    scale = (max_pixels / (width * height)) ** 0.5
-    size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    buffer = io.BytesIO()
-    image.decode().resize(size, Resampling.LANCZOS).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return EncodedImage(buffer.getvalue())
-
-
-def with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) -> Sample:
+def _with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) -> Sample:
     """Return the sample with every image and every frame changed, each distinct one once."""
     done: dict[int, EncodedImage] = {}
 

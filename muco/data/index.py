@@ -99,6 +99,8 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
     Raises:
         DataError: no index, a broken one, no samples, or shards that do not fit it.
     """
+    if not folder.exists():
+        raise DataError(f"{folder} is not there")
     if not (folder / INDEX_JSON).is_file():
         raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards.{_hint(folder)}")
     try:

@@ -49,7 +49,8 @@ def conversion_of(
     try:
         config = cls.Config.model_validate(values)
     except ValidationError as error:
-        raise MucoError(_told(name, error, list(cls.Config.model_fields))) from None
+        told = told_of(error, list(cls.Config.model_fields))
+        raise MucoError(f"source {name}:\n{told}") from None
     source: Source = cast(Any, cls)(config)
     return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
 
@@ -73,11 +74,13 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _told(name: str, error: ValidationError, known: list[str]) -> str:
+def told_of(error: ValidationError, known: list[str]) -> str:
+    """Return what is wrong with settings, a line each."""
     lines = []
     for detail in error.errors():
         key = ".".join(map(str, detail["loc"]))
         near = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
         how = " It is given as --from." if detail["loc"] == ("path",) and detail["type"] == "missing" else ""
-        lines.append(f"  {key}: {detail['msg']}.{near}{how}")
-    return f"source {name}:\n" + "\n".join(lines)
+        what = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"  {f'{key}: ' if key else ''}{what}.{near}{how}")
+    return "\n".join(lines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from muco.core.errors import DataError, MucoError
 from muco.core.row_texts import text_of
@@ -51,6 +52,19 @@ class Row:
         return text_of(self.values.get(column), column)
 
 
+def whole_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row lies, in words and counted from 1, and its values.
+
+    Raises:
+        DataError: no such file, or a row that cannot be read.
+    """
+    for row in rows(path):
+        place = f"{path}, row {row.number + 1}"
+        if row.fault:
+            raise DataError(f"{place}: {row.fault}")
+        yield place, row.values
+
+
 def num_rows(path: Path) -> int:
     """Return the number of rows, broken ones included."""
     if path.suffix == ".parquet":
@@ -72,6 +86,8 @@ def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) ->
     readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: tables end in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
     try:
         yield from readers.get(path.suffix, _json_rows)(path, columns, start)
     except OSError as error:
@@ -81,26 +97,47 @@ def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) ->
 def _json_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     with open(path, "rb") as file:
         number = 0
-        while line := file.readline(_MAX_LINE_BYTES):
+        for line in _lines(file):
             if not line.strip():
                 continue
+            if number == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if number >= start:
                 yield _json_row(path.name, number, line, columns)
             number += 1
 
 
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines, of one that is too long no more than what shows it."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES + 1)
+
+
 def _json_row(file: str, number: int, line: bytes, columns: Sequence[str] | None) -> Row:
+    if len(line) > _MAX_LINE_BYTES:
+        return Row(file, number, fault=f"longer than {_MAX_LINE_BYTES:,} bytes")
     try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Row(file, number, fault=f"not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:
-        return Row(file, number, fault=f"no JSON: {error}")
-    if not isinstance(values, dict):
-        return Row(file, number, fault=f"a {type(values).__name__} where a JSON object belongs")
+        values = json_object(line)
+    except DataError as error:
+        return Row(file, number, fault=str(error))
     if columns is None:
         return Row(file, number, values)
     return Row(file, number, {name: values[name] for name in columns if name in values})
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return the object on a line; raise DataError where it holds none."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"a {type(values).__name__} where a JSON object belongs")
+    return values
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:

@@ -11,16 +11,15 @@ from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
-from muco.core.folders import cache_folder
 from muco.core.row_texts import text_of
 from muco.core.sample import Content, Pair, Sample
 from muco.plugins._shared.image_files import ImageFiles
+from muco.plugins._shared.kept import kept
 from muco.plugins._shared.table_source import TableSource, existing, revision_of
 from muco.plugins._shared.tables import Row
 
@@ -40,8 +39,8 @@ DATASETS = (
 
 _GET = (
     "Fetch it with `hf download --repo-type dataset TIGER-Lab/M-BEIR --local-dir M-BEIR`: 1.5 million "
-    "queries, 5.6 million candidates, 170 GB of images in four parts, to be joined once: "
-    "`cat mbeir_images.tar.gz.part-* | gunzip > mbeir_images.tar`."
+    "queries, 5.6 million candidates, 170 GB of images in four parts, which are compressed and written "
+    "once without, to the cache folder."
 )
 _ENDS = (".", "?", "!")
 _QUOTES = "\"'"
@@ -186,15 +185,8 @@ class MBEIR(TableSource):
     def _pools(self) -> sqlite3.Connection:
         """Return where each candidate's line begins, listed once and kept in the cache folder."""
         paths = [self._file(name).resolve() for name in self.config.candidates]
-        place = cache_folder() / "pools" / f"{'-'.join(revision_of([path]) for path in paths)}.sqlite"
-        if not place.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_suffix(f".{uuid4().hex}.partial")
-            try:
-                _list_candidates(beside, paths)
-                beside.rename(place)
-            finally:
-                beside.unlink(missing_ok=True)
+        revisions = "-".join(revision_of([path]) for path in paths)
+        place = kept(f"pools/{revisions}.sqlite", lambda beside: _list_candidates(beside, paths))
         return sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True)
 
     def _tidied(self, text: str) -> str:

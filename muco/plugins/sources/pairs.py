@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import sqlite3
-from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from muco.core.columns import Frames, PairColumns, frames_listed, images_listed,
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.core.row_texts import text_of
 from muco.core.sample import Sample
 from muco.core.source import Source
 from muco.plugins._shared.image_files import ImageFiles
@@ -81,7 +81,7 @@ class Pairs(Source):
             (start,),
         )
         for _, group in groupby(found, key=lambda row: row[0]):
-            yield Group(tuple(Row(row[1], row[2], _loaded(row[4]), row[3]) for row in group))
+            yield Group(tuple(_unpacked(*row[1:]) for row in group))
 
     def sample(self, record: Group) -> Sample:
         made = [
@@ -140,17 +140,10 @@ class Pairs(Source):
         spool.execute("PRAGMA journal_mode = OFF")
         spool.execute("CREATE TABLE firsts (image BLOB PRIMARY KEY, first INT) WITHOUT ROWID")
         spool.execute(
-            "CREATE TABLE rows (first INT, place INT, file TEXT, number INT, fault TEXT, data TEXT)"
+            "CREATE TABLE rows (first INT, place INT, file TEXT, number INT, fault TEXT, data BLOB)"
         )
         for place, row in enumerate(self._rows()):
-            line = (
-                self._first(spool, row, place),
-                place,
-                row.file,
-                row.number,
-                row.fault,
-                _dumped(row.values),
-            )
+            line = (self._first(spool, row, place), place, row.file, row.number, *_packed(row))
             spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", line)
         spool.execute("CREATE INDEX by_image ON rows (first, place)")
         spool.commit()
@@ -212,22 +205,18 @@ def _name(value: Any) -> str:
         value = value.get("path")
     if not isinstance(value, str):
         raise DataError(f"a {type(value).__name__} stands where an image belongs: its path, URL or bytes")
-    return value
+    return text_of(value, "the image's name")
 
 
-def _dumped(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, default=_as_text)
+def _packed(row: Row) -> tuple[str, bytes]:
+    """Return what is wrong with a row, if anything, and its values as the spool keeps them."""
+    for name, value in row.values.items():
+        try:
+            marshal.dumps(value)
+        except ValueError:
+            return f"{name} is a {type(value).__name__}, or holds what is neither text nor bytes", b""
+    return row.fault, marshal.dumps(row.values)
 
 
-def _as_text(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"base64": b64encode(value).decode()}
-    return str(value)
-
-
-def _loaded(text: str) -> dict[str, Any]:
-    return json.loads(text, object_hook=_from_text)
-
-
-def _from_text(values: dict[str, Any]) -> Any:
-    return b64decode(values["base64"]) if values.keys() == {"base64"} else values
+def _unpacked(file: str, number: int, fault: str, packed: bytes) -> Row:
+    return Row(file, number, marshal.loads(packed) if packed else {}, fault)

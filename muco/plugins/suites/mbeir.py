@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
+from muco.core.contents import LazyContents
 from muco.core.errors import DataError, did_you_mean
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
-from muco.plugins._shared.contents import FileContents, ImageFiles, json_row, read_table
+from muco.plugins._shared.image_files import ImageFiles, TextAndImage
+from muco.plugins._shared.tables import json_object, whole_rows
 
 DATA_SET_IDS = {
     "visualnews": 0, "fashion200k": 1, "webqa": 2, "edis": 3, "nights": 4,
@@ -92,7 +94,7 @@ class MBEIR(Suite):
         data: Annotated[str, Field(min_length=1)]
         """The folder with `query`, `cand_pool`, `qrels` and `instructions`."""
         images: str | None = None
-        """The folder or zip archive that image paths start from; by default `data` itself."""
+        """The folder or archive that image paths start from; by default `data` itself."""
         pool: Literal["local", "global", "both"] = "local"
         """local: a data set's own candidates. global: those of all, 5.6 million. both: each in turn; names of
         tasks and averages of the global pool then start with `global_`."""
@@ -137,15 +139,15 @@ class MBEIR(Suite):
         data_set, kind = TEST_SETS[name]
         rows, relevant = self._read_queries(name, candidates)
         self.images.check(
-            (path for _, path in rows if path), told=f"{name} needs them; they are in mbeir_images.tar.gz."
+            (path for _, path in rows), told=f"{name} needs them; they are in mbeir_images.tar.gz."
         )
         best = 10 if data_set in _TEN else 5
         prefix = self._prefix(pool)
         return Task(
             name=f"{prefix}{name}",
             meta_task=KINDS[kind].name,
-            queries=FileContents(rows, self.images),
-            pool=candidates,
+            queries=self.images.contents(rows),
+            pool=candidates.contents,
             candidates=None,
             relevant=relevant,
             metric=f"hit@{best}",
@@ -174,14 +176,13 @@ class MBEIR(Suite):
         of_test = folder / f"mbeir_{name}_test_cand_pool.jsonl"  # MSCOCO has one for each split
         return of_test if of_test.is_file() else folder / f"mbeir_{name}_cand_pool.jsonl"
 
-    def _read_queries(self, name: str, pool: _Pool) -> tuple[list[tuple[str, str]], list[list[int]]]:
+    def _read_queries(self, name: str, pool: _Pool) -> tuple[list[TextAndImage], list[list[int]]]:
         data_set, task = TEST_SETS[name]
         instruction = self._instruction(data_set, task)
         judged = self._judged(name)
-        rows: list[tuple[str, str]] = []
+        rows: list[TextAndImage] = []
         relevant: list[list[int]] = []
-        for number, row in enumerate(read_table(self._queries(name)), start=1):
-            where = f"{self._queries(name)}, line {number}"
+        for where, row in whole_rows(self._queries(name)):
             qid = str(row.get("qid"))
             content = (row.get("query_txt") or "", row.get("query_img_path") or "")
             _check_modality(where, row.get("query_modality"), *content)
@@ -261,7 +262,7 @@ def _check_modality(where: str, modality: Any, text: str, path: str) -> None:
         raise DataError(f"{where}: says {modality!r} and holds {found}")
 
 
-class _Pool(Sequence[Content]):
+class _Pool:
     """A file of candidates, millions of lines; a line is read when its candidate is asked for."""
 
     def __init__(self, path: Path, images: ImageFiles) -> None:
@@ -273,13 +274,14 @@ class _Pool(Sequence[Content]):
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    row = json_row(path, number, line)
-                    numbers.append(_number(row.get("did"), f"{path}, line {number}"))
+                    where = f"{path}, line {number}"
+                    try:
+                        row = json_object(line)
+                    except DataError as error:
+                        raise DataError(f"{where}: {error}") from None
+                    numbers.append(_number(row.get("did"), where))
                     _check_modality(
-                        f"{path}, line {number}",
-                        row.get("modality"),
-                        row.get("txt") or "",
-                        row.get("img_path") or "",
+                        where, row.get("modality"), row.get("txt") or "", row.get("img_path") or ""
                     )
                     offsets.append(offsets[-1] + len(line))
                 else:
@@ -295,29 +297,19 @@ class _Pool(Sequence[Content]):
             dataset, own = divmod(int(self._numbers[twice[0]]), _CANDIDATES_EACH)
             raise DataError(f"{path}: candidate {dataset}:{own} stands twice")
 
-    def __len__(self) -> int:
-        return len(self._numbers)
+        self.contents = LazyContents(self._content, range(len(numbers)))
 
-    @overload
-    def __getitem__(self, index: int) -> Content: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Content]: ...
-    def __getitem__(self, index: int | slice) -> Content | Sequence[Content]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def _content(self, place: int) -> Content:
         with open(self._path, "rb") as file:
-            file.seek(int(self._offsets[index % len(self)]))
-            row = json_row(self._path, index + 1, file.readline())
-        path = row.get("img_path") or ""
-        return Content(clean(row.get("txt") or ""), (self._images.read(path),) if path else ())
+            file.seek(int(self._offsets[place]))
+            row = json_object(file.readline())
+        return self._images.content(clean(row.get("txt") or ""), row.get("img_path") or "")
 
     def find(self, did: str, where: str) -> int:
         """Return the place of a candidate by its id; raise DataError where it is not among them."""
         number = _number(did, where)
         place = int(np.searchsorted(self._numbers, number))
-        if place == len(self) or self._numbers[place] != number:
+        if place == len(self._numbers) or self._numbers[place] != number:
             raise DataError(f"{where}: its positive {did} is not among the candidates of {self._path}")
         return int(self._order[place])
 

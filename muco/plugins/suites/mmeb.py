@@ -11,9 +11,11 @@ from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.row_texts import listed
 from muco.core.suite import Suite, Task
-from muco.plugins._shared.contents import FileContents, ImageFiles, read_table, strings
+from muco.plugins._shared.image_files import ImageFiles, TextAndImage
 from muco.plugins._shared.mmeb_text import Shape, query_text, said, target_text
+from muco.plugins._shared.tables import whole_rows
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,6 @@ def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-Row = tuple[str, str]
-"""Text and image path; empty for none."""
-
-
 class MMEB(Suite):
     """Read MMEB's test files in either public layout; the first candidate of a query is the right one.
 
@@ -71,8 +69,8 @@ class MMEB(Suite):
         data: Annotated[str, Field(min_length=1)]
         """The folder with a folder of parquet or JSON-lines files for each data set."""
         images: str | None = None
-        """The folder or zip archive of the images; by default looked for in `data`, as `images.zip`,
-        `eval_images`, `images` or `image-tasks`."""
+        """The folder or archive of the images; by default they are looked for in `data`, its folders
+        `eval_images`, `images` and `image-tasks`, and its archives."""
         datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 
@@ -84,7 +82,7 @@ class MMEB(Suite):
         self.folder = Path(config.data).expanduser()
         self.names = config.datasets
         places = [Path(config.images).expanduser()] if config.images else []
-        inside = ("", "images.zip", "eval_images", "images", "image-tasks", "images/image-tasks")
+        inside = ("", "eval_images", "images", "image-tasks", "images/image-tasks")
         self.images = ImageFiles(
             [*places, *(self.folder / name for name in inside)], also={"images/": "image-tasks/"}
         )
@@ -110,30 +108,30 @@ class MMEB(Suite):
                 yield self._task(name, found)
 
     def _task(self, name: str, files: list[Path]) -> Task:
-        queries: list[Row] = []
-        places: dict[Row, int] = {}
+        queries: list[TextAndImage] = []
+        places: dict[TextAndImage, int] = {}
         candidates: list[list[int]] = []
         for path in files:
-            for number, row in enumerate(read_table(path), start=1):
+            for where, row in whole_rows(path):
                 try:
                     query, targets = _read_row(DATA_SETS[name].shape, row)
                 except DataError as error:
-                    raise DataError(f"{path}, row {number}: {error}") from None
+                    raise DataError(f"{where}: {error}") from None
                 queries.append(query)
-                listed = [places.setdefault(target, len(places)) for target in targets]
-                candidates.append(list(dict.fromkeys(listed)))  # a doublet of the right one is right too
+                found = [places.setdefault(target, len(places)) for target in targets]
+                candidates.append(list(dict.fromkeys(found)))  # a doublet of the right one is right too
         if not queries:
             raise DataError(f"{self.folder / name}: the files hold no query")
         pool = list(places)
         self.images.check(
-            (path for _, path in (*queries, *pool) if path),
-            told=f"{name} needs them: unpack the images beside the data, or say `images`.",
+            (path for _, path in (*queries, *pool)),
+            told=f"{name} needs them: put the images beside the data, or say `images`.",
         )
         return Task(
             name=name,
             meta_task=DATA_SETS[name].meta_task,
-            queries=FileContents(queries, self.images),
-            pool=FileContents(pool, self.images),
+            queries=self.images.contents(queries),
+            pool=self.images.contents(pool),
             candidates=candidates,
             relevant=[row[:1] for row in candidates],
             more_metrics=("hit@5", "hit@10", "mrr"),
@@ -151,15 +149,13 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in found if path.name.startswith("test")] or found
 
 
-def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[TextAndImage]]:
     """Return a query and its candidates, the right one first."""
     has_instructions = "qry_inst" in row
     wanted = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
     if missing := [key for key in (*wanted, *(["tgt_inst"] * has_instructions)) if key not in row]:
         raise DataError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
-    texts, paths = strings(row["tgt_text"]), strings(row["tgt_img_path"])
-    if texts is None or paths is None:
-        raise DataError("tgt_text and tgt_img_path must be lists of strings")
+    texts, paths = _list(row, "tgt_text"), _list(row, "tgt_img_path")
     if not texts and not paths:
         raise DataError("the query has no candidates")
     if len(texts) != len(paths):
@@ -168,8 +164,10 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     text = query_text(shape, row["qry_inst"] or "", asked) if has_instructions else said(asked)
     query = (text, row["qry_img_path"] or "")
     if has_instructions:
+        # One for all, or one each.
+        instructions = listed(row["tgt_inst"], "tgt_inst") or [""]
         targets = [
-            (target_text(shape, _instruction(row["tgt_inst"], place), each), path)
+            (target_text(shape, instructions[min(place, len(instructions) - 1)], each), path)
             for place, (each, path) in enumerate(zip(texts, paths, strict=True))
         ]
     else:
@@ -180,14 +178,13 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     return query, targets
 
 
-def _named(query: Row, targets: list[Row]) -> Iterator[tuple[str, Row]]:
+def _named(query: TextAndImage, targets: list[TextAndImage]) -> Iterator[tuple[str, TextAndImage]]:
     yield "the query", query
     yield from ((f"candidate {place}", target) for place, target in enumerate(targets))
 
 
-def _instruction(value: Any, place: int) -> str:
-    """Return a candidate's instruction: one for all, or one each."""
-    each = strings(value)
-    if each is None:
-        return value or ""
-    return each[place] if place < len(each) else (each[-1] if each else "")
+def _list(row: Mapping[str, Any], column: str) -> list[str]:
+    value = row[column]
+    if isinstance(value, str) and not value.startswith("["):
+        raise DataError(f"{column} must be a list of texts, not {value[:40]!r}")
+    return listed(value, column)

@@ -10,8 +10,10 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.row_texts import listed
 from muco.core.suite import Suite, Task
-from muco.plugins._shared.contents import FileContents, ImageFiles, read_table, strings
+from muco.plugins._shared.image_files import ImageFiles, TextAndImage
+from muco.plugins._shared.tables import whole_rows
 
 MetricName = Annotated[str, Field(pattern=r"^((precision|hit|recall|ndcg)@[1-9]\d*|mrr)$")]
 
@@ -19,7 +21,7 @@ MetricName = Annotated[str, Field(pattern=r"^((precision|hit|recall|ndcg)@[1-9]\
 class PairsSuite(Suite):
     """Search one's own candidates: a table of queries, a table of candidates, and which ones are right.
 
-    Tables are JSON lines, CSV or parquet. A list in a cell is one, or text that holds one, as CSV has it.
+    Tables are JSONL, CSV, TSV or Parquet. A list in a cell is one, or text that holds one, as CSV has it.
     """
 
     class Config(ComponentConfig):
@@ -30,7 +32,7 @@ class PairsSuite(Suite):
         candidates: str = "candidates.jsonl"
         """The table of candidates, below `data`."""
         images: str | None = None
-        """The folder or zip archive that image paths start from; by default `data`."""
+        """The folder or archive that image paths start from; by default `data`."""
         text: str = "text"
         """The column of texts, in both tables."""
         image: str = "image"
@@ -59,42 +61,38 @@ class PairsSuite(Suite):
         config = self.config
         pool, places = self._pool(self.folder / config.candidates)
         path = self.folder / config.queries
-        queries: list[tuple[str, str]] = []
+        queries: list[TextAndImage] = []
         relevant: list[list[int]] = []
         among: list[list[int] | None] = []
-        for number, row in enumerate(read_table(path), start=1):
-            where = f"{path}, row {number}"
+        for where, row in whole_rows(path):
             queries.append(self._content(row, where))
             right = self._ids(row, config.relevant, where)
             if not right:
                 raise DataError(f"{where}: no right candidate in column {config.relevant!r}")
             relevant.append(_found(right, places, where))
-            listed = self._ids(row, config.among, where)
-            among.append(_found(listed, places, where) if listed else None)
-            if listed and not set(right) <= set(listed):
+            within = self._ids(row, config.among, where)
+            among.append(_found(within, places, where) if within else None)
+            if within and not set(right) <= set(within):
                 raise DataError(f"{where}: a right candidate is not among those of column {config.among!r}")
         if not queries:
             raise DataError(f"{path}: no query")
-        self.images.check(
-            (path for _, path in (*queries, *pool) if path), told="Put them there, or say `images`."
-        )
+        self.images.check((path for _, path in (*queries, *pool)), told="Put them there, or say `images`.")
         everything = range(len(pool))
         yield Task(
             name="pairs",
             meta_task="retrieval",
-            queries=FileContents(queries, self.images),
-            pool=FileContents(pool, self.images),
+            queries=self.images.contents(queries),
+            pool=self.images.contents(pool),
             candidates=[each or everything for each in among] if any(among) else None,
             relevant=relevant,
             metric=config.metric,
             more_metrics=tuple(each for each in config.more_metrics if each != config.metric),
         )
 
-    def _pool(self, path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
-        pool: dict[tuple[str, str], int] = {}
+    def _pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int]]:
+        pool: dict[TextAndImage, int] = {}
         places: dict[str, int] = {}
-        for number, row in enumerate(read_table(path), start=1):
-            where = f"{path}, row {number}"
+        for where, row in whole_rows(path):
             name = row.get(self.config.id)
             if name is None or name == "":
                 raise DataError(f"{where}: no id in column {self.config.id!r}; there are {', '.join(row)}")
@@ -105,7 +103,7 @@ class PairsSuite(Suite):
             raise DataError(f"{path}: no candidate")
         return list(pool), places
 
-    def _content(self, row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    def _content(self, row: Mapping[str, Any], where: str) -> TextAndImage:
         content = (str(row.get(self.config.text) or ""), str(row.get(self.config.image) or ""))
         if not any(content):
             raise DataError(
@@ -120,10 +118,7 @@ class PairsSuite(Suite):
             return []
         if isinstance(value, list):
             return [str(each) for each in cast(list[Any], value)]
-        listed = strings(value)
-        if listed is None and isinstance(value, str) and value.lstrip().startswith("["):
-            raise DataError(f"{where}: column {column!r} must hold ids, not {value[:40]!r}")
-        return listed if listed is not None else [str(value)]
+        return listed(value, f"{where}: {column}") if isinstance(value, str) else [str(value)]
 
 
 def _found(ids: list[str], places: Mapping[str, int], where: str) -> list[int]:

@@ -1,0 +1,45 @@
+"""Files that are made once and kept in the cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from muco.core.errors import MucoError
+from muco.core.folders import cache_folder
+
+
+def kept(name: str, write: Callable[[Path], None]) -> Path:
+    """Return a file of the cache folder, written now unless it was before; other processes wait for it.
+
+    Args:
+        name: of the file, below the folder.
+        write: makes it at another path; moved to its own when it is whole.
+
+    Raises:
+        MucoError: the cache folder cannot be written, or is full.
+    """
+    place = cache_folder() / name
+    if place.is_file():
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.is_file():
+                _write(place, write)
+    except (OSError, sqlite3.Error) as error:
+        raise MucoError(f"{place} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
+    return place
+
+
+def _write(place: Path, write: Callable[[Path], None]) -> None:
+    beside = place.with_suffix(".partial")
+    beside.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        write(beside)
+        beside.rename(place)
+    finally:
+        beside.unlink(missing_ok=True)

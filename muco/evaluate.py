@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,6 +77,7 @@ def evaluate(
         MucoError: something that the user can mend.
     """
     console = console or Console()
+    from muco.training.build import make
     from muco.training.ranks import Ranks
 
     ranks = Ranks.join()
@@ -84,6 +85,8 @@ def evaluate(
     wanted: dict[str, Any] = {"name": suite, **({} if data is None else {"data": str(data)})}
     values = {**source.values, "evaluate": {**source.values.get("evaluate", {}), "suites": [wanted]}}
     asked = validate_evaluation(values, overrides, title=f"muco evaluate {model}")
+    for ref in asked.evaluate.suites:
+        make(ref).verify_data()
     place = RunFolder(to or source.results or Path("runs") / asked.name)
     if ranks.is_main:
         _prepare(place, asked)
@@ -197,13 +200,25 @@ def open_coder(
             ranks=ranks,
         )
         yield coder, about
-    saved = coder.passes
-    if saved.num_images:
-        console.print(
-            f"{saved.num_turns:,} contents on {saved.num_images:,} images were encoded in one pass an image: "
-            f"{saved.tokens_alone / saved.tokens:.2f} times fewer tokens than one by one",
-            highlight=False,
-        )
+    _tell_passes(ranks.sums(asdict(coder.passes), device), console)
+
+
+def _tell_passes(passes: dict[str, float], console: Console) -> None:
+    """Say what one pass an image saved, counted in what was encoded: seconds depend on more."""
+    if passes["num_passes"] == passes["num_contents"]:
+        return
+    ratios = [
+        f"{passes[f'{what}_alone'] / passes[what]:.2f} times fewer {name} ({passes[what]:,.0f}, not "
+        f"{passes[f'{what}_alone']:,.0f})"
+        for what, name in (("tokens", "tokens"), ("patches", "image patches"))
+        if passes[what]
+    ]
+    console.print(
+        f"{passes['num_contents']:,.0f} contents were encoded in {passes['num_passes']:,.0f} passes, one an "
+        f"image: {' and '.join(ratios)} than one by one",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def tell(metrics: dict[str, float], console: Console) -> None:

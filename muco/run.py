@@ -120,8 +120,10 @@ def _run(
 ) -> dict[str, Any] | None:
     import torch
 
+    from muco.training.build import verify_data
     from muco.training.checkpoint import Progress, checkpoints
 
+    verify_data(recipe, shards=only != "evaluate", suites=only != "train")
     _quiet_libraries()
     place.path.mkdir(parents=True, exist_ok=True)
     ran_on = place.environment()

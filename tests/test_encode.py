@@ -52,11 +52,19 @@ def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by
         with open_store(tmp_path / str(join_turns)) as store:
             encoder = coder(model, store, join_turns=join_turns)
             found.append(encoder.encode(contents()))
-            assert (encoder.passes.num_images > 0) == join_turns
+            passes = encoder.passes
+            assert passes.num_contents == len(set(contents()))
+            assert (passes.num_passes < passes.num_contents) == join_turns
     one_by_one, joined = (each.vectors.block(0, len(each.vectors)) for each in found)
     torch.testing.assert_close(joined, one_by_one, atol=1e-5, rtol=0)
-    assert encoder.passes.num_images == 4
-    assert encoder.passes.tokens_alone > 1.5 * encoder.passes.tokens
+    assert passes.num_passes == 4 + 2  # four images and two texts
+    count = model.backbone.processor.count
+    packer = MultiTurn(MultiTurn.Config(system=""))
+    alone = [count(packer.inference(content)) for content in set(contents())]
+    images = {content.images: count(packer.inference(content)).patches for content in contents()}
+    assert passes.tokens_alone == sum(cost.tokens for cost in alone) > 1.5 * passes.tokens
+    assert passes.patches_alone == sum(cost.patches for cost in alone)
+    assert passes.patches == sum(images.values())
     from tests.test_search import task_of
 
     task = task_of(20, 11, None, [[k % 11] for k in range(20)])

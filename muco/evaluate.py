@@ -11,15 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 
 from muco.core.errors import MucoError, did_you_mean
-from muco.core.recipe import ComponentRef, EvaluateSettings, Evaluation, Recipe
+from muco.core.recipe import ComponentRef, EvaluateSettings, Evaluation, Recipe, is_mapping
 from muco.core.recipe_file import validate_evaluation
 from muco.core.registry import default_registry
-from muco.run_folder import RunFolder, versions, write_text
+from muco.run_folder import RunFolder, versions
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +97,7 @@ def evaluate(
         return None
     before = place.summary()
     if before is not None:
-        place.write_summary({**before, "metrics": {**before["metrics"], **metrics}})
+        place.write_summary({**before, "metrics": {**before.get("metrics", {}), **metrics}})
 
     from muco.report import write_report
 
@@ -276,14 +275,19 @@ def find_model(model: str) -> ModelSource:
     Raises:
         MucoError: it is none of them.
     """
+    from muco.training.model_folder import ABOUT
+
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         recipe = RunFolder(path).recipe() or {}
         folder = RunFolder(path).model
-        if not (folder / "muco.json").is_file():
+        if not (folder / ABOUT).is_file():
             raise MucoError(f"{path}: the run has no model yet; train it first: muco-run {path}/recipe.yaml")
-        return ModelSource(_values(folder, str(recipe["name"]), recipe.get("evaluate", {})), folder, path)
-    if (path / "muco.json").is_file():
+        settings = recipe.get("evaluate") or {}
+        if not is_mapping(settings):
+            raise MucoError(f"{path / 'recipe.yaml'}: `evaluate` must be a mapping; no run writes it so")
+        return ModelSource(_values(folder, str(recipe.get("name")), settings), folder, path)
+    if (path / ABOUT).is_file():
         return ModelSource(_values(path, path.resolve().name, {}), path, None)
     if path.exists():
         raise MucoError(
@@ -301,10 +305,9 @@ def find_model(model: str) -> ModelSource:
 
 
 def _values(folder: Path, name: str, evaluate_settings: dict[str, Any]) -> dict[str, Any]:
-    try:
-        saved = json.loads((folder / "muco.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MucoError(f"{folder / 'muco.json'}: not JSON: {error}") from None
+    from muco.training.model_folder import read_about
+
+    saved = read_about(folder)
     return {
         "name": name,
         **{part: saved[part] for part in ("packer", "backbone", "pooler")},
@@ -318,19 +321,17 @@ def _prepare(place: RunFolder, asked: Evaluation) -> None:
 
     if place.recipe() is not None:
         return
-    path = place.path / "evaluation.yaml"
-    if path.is_file():
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    old = place.evaluation()
+    if old is not None:
         changed = [part for part in ("packer", "backbone", "pooler") if old.get(part) != asked.dump()[part]]
         if changed:
             raise MucoError(
-                f"{place.path} holds results of another model: its {', '.join(changed)} differ. "
+                f"{place.path} holds results of another model, with another {' and '.join(changed)}. "
                 "Give these results a folder of their own with --to."
             )
     elif place.path.is_dir() and any(place.path.iterdir()):
         raise MucoError(f"{place.path} holds other files; give the results a folder of their own with --to")
-    text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)
-    write_text(path, text)
+    place.write_evaluation(asked)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place.write_environment(device=device, num_threads=torch.get_num_threads())
 

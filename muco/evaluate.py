@@ -236,6 +236,14 @@ def show(items: Iterable[Any], number: int, what: str, console: Console) -> Iter
     return track(items, description=what, total=number, console=console, transient=True)
 
 
+def quiet_libraries() -> None:
+    """Keep transformers from drawing bars of its own over ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def device_of_this_process() -> torch.device:
     """Return this process's CUDA device, or the CPU."""
     import os
@@ -262,6 +270,7 @@ class ModelSource:
         """Return the encoder, and a hash of its weights with the step that they are of."""
         from muco.training.model_folder import load_encoder, trained_steps, weights_hash
 
+        quiet_libraries()
         if self.folder is None:
             encoder = _built(parts)
             return encoder, {"weights": _hash_of(encoder), "step": 0}

@@ -12,33 +12,21 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from benchmarks.steps import ISOLATED, noise, text
+from benchmarks.steps import ISOLATED, encoder_of, noise, text
 from muco.core import Content, TurnEncoder
 from muco.evaluation.encode import Encoder
 from muco.evaluation.store import VectorStore
-from muco.plugins.backbones.qwen_vl import QwenVL
-from muco.plugins.poolers.turn_token import TurnToken
 
 NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 32, 7, 12
 SIDE_PIXELS = 28 * 15
+DECODER = {"hidden_dim": 256, "num_layers": 6, "mlp_dim": 1024, "vision_layers": 1, "vision_dim": 32}
 
 
 @pytest.fixture(scope="module")
 def model() -> TurnEncoder:
     """Return a model of six layers behind a small vision tower."""
-    torch.manual_seed(0)
-    scratch = {
-        "hidden_dim": 256,
-        "num_layers": 6,
-        "mlp_dim": 1024,
-        "vision_dim": 32,
-        "vision_layers": 1,
-        "vision_heads": 2,
-        "vocab_size": 265,
-    }
     sizes = {"min_pixels": SIDE_PIXELS**2, "max_pixels": SIDE_PIXELS**2}
-    backbone = QwenVL.build(QwenVL.Config(template="bare", **sizes, scratch=scratch), texts=["a"])  # type: ignore[arg-type]
-    return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim))
+    return encoder_of(sizes, {**DECODER, "vision_heads": 2})
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ Q queries, P candidates of the pool, B of one block, C of one query, D embedding
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,8 @@ def rank_all(
     for first in range(0, len(query), _QUERIES):
         stop = min(first + _QUERIES, len(query))
         right = task.relevant[first:stop]
-        ranked = _rank_pool(query.block(first, stop), pool, right, torch.device(device))
+        with _one_pool_of_threads(torch.device(device)):
+            ranked = _rank_pool(query.block(first, stop), pool, right, torch.device(device))
         found += [Ranking(each, len(pool), tops.get(row, ())) for row, each in enumerate(ranked, start=first)]
     return found
 
@@ -119,10 +121,11 @@ def best_of(
         scores float32 [Q, K] and rows of the pool int64 [Q, K].
     """
     pool = as_vectors(pool)
-    parts = [
-        _Best(query_QD[first : first + _QUERIES].to(device), num_best).over(pool)
-        for first in range(0, len(query_QD), _QUERIES)
-    ]
+    with _one_pool_of_threads(torch.device(device)):
+        parts = [
+            _Best(query_QD[first : first + _QUERIES].to(device), num_best).over(pool)
+            for first in range(0, len(query_QD), _QUERIES)
+        ]
     return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
@@ -239,6 +242,18 @@ class _Right:
                 )
             )
         return tuple(found)
+
+
+@contextmanager
+def _one_pool_of_threads(device: torch.device) -> Iterator[None]:
+    """On a CPU leave the cores to the products, which are numpy's: threads of torch would wait for them."""
+    number = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
 
 
 def _block_rows(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
     pytest benchmarks/test_joined_turns.py
 
-Seven questions on each of 32 pictures of 225 tokens. What is encoded is counted too, and the vectors agree.
+Seven questions on each of four pictures of 225 tokens. What is encoded is counted too, and the vectors agree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from muco.core import Content, TurnEncoder
 from muco.evaluation.encode import Encoder
 from muco.evaluation.store import VectorStore
 
-NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 32, 7, 12
+NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 4, 7, 12
 SIDE_PIXELS = 28 * 15
 DECODER = {"hidden_dim": 256, "num_layers": 6, "mlp_dim": 1024, "vision_layers": 1, "vision_dim": 32}
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 
 from muco.core.errors import MucoError, did_you_mean
-from muco.core.recipe import ComponentRef, EvaluateSettings, Evaluation, Recipe
+from muco.core.recipe import ComponentRef, EvaluateSettings, Evaluation, Recipe, is_mapping
 from muco.core.recipe_file import validate_evaluation
 from muco.core.registry import default_registry
-from muco.run_folder import RunFolder, versions, write_text
+from muco.run_folder import RunFolder, versions
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +76,7 @@ def evaluate(
         MucoError: something that the user can mend.
     """
     console = console or Console()
+    from muco.training.build import make
     from muco.training.ranks import Ranks
 
     ranks = Ranks.join()
@@ -84,6 +84,8 @@ def evaluate(
     wanted: dict[str, Any] = {"name": suite, **({} if data is None else {"data": str(data)})}
     values = {**source.values, "evaluate": {**source.values.get("evaluate", {}), "suites": [wanted]}}
     asked = validate_evaluation(values, overrides, title=f"muco evaluate {model}")
+    for ref in asked.evaluate.suites:
+        make(ref).verify_data()
     place = RunFolder(to or source.results or Path("runs") / asked.name)
     if ranks.is_main:
         _prepare(place, asked)
@@ -95,7 +97,7 @@ def evaluate(
         return None
     before = place.summary()
     if before is not None:
-        place.write_summary({**before, "metrics": {**before["metrics"], **metrics}})
+        place.write_summary({**before, "metrics": {**before.get("metrics", {}), **metrics}})
 
     from muco.report import write_report
 
@@ -197,13 +199,25 @@ def open_coder(
             ranks=ranks,
         )
         yield coder, about
-    saved = coder.passes
-    if saved.num_images:
-        console.print(
-            f"{saved.num_turns:,} contents on {saved.num_images:,} images were encoded in one pass an image: "
-            f"{saved.tokens_alone / saved.tokens:.2f} times fewer tokens than one by one",
-            highlight=False,
-        )
+    _tell_passes(ranks.sums(asdict(coder.passes), device), console)
+
+
+def _tell_passes(passes: dict[str, float], console: Console) -> None:
+    """Say what one pass an image saved, counted in what was encoded: seconds depend on more."""
+    if passes["num_passes"] == passes["num_contents"]:
+        return
+    ratios = [
+        f"{passes[f'{what}_alone'] / passes[what]:.2f} times fewer {name} ({passes[what]:,.0f}, not "
+        f"{passes[f'{what}_alone']:,.0f})"
+        for what, name in (("tokens", "tokens"), ("patches", "image patches"))
+        if passes[what]
+    ]
+    console.print(
+        f"{passes['num_contents']:,.0f} contents were encoded in {passes['num_passes']:,.0f} passes, one an "
+        f"image: {' and '.join(ratios)} than one by one",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def tell(metrics: dict[str, float], console: Console) -> None:
@@ -220,6 +234,14 @@ def show(items: Iterable[Any], number: int, what: str, console: Console) -> Iter
         console.print(f"{what}: {number:,}", highlight=False)
         return items
     return track(items, description=what, total=number, console=console, transient=True)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from drawing bars of its own over ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def device_of_this_process() -> torch.device:
@@ -248,6 +270,7 @@ class ModelSource:
         """Return the encoder, and a hash of its weights with the step that they are of."""
         from muco.training.model_folder import load_encoder, trained_steps, weights_hash
 
+        quiet_libraries()
         if self.folder is None:
             encoder = _built(parts)
             return encoder, {"weights": _hash_of(encoder), "step": 0}
@@ -261,14 +284,19 @@ def find_model(model: str) -> ModelSource:
     Raises:
         MucoError: it is none of them.
     """
+    from muco.training.model_folder import ABOUT
+
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         recipe = RunFolder(path).recipe() or {}
         folder = RunFolder(path).model
-        if not (folder / "muco.json").is_file():
+        if not (folder / ABOUT).is_file():
             raise MucoError(f"{path}: the run has no model yet; train it first: muco-run {path}/recipe.yaml")
-        return ModelSource(_values(folder, str(recipe["name"]), recipe.get("evaluate", {})), folder, path)
-    if (path / "muco.json").is_file():
+        settings = recipe.get("evaluate") or {}
+        if not is_mapping(settings):
+            raise MucoError(f"{path / 'recipe.yaml'}: `evaluate` must be a mapping; no run writes it so")
+        return ModelSource(_values(folder, str(recipe.get("name")), settings), folder, path)
+    if (path / ABOUT).is_file():
         return ModelSource(_values(path, path.resolve().name, {}), path, None)
     if path.exists():
         raise MucoError(
@@ -286,10 +314,9 @@ def find_model(model: str) -> ModelSource:
 
 
 def _values(folder: Path, name: str, evaluate_settings: dict[str, Any]) -> dict[str, Any]:
-    try:
-        saved = json.loads((folder / "muco.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MucoError(f"{folder / 'muco.json'}: not JSON: {error}") from None
+    from muco.training.model_folder import read_about
+
+    saved = read_about(folder)
     return {
         "name": name,
         **{part: saved[part] for part in ("packer", "backbone", "pooler")},
@@ -303,19 +330,17 @@ def _prepare(place: RunFolder, asked: Evaluation) -> None:
 
     if place.recipe() is not None:
         return
-    path = place.path / "evaluation.yaml"
-    if path.is_file():
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    old = place.evaluation()
+    if old is not None:
         changed = [part for part in ("packer", "backbone", "pooler") if old.get(part) != asked.dump()[part]]
         if changed:
             raise MucoError(
-                f"{place.path} holds results of another model: its {', '.join(changed)} differ. "
+                f"{place.path} holds results of another model, with another {' and '.join(changed)}. "
                 "Give these results a folder of their own with --to."
             )
     elif place.path.is_dir() and any(place.path.iterdir()):
         raise MucoError(f"{place.path} holds other files; give the results a folder of their own with --to")
-    text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)
-    write_text(path, text)
+    place.write_evaluation(asked)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place.write_environment(device=device, num_threads=torch.get_num_threads())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.neighbours import NeighbourGraph
 from muco.core.recipe_file import validate_evaluation, validate_recipe
-from muco.core.sample import Content, Sample
+from muco.core.sample import Content, Pair, Sample
 from muco.evaluate import Parts, find_model, open_coder, show
 from muco.run_folder import RunFolder
 
@@ -78,6 +79,7 @@ def mine(
     if folder is None:
         raise MucoError(f"{model} is no run folder; say where the graph goes with --to")
     readers = _readers(source.results, shards)
+    _check_room(readers, folder, skip, keep, num_negatives)
     encoder, weights = source.load(Parts.of(asked))
     written: dict[str, Path] = {}
     opened = open_coder(encoder, Parts.of(asked), weights, asked.evaluate, folder / "vectors", console, ranks)
@@ -93,8 +95,26 @@ def mine(
                 f"{name}: {len(reader):,} samples, {written[name]}", highlight=False, soft_wrap=True
             )
             if num_negatives:
-                _write_negatives(reader, graph, folder / f"{name}-negatives", skip, num_negatives)
+                with_them = folder / f"{name}-negatives"
+                _write_negatives(reader, graph, with_them, skip, num_negatives)
+                console.print(f"{name}: the same with hard negatives, {with_them}", soft_wrap=True)
     return written
+
+
+def _check_room(
+    readers: Mapping[str, ShardReader], folder: Path, skip: int, keep: int, num_negatives: int
+) -> None:
+    """Raise MucoError for what would only be found after hours of encoding."""
+    if num_negatives > keep:
+        raise MucoError(f"--negatives {num_negatives}: more than the neighbours that --keep {keep} keeps")
+    for name, reader in readers.items():
+        if len(reader) - 1 <= skip:
+            raise MucoError(
+                f"{name}: {len(reader):,} samples, and --skip {skip} leaves out the nearest {skip} of each: "
+                "no neighbour is left. Give a smaller --skip."
+            )
+        if num_negatives and (folder / f"{name}-negatives").exists():
+            raise MucoError(f"{folder / name}-negatives is there already; remove it, or take another --to")
 
 
 def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
@@ -203,7 +223,11 @@ def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path)
 def _write_negatives(
     reader: ShardReader, graph: NeighbourGraph, folder: Path, skip: int, number: int
 ) -> None:
-    """Write the samples again, each pair with the answers of its sample's neighbours as hard negatives."""
+    """Write the samples again, each pair with answers of its sample's neighbours as hard negatives.
+
+    Nearest first, after those that `skip` leaves out; beside the shards goes their graph.
+    """
+    from muco.data.read import ShardReader
     from muco.data.write import write_shards
 
     about: dict[str, Any] = {
@@ -214,19 +238,25 @@ def _write_negatives(
     def samples() -> Iterator[Sample]:
         for place in range(len(reader)):
             sample = reader[place]
-            near = [reader[int(row)] for row in graph.neighbours[place, skip : skip + number] if row >= 0]
+            near = [reader[int(row)] for row in graph.neighbours[place, skip:] if row >= 0]
             pairs = tuple(
-                replace(
-                    pair,
-                    negatives=(
-                        *pair.negatives,
-                        *(other.pairs[min(turn, len(other.pairs) - 1)].target for other in near),
-                    ),
-                )
+                replace(pair, negatives=(*pair.negatives, *islice(_wrong(pair, turn, near), number)))
                 for turn, pair in enumerate(sample.pairs)
             )
             yield replace(sample, pairs=pairs)
 
-    if folder.is_dir():
-        raise MucoError(f"{folder} is there already; remove it, or take another --to")
     write_shards(samples(), folder, about=about)
+    # The positions are the same, and the sampler wants a graph of the very data that it plans.
+    data = ShardReader(folder).index.fingerprint
+    NeighbourGraph(graph.neighbours, data, graph.teacher).write(folder.with_suffix(".safetensors"))
+
+
+def _wrong(pair: Pair, turn: int, near: Sequence[Sample]) -> Iterator[Content]:
+    """Yield the neighbours' answers to the same question that are no answer of this pair, each once."""
+    seen = {pair.target, *pair.negatives}
+    for other in near:
+        same = [each for each in other.pairs if each.task == pair.task]
+        answer = (same[0] if same else other.pairs[min(turn, len(other.pairs) - 1)]).target
+        if answer not in seen:
+            seen.add(answer)
+            yield answer

@@ -120,9 +120,12 @@ def _run(
 ) -> dict[str, Any] | None:
     import torch
 
+    from muco.evaluate import quiet_libraries
+    from muco.training.build import verify_data
     from muco.training.checkpoint import Progress, checkpoints
 
-    _quiet_libraries()
+    verify_data(recipe, shards=only != "evaluate", suites=only != "train")
+    quiet_libraries()
     place.path.mkdir(parents=True, exist_ok=True)
     ran_on = place.environment()
     if ran_on is not None:
@@ -214,14 +217,6 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     if ranks.is_main:
         _publish(place)
     return progress
-
-
-def _quiet_libraries() -> None:
-    """Keep transformers from drawing bars of its own over ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _publish(place: RunFolder) -> None:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from muco.core.errors import MucoError
-from muco.core.recipe import Recipe
+from muco.core.recipe import Evaluation, Recipe, is_mapping
 
 _REPORTED = (
     "muco",
@@ -60,20 +61,24 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """Return what a run that ended wrote; None for one that did not."""
-        return _json(self.path / "summary.json")
+        return _mapping(self.path / "summary.json", json.loads)
 
     def environment(self) -> dict[str, Any] | None:
         """Return what the run ran on."""
-        return _json(self.path / "environment.json")
+        return _mapping(self.path / "environment.json", json.loads)
 
     def recipe(self) -> dict[str, Any] | None:
         """Return the resolved recipe of the run in the folder; None where there is none."""
-        try:
-            return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, yaml.YAMLError) as error:
-            raise MucoError(f"{self.path / 'recipe.yaml'}: cannot be read: {error}") from error
+        return _mapping(self.path / "recipe.yaml", yaml.safe_load)
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """Return what is evaluated in the folder, where its model comes from elsewhere."""
+        return _mapping(self.path / "evaluation.yaml", yaml.safe_load)
+
+    def write_evaluation(self, asked: Evaluation) -> None:
+        """Write what is evaluated in the folder, every default filled in."""
+        text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)
+        write_text(self.path / "evaluation.yaml", text)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe; it runs again as it is."""
@@ -161,10 +166,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    """Return what a file of the folder holds; None where it is not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise MucoError(f"{path}: cannot be read: {error}") from error
+    if not is_mapping(found):
+        raise MucoError(f"{path}: must hold a mapping; it is not what a run writes there")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,11 +53,19 @@ def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by
         with open_store(tmp_path / str(join_turns)) as store:
             encoder = coder(model, store, join_turns=join_turns)
             found.append(encoder.encode(contents()))
-            assert (encoder.passes.num_images > 0) == join_turns
+            passes = encoder.passes
+            assert passes.num_contents == len(set(contents()))
+            assert (passes.num_passes < passes.num_contents) == join_turns
     one_by_one, joined = (each.vectors.block(0, len(each.vectors)) for each in found)
     torch.testing.assert_close(joined, one_by_one, atol=1e-5, rtol=0)
-    assert encoder.passes.num_images == 4
-    assert encoder.passes.tokens_alone > 1.5 * encoder.passes.tokens
+    assert passes.num_passes == 4 + 2  # four images and two texts
+    count = model.backbone.processor.count
+    packer = MultiTurn(MultiTurn.Config(system=""))
+    alone = [count(packer.inference(content)) for content in set(contents())]
+    images = {content.images: count(packer.inference(content)).patches for content in contents()}
+    assert passes.tokens_alone == sum(cost.tokens for cost in alone) > 1.5 * passes.tokens
+    assert passes.patches_alone == sum(cost.patches for cost in alone)
+    assert passes.patches == sum(images.values())
     from tests.test_search import task_of
 
     task = task_of(20, 11, None, [[k % 11] for k in range(20)])
@@ -88,14 +97,23 @@ def test_each_distinct_content_is_encoded_once_and_never_again(model, tmp_path, 
     assert len(seen) == len({content.content_id for content in given})
 
 
+@pytest.fixture(scope="module")
+def stored(model, tmp_path_factory):
+    """A store of all contents, encoded in small windows."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch, open_store(folder) as store:
+        patch.setattr(encode, "WINDOW", 8)
+        return folder, coder(model, store, join_turns=True).encode(contents()).vectors
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 18])
-def test_a_store_that_was_cut_short_is_completed_to_the_same_vectors(model, tmp_path, kept, monkeypatch):
+def test_a_store_that_was_cut_short_is_completed_to_the_same_vectors(
+    model, tmp_path, kept, stored, monkeypatch
+):
     """Whatever a killed process had written: torn rows are dropped, whole ones kept."""
     monkeypatch.setattr(encode, "WINDOW", 8)
-    with open_store(tmp_path / "whole") as store:
-        whole = coder(model, store, join_turns=True).encode(contents()).vectors
-    with open_store(tmp_path / "cut") as store:
-        coder(model, store, join_turns=True).encode(contents())
+    folder, whole = stored
+    shutil.copytree(folder, tmp_path / "cut")
     for name, size, torn in (("0000.vectors", 128, 77), ("0000.rows", 12, 5 if kept % 2 else 0)):
         with open(tmp_path / "cut" / name, "r+b") as file:
             file.truncate(kept * size + torn)
@@ -106,9 +124,8 @@ def test_a_store_that_was_cut_short_is_completed_to_the_same_vectors(model, tmp_
     assert torch.equal(again.block(0, len(again)), whole.block(0, len(whole)))
 
 
-def test_a_damaged_row_is_never_used(model, tmp_path):
-    with open_store(tmp_path) as store:
-        coder(model, store).encode(contents())
+def test_a_damaged_row_is_never_used(model, tmp_path, stored):
+    shutil.copytree(stored[0], tmp_path, dirs_exist_ok=True)
     with open(tmp_path / "0000.vectors", "r+b") as file:
         file.seek(3 * 128 + 9)
         file.write(b"\xff")

@@ -26,26 +26,29 @@ class OnePoint(nn.Module):
         return TurnEmbeddings.join(vectors, states.ids)
 
 
-@pytest.mark.parametrize(("ties", "expected"), [("share", 0.1), ("first", 1.0)])
-def test_a_collapsed_model_scores_chance_on_every_task(ties, expected, tmp_path):
+def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
     backbone = QwenVL.build(QwenVL.Config(**SMALL), texts=TEXTS)
     packer = MultiTurn(MultiTurn.Config(system=""))
     suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
     with VectorStore(tmp_path / "vectors", {}, dim=8) as store:
-        encoder = Encoder(TurnEncoder(backbone, OnePoint()), packer, store, batch_tokens=4096)
-        result = run_suite(
-            "scenes",
-            suite,
-            encoder,
-            ties=ties,
-            gallery_queries=0,
-            track=lambda task: lambda windows, _: windows,
+        model = TurnEncoder(backbone, OnePoint())
+        encoder = Encoder(model, packer, store, batch_tokens=4096, join_turns=True)
+        shared, first = (
+            run_suite(
+                "scenes",
+                suite,
+                encoder,
+                ties=ties,
+                gallery_queries=0,
+                track=lambda task: lambda windows, _: windows,
+            )
+            for ties in ("share", "first")
         )
-    assert set(result.tasks) == set(TASKS)
-    for task in result.tasks.values():
-        assert task.score == pytest.approx(expected)
-        assert task.chance == pytest.approx(0.1)
-        assert task.tied_share == 1
-    if ties == "share":
-        assert len(result.warnings) == len(TASKS)
-        assert result.metrics()["scenes/mean"] == pytest.approx(0.1)
+    for result, expected in ((shared, 0.1), (first, 1.0)):
+        assert set(result.tasks) == set(TASKS)
+        for task in result.tasks.values():
+            assert task.score == pytest.approx(expected)
+            assert task.chance == pytest.approx(0.1)
+            assert task.tied_share == 1
+    assert len(shared.warnings) == len(TASKS)
+    assert shared.metrics()["scenes/mean"] == pytest.approx(0.1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from muco.cli import app
 from muco.core.errors import MucoError
 from muco.core.neighbours import NeighbourGraph
 from muco.core.recipe_file import validate_evaluation
@@ -16,7 +17,7 @@ from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from muco.evaluate import Parts, find_model
 from muco.mine import mine
-from tests.small import SMALL
+from tests.small import QUICK, SMALL
 
 MODEL = [f"backbone.scratch={json.dumps(SMALL['scratch'])}", "backbone.template=bare", "pooler=turn_token",
          "backbone.min_pixels=3136", "backbone.max_pixels=3136"]  # fmt: skip
@@ -80,11 +81,49 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
     mined = ShardReader(tmp_path / "mined/scenes-negatives")
     assert mined.index.about["negatives"]["teacher"] == graph.teacher
     for place in range(14):
-        for pair, old in zip(mined[place].pairs, reader[place].pairs, strict=True):
-            assert len(pair.negatives) == len(old.negatives) + 2
-            assert pair.target == old.target
-        near = reader[int(graph.neighbours[place, 2])]
-        assert mined[place].pairs[0].negatives[-2] == near.pairs[0].target
+        near = [reader[int(row)] for row in graph.neighbours[place, 2:]]
+        for turn, (pair, old) in enumerate(zip(mined[place].pairs, reader[place].pairs, strict=True)):
+            assert (pair.queries, pair.target) == (old.queries, old.target)
+            wrong = list(old.negatives)
+            for other in near:
+                same = [each.target for each in other.pairs if each.task == old.task]
+                answer = (same or [other.pairs[min(turn, len(other.pairs) - 1)].target])[0]
+                if answer != old.target and answer not in wrong:
+                    wrong.append(answer)
+            assert list(pair.negatives) == wrong[: len(old.negatives) + 2]
+    beside = NeighbourGraph.read(tmp_path / "mined/scenes-negatives.safetensors")
+    assert beside.data == mined.index.fingerprint != graph.data
+    assert (beside.neighbours == graph.neighbours).all()
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
+    """quickstart, `muco mine`, quickstart_mined, as its head says, a few steps each."""
+    monkeypatch.chdir(tmp_path)
+
+    def muco(*arguments):
+        app(list(arguments), standalone_mode=False)
+
+    def settings(*wanted):
+        return [part for each in wanted for part in ("--set", each)]
+
+    few = ["train.num_steps=3", "evaluate.suites=[]"]
+    quick = [each for each in QUICK if not each.startswith(("train.num_steps", "evaluate"))]
+    with pytest.raises(MucoError, match=r"(?s)data\.turns: .*`muco mine runs/quickstart --skip 5"):
+        muco("run", "recipes/quickstart_mined.yaml")
+    muco("run", "recipes/quickstart.yaml", *settings(*quick, *few))
+    muco("mine", "runs/quickstart", "--skip", "2", "--keep", "6", "--negatives", "1")
+
+    quick = [each for each in quick if not each.startswith(("data", "sampler"))]
+    sampler = ["sampler.skip=2", "sampler.keep=6", "sampler.community_size=4"]
+    muco("run", "recipes/quickstart_mined.yaml", *settings(*quick, *few, *sampler))
+    lines = (tmp_path / "runs/quickstart_mined/train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert not (tmp_path / "runs/quickstart_mined/unreadable.jsonl").exists()
+
+    with pytest.raises(MucoError, match="was made of other data"):  # a graph of the shards without negatives
+        muco("run", "recipes/quickstart_mined.yaml", *settings(*quick, *few, *sampler, "name=other",
+             "sampler.graphs.turns=runs/quickstart/mined/turns.safetensors"))  # fmt: skip
 
 
 def test_what_cannot_be_mined_is_told(shards, tmp_path):
@@ -92,3 +131,11 @@ def test_what_cannot_be_mined_is_told(shards, tmp_path):
         mine("qwen_vl", shards=shards, overrides=MODEL)
     with pytest.raises(MucoError, match="--shards"):
         mine("qwen_vl", to=tmp_path, overrides=MODEL)
+    with pytest.raises(MucoError, match=r"14 samples, and --skip 13 .* no neighbour is left"):
+        mine("qwen_vl", to=tmp_path, shards=shards, skip=13, overrides=MODEL)
+    with pytest.raises(MucoError, match="--negatives 3: more than"):
+        mine("qwen_vl", to=tmp_path, shards=shards, skip=2, keep=2, num_negatives=3, overrides=MODEL)
+    (tmp_path / "scenes-negatives").mkdir()
+    with pytest.raises(MucoError, match="is there already"):
+        mine("qwen_vl", to=tmp_path, shards=shards, skip=2, num_negatives=1, overrides=MODEL)
+    assert not (tmp_path / "vectors").exists(), "told before anything is encoded"

@@ -1,4 +1,4 @@
-"""The recipes of real data, whole, on small files in the true layouts: prepare, then train."""
+"""The recipes of real data, whole, on small files in the true layouts: prepare, train, evaluate."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from transformers import AutoConfig
 from muco.cli import app
 from muco.core import DataError
 from muco.core.recipe_file import load_recipe
+from muco.plugins.suites.mmeb import DATA_SETS
+from muco.report_page.comparison import published
 from muco.training.build import open_data
 from muco.training.model_folder import load_encoder
+from tests import eval_files
 from tests.outside_data import (
     captioned_rows,
     image_bytes,
@@ -90,6 +93,11 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     write_mmeb(folder / "MMEB-train", 12)
     write_captioned(folder)
     prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
+    with pytest.raises(DataError, match=r"evaluate\.suites\.0 \(mmeb\): MMEB-eval: .* --local-dir MMEB"):
+        run("mmeb_qwen", SMALL_RUN)
+    assert not Path("runs/mmeb_qwen").exists(), "nothing was trained, and nothing is in the way"
+
+    eval_files.write_mmeb(folder / "MMEB-eval", list(DATA_SETS), num_queries=1, zipped=True)
     second = run("mmeb_qwen", SMALL_RUN)
     summary = json.loads((second / "summary.json").read_text())
     assert (summary["steps"], summary["samples_seen"]) == (3, 12)
@@ -102,8 +110,17 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
         assert torch.equal(base[name], weight), f"stage 2 did not start from stage 1's {name}"
     assert load_file(second / "model/adapter.safetensors").keys() == trained.keys()
 
+    printed = [each.values for each in published() if each.suite == "mmeb"]
+    averages = {f"mmeb/{name}" for values in printed for name in values}
+    assert summary["metrics"].keys() == averages | {f"mmeb/{name}" for name in DATA_SETS}
+    scores = json.loads((second / "eval/mmeb.json").read_text())["tasks"]
+    mean = sum(task["score"] for task in scores.values()) / 36
+    assert summary["metrics"]["mmeb/mean"] == pytest.approx(mean)
+    assert "MuCo-2B" in (second / "report.html").read_text()
+
     prepare_mmeb("--from", "MMEB-train", "--to", "data/plain")
-    plain = run("mmeb_qwen", [*SMALL_RUN, *SCRATCH, "data.mmeb.shards=data/plain", "name=plain"])
+    overrides = ["data.mmeb.shards=data/plain", "name=plain", "evaluate.suites=[]"]
+    plain = run("mmeb_qwen", [*SMALL_RUN, *SCRATCH, *overrides])
     assert json.loads((plain / "summary.json").read_text())["samples_seen"] == 12
 
 

@@ -14,26 +14,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests import processes
 from tests.small import QUICK
 
-MUCO_RUN = [sys.executable, "-c", "from muco.cli import run_main; run_main()"]
-TORCHRUN = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    "-m",
-    "muco",
-    "run",
-]
+MUCO_RUN = (sys.executable, "-c", "from muco.cli import run_main; run_main()")
+TORCHRUN = (*processes.TORCHRUN, "run")
 
 
 def start(
@@ -41,22 +33,15 @@ def start(
     *arguments: str,
     recipe: str = "recipes/quickstart.yaml",
     launcher: Sequence[str] = MUCO_RUN,
-    **popen,
+    **popen: Any,
 ) -> subprocess.Popen:
     overrides = [part for setting in QUICK for part in ("--set", setting)]
-    command = [*launcher, recipe, *overrides, *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
-    )
+    return processes.start(folder, recipe, *overrides, *arguments, launcher=launcher, **popen)
 
 
-def finish(folder: Path, *arguments: str, code: int = 0, **options) -> str:
+def finish(folder: Path, *arguments: str, code: int = 0, **options: Any) -> str:
     """Run to the end, check the exit code, return all that was printed."""
-    process = start(folder, *arguments, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err, err
-    return out + err
+    return processes.ended(start(folder, *arguments, **options), code=code)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -95,3 +95,29 @@ def test_blocks_and_near_ties_do_not_change_a_ranking(monkeypatch, dtype):
     assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole
     monkeypatch.setattr(search, "_QUERIES", 2)
     assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole
+
+
+@pytest.mark.parametrize("width", [1, 8, 13, 2032, 2040, 2048])
+def test_true_places_are_counted_whatever_their_number(width):
+    random = torch.rand(5, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    for mask in (random, torch.ones(5, width, dtype=torch.bool), torch.zeros(5, width, dtype=torch.bool)):
+        assert torch.equal(search._count(mask), mask.sum(1))
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
+def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
+    """Blocks of the size that is used: right answers at the top of a pool, and anywhere in it."""
+    generator = torch.Generator().manual_seed(0)
+    pool = F.normalize(torch.randn(2 * search.BLOCK_ROWS + 5, 24, generator=generator), dim=1)
+    pool[3000:3100] = pool[:100]
+    places = torch.randperm(len(pool), generator=generator)[:40]
+    query = F.normalize(pool[places] + noise * torch.randn(40, 24, generator=generator), dim=1)
+    exact = (query.double() @ pool.double().T).float()
+    right = exact[torch.arange(40), places][:, None]
+    ranked = rank_all(task_of(40, len(pool), None, [[place] for place in places.tolist()]), query, pool)
+    assert [each.right[0].above for each in ranked] == (exact > right).sum(1).tolist()
+    assert [each.right[0].tied for each in ranked] == ((exact == right).sum(1) - 1).tolist()
+    scores, rows = best_of(query, pool, 7)
+    order = exact.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(rows, order.indices[:, :7])
+    assert torch.equal(scores, order.values[:, :7])

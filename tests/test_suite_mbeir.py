@@ -101,3 +101,19 @@ def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
     break_it(tmp_path)
     with pytest.raises(DataError, match=told):
         list(suite_of(tmp_path, datasets=["oven_task6"]).tasks())
+
+
+@pytest.mark.parametrize(
+    ("gone", "pool"),
+    [(POOL, "local"), (QRELS, "both"), ("mbeir_images/q0.jpg", "local"),
+     ("instructions/query_instructions.tsv", "local"),
+     ("cand_pool/global/mbeir_union_test_cand_pool.jsonl", "both")],
+)  # fmt: skip
+def test_what_is_missing_is_told_before_training(tmp_path, gone, pool):
+    write_mbeir(tmp_path)
+    suite_of(tmp_path, pool=pool).verify_data()
+    (tmp_path / gone).unlink()
+    with pytest.raises(DataError, match=gone):
+        suite_of(tmp_path, pool=pool).verify_data()
+    with pytest.raises(DataError, match="TIGER-Lab/M-BEIR --local-dir"):
+        suite_of(tmp_path / "none").verify_data()

@@ -88,10 +88,7 @@ def changed(key, value):
         (changed("tgt_text", "__import__('os')"), "tgt_text must be a list of texts"),
         (changed("tgt_text", [""] * 6), "candidate 0 has neither text nor image"),
         (changed("qry_img_path", "../outside.png"), "would lie outside"),
-        (
-            changed("qry_img_path", "OK-VQA/none.png"),
-            "1 images are missing; image OK-VQA/none.*put",
-        ),
+        (changed("qry_img_path", "OK-VQA/none.png"), r"1 images are missing; image OK-VQA/none.*images\.zip"),
         (
             lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").write_bytes(b"PAR1"),
             "no Parquet file",
@@ -101,8 +98,11 @@ def changed(key, value):
 def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
     write_mmeb(tmp_path, ["OK-VQA"])
     break_it(tmp_path)
+    suite = suite_of(tmp_path)
     with pytest.raises(DataError, match=told):
-        list(suite_of(tmp_path).tasks())
+        list(suite.tasks())
+    with pytest.raises(DataError, match=told):  # before training too: it is the first row
+        suite.verify_data()
 
 
 def test_a_query_without_candidates_and_an_empty_image_are_told(tmp_path):

@@ -53,7 +53,7 @@ def test_tables_that_do_not_fit_are_told(tmp_path, query, candidate, told):
     write_lines(tmp_path / "queries.jsonl", [query])
     write_lines(tmp_path / "candidates.jsonl", [candidate])
     with pytest.raises(DataError, match=told):
-        list(suite_of(tmp_path).tasks())
+        suite_of(tmp_path).verify_data()
 
 
 def test_no_candidates_are_told(tmp_path):

@@ -15,7 +15,7 @@ from muco.core import Content, DataError, MucoError, Pair, RecipeError, Sample, 
 from muco.core.columns import PairColumns
 from muco.data.check import check_shards
 from muco.data.format import from_members, to_members
-from muco.data.images import fitted
+from muco.data.images import Limits, fitted
 from muco.data.read import ShardReader
 from muco.data.show import summarize
 from muco.data.write import write_shards
@@ -65,7 +65,7 @@ def test_frames_that_make_no_video_are_refused():
     with pytest.raises(DataError, match="differ in size: 40 x 24 and 24 x 40 pixels"):
         _ = mixed.size
     with pytest.raises(DataError, match="differ in size"):
-        fitted(sample_of(mixed), None)
+        fitted(sample_of(mixed), Limits())
 
 
 def test_shards_hold_frames_as_members_and_give_the_sample_back(tmp_path):
@@ -113,7 +113,7 @@ def test_a_broken_video_in_a_shard_is_an_error_of_the_data(entry):
 
 
 def test_frames_are_reduced_alike():
-    reduced = fitted(sample_of(Video(FRAMES, 0.4)), 400)
+    reduced = fitted(sample_of(Video(FRAMES, 0.4)), Limits(max_pixels=400))
     video = reduced.images[0]
     assert isinstance(video, Video)
     assert video.seconds_per_frame == 0.4

@@ -60,6 +60,15 @@ class Suite(Component, ABC):
 
     kind: ClassVar[Kind] = "suite"
 
+    def verify_data(self) -> None:
+        """Accept what the suite is made of; one that reads files says before training what is not right.
+
+        A look at what can be seen at once: whether the files are there, and begin as they should.
+
+        Raises:
+            DataError: what is missing or of another layout, and how to get it.
+        """
+
     @abstractmethod
     def tasks(self) -> Iterable[Task]:
         """Yield the tasks; the same settings give the same queries and candidates.

@@ -44,21 +44,25 @@ class Embedded:
 
 @dataclass
 class Passes:
-    """What one pass an image has saved in this process."""
+    """What this process has encoded, and what it would have taken one content at a time."""
 
-    num_images: int = 0
-    num_turns: int = 0
+    num_contents: int = 0
+    num_passes: int = 0
+    """Dialogues; one holds all contents on its images."""
     tokens: int = 0
     tokens_alone: int = 0
-    """What the same turns would have taken one by one."""
+    patches: int = 0
+    patches_alone: int = 0
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A dialogue and the contents that its turns are."""
+    """A dialogue, the contents that its turns are, what it takes, and what they would take alone."""
 
     dialogue: Dialogue
     places: tuple[int, ...]
+    cost: Cost
+    alone: Cost
 
 
 class Encoder:
@@ -170,14 +174,15 @@ class Encoder:
         """Encode a window's contents, whole chunks of them, and store what is missing."""
         processor = self._encoder.backbone.processor
         units = self._units(contents)
-        costs = [processor.count(unit.dialogue) for unit in units]
-        plan = plan_chunks(costs, self._budget, padded=processor.padded)
+        plan = plan_chunks([unit.cost for unit in units], self._budget, padded=processor.padded)
         for chunk in plan:
-            places = np.array([place for number in chunk for place in units[number].places])
+            taken = [units[number] for number in chunk]
+            places = np.array([place for unit in taken for place in unit.places])
             wanted = missing[places]
             if wanted.any():
-                vectors = self._embed([units[number] for number in chunk], contents)
+                vectors = self._embed(taken, contents)
                 self._store.add(content_ids[places[wanted]].tolist(), vectors[torch.from_numpy(wanted)])
+                self._note(taken)
 
     def _embed(self, units: list[_Unit], contents: list[Content]) -> Tensor:
         """Return float32 [turns of the units, D], on the CPU."""
@@ -196,8 +201,18 @@ class Encoder:
             )
         return vectors
 
+    def _note(self, units: list[_Unit]) -> None:
+        """Count what was encoded."""
+        for unit in units:
+            self.passes.num_contents += len(unit.places)
+            self.passes.num_passes += 1
+            self.passes.tokens += unit.cost.tokens
+            self.passes.tokens_alone += unit.alone.tokens
+            self.passes.patches += unit.cost.patches
+            self.passes.patches_alone += unit.alone.patches
+
     def _units(self, contents: list[Content]) -> list[_Unit]:
-        alone = [_Unit(self._packer.inference(content), (place,)) for place, content in enumerate(contents)]
+        alone = [self._alone(content, place) for place, content in enumerate(contents)]
         if not self._join_turns:
             return alone
         groups: dict[object, list[_Unit]] = {}
@@ -207,21 +222,26 @@ class Encoder:
             groups.setdefault((unit.dialogue.system, images) if can_join else place, []).append(unit)
         return [unit for group in groups.values() for unit in self._joined(group)]
 
+    def _alone(self, content: Content, place: int) -> _Unit:
+        dialogue = self._packer.inference(content)
+        cost = self._encoder.backbone.processor.count(dialogue)
+        return _Unit(dialogue, (place,), cost, cost)
+
     def _joined(self, group: list[_Unit]) -> Iterator[_Unit]:
         """Yield dialogues whose turns see their images and themselves, as they would alone."""
         if len(group) == 1:
             yield from group
             return
-        count = self._encoder.backbone.processor.count
         for start in range(0, len(group), _MOST_TURNS):
             members = group[start : start + _MOST_TURNS]
             turns = tuple(turn for unit in members for turn in unit.dialogue.turns)
             one = replace(members[0].dialogue, turns=turns, context="isolated")
-            self.passes.num_images += 1
-            self.passes.num_turns += len(turns)
-            self.passes.tokens += count(one).tokens
-            self.passes.tokens_alone += sum(count(unit.dialogue).tokens for unit in members)
-            yield _Unit(one, tuple(place for unit in members for place in unit.places))
+            alone = Cost(
+                tokens=sum(unit.cost.tokens for unit in members),
+                patches=sum(unit.cost.patches for unit in members),
+            )
+            places = tuple(place for unit in members for place in unit.places)
+            yield _Unit(one, places, self._encoder.backbone.processor.count(one), alone)
 
 
 def _image_id(content: Content) -> int:

@@ -203,14 +203,21 @@ class VectorStore:
 
     def _say_about(self, about: dict[str, Any]) -> None:
         path = self.folder / "about.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(about)):
-                raise MucoError(f"{self.folder} holds embeddings of another model; remove it or take another")
-            return
-        beside = path.with_name(f".about.{os.getpid()}.partial")
-        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if found is None:
+                beside = path.with_name(f".about.{os.getpid()}.partial")
+                beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+                os.replace(beside, path)
+        except OSError as error:
+            raise MucoError(f"{self.folder}: embeddings cannot be kept here: {error}") from error
+        except ValueError as error:
+            raise DataError(
+                f"{path}: damaged: {error}. Remove {self.folder}; what it holds is embedded again."
+            ) from None
+        if found not in (None, json.loads(json.dumps(about))):
+            raise MucoError(f"{self.folder} holds embeddings of another model; remove it or take another")
 
     def _read_part(self, file: Path) -> tuple[NDArray[np.int64], MappedVectors]:
         stored = file.with_suffix(".vectors")

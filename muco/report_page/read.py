@@ -98,7 +98,7 @@ def _command(folder: Path) -> str:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, OSError) as error:
         raise MucoError(f"{path}: not JSON: {error}\nRemove the file and make it again.") from None
 
 

@@ -19,6 +19,7 @@ from muco.core.pooler import Pooler
 from muco.core.recipe import ComponentRef, Recipe
 from muco.core.sampler import Sampler
 from muco.core.source import Source
+from muco.core.suite import Suite
 from muco.data.cache import cached_shards
 from muco.data.convert import Show
 from muco.data.read import ShardReader
@@ -38,7 +39,7 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     Raises:
         MucoError: shards that are not there, or do not fit their index.
     """
-    _check_there(recipe)
+    verify_data(recipe, suites=False)
     readers = {}
     for name, settings in recipe.data.items():
         if settings.source is not None:
@@ -55,16 +56,33 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     return readers
 
 
-def _check_there(recipe: Recipe) -> None:
-    """Raise DataError that names all folders of shards that are missing, and how to get them."""
-    missing = []
+def verify_data(recipe: Recipe, *, shards: bool = True, suites: bool = True) -> None:
+    """Raise DataError that names all that a run would find missing, and how to get it.
+
+    Args:
+        recipe: the run's.
+        shards: whether training data are looked for.
+        suites: whether the suites' data are.
+    """
+    missing = _missing_shards(recipe) if shards else []
+    for place, ref in enumerate(recipe.evaluate.suites if suites else ()):
+        suite: Suite = make(ref)
+        try:
+            suite.verify_data()
+        except DataError as error:
+            missing.append(f"  evaluate.suites.{place} ({ref.name}): {error}")
+    if missing:
+        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(missing))
+
+
+def _missing_shards(recipe: Recipe) -> list[str]:
+    missing: list[str] = []
     for name, settings in recipe.data.items():
         place = settings.shards or ""
         if place and "://" not in place and not Path(place).expanduser().is_dir():
             how = settings.get or "`muco data prepare` makes shards; docs/shards.md has the layout."
             missing.append(f"  data.{name}: {place} is not there.\n    {how.strip()}")
-    if missing:
-        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(missing))
+    return missing
 
 
 @dataclass(frozen=True)

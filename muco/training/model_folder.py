@@ -14,6 +14,8 @@ from muco.core.errors import DataError
 from muco.core.recipe import Recipe
 from muco.training.build import with_pooler
 
+ABOUT = "muco.json"
+"""What says which model a folder holds."""
 _FORMAT = 1
 
 
@@ -24,12 +26,42 @@ def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: in
     pooler = encoder.pooler.state_dict()
     if pooler:
         save_file(pooler, folder / "pooler.safetensors")
-    parts = {
+    about = {
+        "format": _FORMAT,
+        "step": step,
         "packer": recipe.packer.dump(),
         "backbone": recipe.backbone.dump(),
         "pooler": recipe.pooler.dump(),
+        "files": {name: file.stat().st_size for name, file in _files(folder).items()},
     }
-    (folder / "muco.json").write_text(json.dumps({"format": _FORMAT, "step": step, **parts}, indent=1) + "\n")
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return what `save_encoder` says of a model: its parts, and after how many steps it was saved.
+
+    Raises:
+        DataError: it is not there or not as it was written, one of its files among it.
+    """
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no trained model here; train it first, without --only evaluate") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise DataError(f"{path}: not of this version of muco, which reads format {_FORMAT}")
+    if missing := [key for key in ("step", "packer", "backbone", "pooler") if key not in about]:
+        raise DataError(f"{path}: {', '.join(missing)} missing; copy the model folder again")
+    found = {name: file.stat().st_size for name, file in _files(folder).items()}
+    damaged = [name for name, size in about.get("files", {}).items() if found.get(name) != size]
+    if damaged:
+        raise DataError(
+            f"{folder}: {', '.join(damaged)}: missing, or of another size than when the model was saved. "
+            "Copy the folder again, or take that of a checkpoint."
+        )
+    return about
 
 
 def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
@@ -38,8 +70,7 @@ def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
     Raises:
         DataError: it is not there, or its weights do not fit the recipe.
     """
-    if not (folder / "muco.json").is_file():
-        raise DataError(f"{folder}: no trained model here; train it first, without --only evaluate")
+    read_about(folder)
     backbone = cast(Any, recipe.backbone.cls).load(recipe.backbone.config, folder)
     encoder = with_pooler(recipe, backbone)
     weights = folder / "pooler.safetensors"
@@ -49,15 +80,21 @@ def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
 
 def trained_steps(folder: Path) -> int:
     """Return after how many updates the model was saved."""
-    return json.loads((folder / "muco.json").read_text())["step"]
+    return read_about(folder)["step"]
 
 
 def weights_hash(folder: Path) -> str:
     """Return a hash of the folder's weights, tokenizer and settings: equal hash, equal embeddings."""
     digest = blake2b(digest_size=16)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for name, file in _files(folder).items():
         with open(file, "rb") as opened:
-            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(name.encode())
             while block := opened.read(2**24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files below a folder by their names in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {file.relative_to(folder).as_posix(): file for file in found}

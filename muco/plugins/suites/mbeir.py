@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,24 +124,48 @@ class MBEIR(Suite):
                     found[where] = found.get(where, 0) + 1
         return found
 
+    def verify_data(self) -> None:
+        names = self._names_there()
+        files = [self._queries(name) for name in names] + [self._qrels(name) for name in names]
+        if "local" in self.pools:
+            files += [self._local_file(name) for name in names]
+        if "global" in self.pools:
+            files.append(self._global_file)
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing:
+            raise DataError(f"{', '.join(missing[:6])}: no such file. {self._how}")
+        for name in names:
+            self._instruction(*TEST_SETS[name])
+            for _, row in islice(whole_rows(self._queries(name)), 1):
+                self._check_images(name, [row.get("query_img_path") or ""])
+
     def tasks(self) -> Iterable[Task]:
-        names = self.names or [name for name in TEST_SETS if self._queries(name).is_file()]
-        if not names:
-            raise DataError(
-                f"{self.folder}: no query/test/mbeir_*_test.jsonl. It must be the folder of TIGER-Lab/M-BEIR "
-                "from the Hugging Face hub."
-            )
+        names = self._names_there()
         for pool in self.pools:
             everything = _Pool(self._global_file, self.images) if pool == "global" else None
             for name in names:
                 yield self._task(name, pool, everything or _Pool(self._local_file(name), self.images))
 
+    @property
+    def _how(self) -> str:
+        return (
+            f"`hf download --repo-type dataset TIGER-Lab/M-BEIR --local-dir {self.folder}` gets all that the "
+            "suite reads, 170 GB of images among them."
+        )
+
+    def _names_there(self) -> Sequence[str]:
+        names = self.names or [name for name in TEST_SETS if self._queries(name).is_file()]
+        if not names:
+            raise DataError(f"{self.folder}: no query/test/mbeir_*_test.jsonl. {self._how}")
+        return names
+
+    def _check_images(self, name: str, paths: Iterable[str]) -> None:
+        self.images.check(paths, told=f"{name} needs them; they are in mbeir_images.tar.gz.")
+
     def _task(self, name: str, pool: str, candidates: _Pool) -> Task:
         data_set, kind = TEST_SETS[name]
         rows, relevant = self._read_queries(name, candidates)
-        self.images.check(
-            (path for _, path in rows), told=f"{name} needs them; they are in mbeir_images.tar.gz."
-        )
+        self._check_images(name, (path for _, path in rows))
         best = 10 if data_set in _TEN else 5
         prefix = self._prefix(pool)
         return Task(
@@ -166,6 +191,9 @@ class MBEIR(Suite):
 
     def _queries(self, name: str) -> Path:
         return self.folder / "query" / "test" / f"mbeir_{name}_test.jsonl"
+
+    def _qrels(self, name: str) -> Path:
+        return self.folder / "qrels" / "test" / f"mbeir_{name}_test_qrels.txt"
 
     @property
     def _global_file(self) -> Path:
@@ -200,7 +228,7 @@ class MBEIR(Suite):
 
     def _judged(self, name: str) -> dict[str, list[str]]:
         """Return the relevant candidates of each query."""
-        path = self.folder / "qrels" / "test" / f"mbeir_{name}_test_qrels.txt"
+        path = self._qrels(name)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         judged: dict[str, list[str]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,39 +95,39 @@ class MMEB(Suite):
                 found[name] = found.get(name, 0) + 1
         return found
 
+    def verify_data(self) -> None:
+        for name, files in self._files_of_sets().items():
+            firsts = [row for path in files for row in islice(_rows(name, path), 1)]
+            self._check_images(name, [content for query, targets in firsts for content in (query, *targets)])
+
     def tasks(self) -> Iterable[Task]:
+        for name, files in self._files_of_sets().items():
+            yield self._task(name, files)
+
+    def _files_of_sets(self) -> dict[str, list[Path]]:
         files = {name: _files(self.folder / name) for name in self.names or DATA_SETS}
         absent = [name for name, found in files.items() if not found]
         if len(absent) == len(files) or (absent and self.names):
             raise DataError(
                 f"{self.folder}: no files of {', '.join(absent[:6])}{' and others' if absent[6:] else ''}. "
-                "A data set is a folder of its name with test files in parquet or JSON lines; they come "
-                "from TIGER-Lab/MMEB-eval or ziyjiang/MMEB_Test_Instruct on the Hugging Face hub."
+                "A data set is a folder of its name with test files in parquet or JSON lines. `hf download "
+                f"--repo-type dataset TIGER-Lab/MMEB-eval --local-dir {self.folder}` gets all 36, images.zip "
+                "among them, which is read as it is."
             )
-        for name, found in files.items():
-            if found:
-                yield self._task(name, found)
+        return {name: found for name, found in files.items() if found}
 
     def _task(self, name: str, files: list[Path]) -> Task:
         queries: list[TextAndImage] = []
         places: dict[TextAndImage, int] = {}
         candidates: list[list[int]] = []
-        for path in files:
-            for where, row in whole_rows(path):
-                try:
-                    query, targets = _read_row(DATA_SETS[name].shape, row)
-                except DataError as error:
-                    raise DataError(f"{where}: {error}") from None
-                queries.append(query)
-                found = [places.setdefault(target, len(places)) for target in targets]
-                candidates.append(list(dict.fromkeys(found)))  # a doublet of the right one is right too
+        for query, targets in chain.from_iterable(_rows(name, path) for path in files):
+            queries.append(query)
+            found = [places.setdefault(target, len(places)) for target in targets]
+            candidates.append(list(dict.fromkeys(found)))  # a doublet of the right one is right too
         if not queries:
             raise DataError(f"{self.folder / name}: the files hold no query")
         pool = list(places)
-        self.images.check(
-            (path for _, path in (*queries, *pool)),
-            told=f"{name} needs them: put the images beside the data, or say `images`.",
-        )
+        self._check_images(name, (*queries, *pool))
         return Task(
             name=name,
             meta_task=DATA_SETS[name].meta_task,
@@ -138,6 +139,13 @@ class MMEB(Suite):
             groups=(_domain(DATA_SETS[name]),),
         )
 
+    def _check_images(self, name: str, rows: Iterable[TextAndImage]) -> None:
+        self.images.check(
+            (path for _, path in rows),
+            told=f"{name} needs them: images.zip of the same download, or what it holds, beside the data; or "
+            "say `images`.",
+        )
+
 
 def _domain(data_set: DataSet) -> str:
     return "ind" if data_set.in_domain else "ood"
@@ -147,6 +155,15 @@ def _files(folder: Path) -> list[Path]:
     """Return the files of the test split; with names that do not tell, all there are."""
     found = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
     return [path for path in found if path.name.startswith("test")] or found
+
+
+def _rows(name: str, path: Path) -> Iterator[tuple[TextAndImage, list[TextAndImage]]]:
+    """Yield the queries of a data set's file with their candidates."""
+    for where, row in whole_rows(path):
+        try:
+            yield _read_row(DATA_SETS[name].shape, row)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
 
 
 def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[TextAndImage]]:

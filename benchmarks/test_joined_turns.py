@@ -1,0 +1,58 @@
+"""Encoding questions about images: one pass an image, its questions isolated, against a pass each.
+
+    pytest benchmarks/test_joined_turns.py
+
+Seven questions on each of four pictures of 225 tokens. What is encoded is counted too, and the vectors agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from benchmarks.steps import ISOLATED, encoder_of, noise, text
+from muco.core import Content, TurnEncoder
+from muco.evaluation.encode import Encoder
+from muco.evaluation.store import VectorStore
+
+NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 4, 7, 12
+SIDE_PIXELS = 28 * 15
+DECODER = {"hidden_dim": 256, "num_layers": 6, "mlp_dim": 1024, "vision_layers": 1, "vision_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def model() -> TurnEncoder:
+    """Return a model of six layers behind a small vision tower."""
+    sizes = {"min_pixels": SIDE_PIXELS**2, "max_pixels": SIDE_PIXELS**2}
+    return encoder_of(sizes, {**DECODER, "vision_heads": 2})
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[Content]:
+    images = [noise(SIDE_PIXELS, place) for place in range(NUM_IMAGES)]
+    return [
+        Content(text(TEXT_TOKENS, place, turn), (image,))
+        for place, image in enumerate(images)
+        for turn in range(NUM_TURNS)
+    ]
+
+
+VECTORS: dict[bool, torch.Tensor] = {}
+
+
+@pytest.mark.parametrize("join_turns", [False, True], ids=["one_by_one", "one_pass_an_image"])
+def test_questions_on_the_same_images(benchmark, model, contents, join_turns, tmp_path_factory):
+    def encode() -> Encoder:
+        with VectorStore(tmp_path_factory.mktemp("store"), {}, dim=256) as store:
+            coder = Encoder(model, ISOLATED, store, batch_tokens=4096, join_turns=join_turns)
+            found = coder.encode(contents).vectors
+            VECTORS[join_turns] = found.block(0, len(found))
+            return coder
+
+    coder = benchmark.pedantic(encode, rounds=3, warmup_rounds=1)
+    benchmark.extra_info |= asdict(coder.passes)
+    print(f"\n{coder.passes}")
+    if len(VECTORS) == 2:
+        torch.testing.assert_close(VECTORS[True], VECTORS[False], atol=1e-5, rtol=0)

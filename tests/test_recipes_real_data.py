@@ -124,11 +124,21 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     assert json.loads((plain / "summary.json").read_text())["samples_seen"] == 12
 
 
+TWO_SETS = ["VOC2007", "CIRR"]
+
+
+def scored(done: Path) -> set[str]:
+    """Return the scores of a run whose evaluation had the files of `TWO_SETS`."""
+    return set(json.loads((done / "summary.json").read_text())["metrics"])
+
+
 @pytest.mark.slow
 def test_mmeb_on_two_towers(folder):
     write_mmeb(folder / "MMEB-train", 12)
+    eval_files.write_mmeb(folder / "MMEB-eval", TWO_SETS, zipped=True)
     prepare_mmeb("--from", "MMEB-train", "--to", "data/mmeb_original")
     done = run("mmeb_clip", [*QUICK_RUN, *scratch(SMALL_CLIP["scratch"])])
+    assert scored(done) >= {"mmeb/mean (2 of 36)", "mmeb/CIRR"}
     assert json.loads((done / "summary.json").read_text())["samples_seen"] == 12
     assert all(loss > 0 for loss in losses(done))
     assert (done / "model/open_clip_config.json").is_file()
@@ -138,9 +148,11 @@ def test_mmeb_on_two_towers(folder):
 def test_mmeb_with_captions_on_llava(folder):
     write_mmeb(folder / "MMEB-train", 12)
     write_captioned(folder)
+    eval_files.write_mmeb(folder / "MMEB-eval", TWO_SETS, zipped=True)
     prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
     sizes = LLAVA_SIZES | {"family": "llava_onevision", "image_size_pixels": 28}
     done = run("mmeb_llava", [*QUICK_RUN, *scratch(sizes), "train.num_steps=2"])
+    assert scored(done) >= {"mmeb/mean (2 of 36)", "mmeb/CIRR"}
     assert json.loads((done / "summary.json").read_text())["samples_seen"] == 8
     assert AutoConfig.from_pretrained(done / "model").model_type == "llava_onevision"
 

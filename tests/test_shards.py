@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from muco.core import Content, DataError, EncodedImage, Pair, Sample
+from muco.core import Content, DataError, EncodedImage, Pair, Sample, Video
 from muco.data.cache import cached_shards
+from muco.data.format import to_members
 from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -64,7 +65,7 @@ SAMPLES = st.builds(
 )
 
 
-def plain(number: int, *images: EncodedImage) -> Sample:
+def plain(number: int, *images: EncodedImage | Video) -> Sample:
     """Return a sample of one pair."""
     query = Content(f"what is in picture {number}?")
     return Sample(f"sample {number}", "plain", images, (Pair("vqa", (query,), Content(f"thing {number}")),))
@@ -172,7 +173,9 @@ def test_the_index_is_what_its_page_says(folder):
 def test_the_examples_of_the_page_about_shards_are_true(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs" / "shards.md").read_text(encoding="utf-8")
     write_ours, read_all, read_one = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    record, index = map(json.loads, re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    record, with_video, index = map(
+        json.loads, re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    )
     monkeypatch.chdir(tmp_path)
     Path("riding.jpg").write_bytes(encoded("JPEG").data)
     Path("by_day.png").write_bytes(encoded("PNG").data)
@@ -185,6 +188,9 @@ def test_the_examples_of_the_page_about_shards_are_true(tmp_path, monkeypatch, c
     ]
     assert len(written.pop("rows_blake2b")) == len(index.pop("rows_blake2b"))
     assert written == index
+    first, *others, last = (encoded("JPEG", colour) for colour in ("red", "green", "blue", "white"))
+    members = to_members(plain(0, Video((first, *others), seconds_per_frame=0.5), last))
+    assert json.loads(members[0].data)["images"] == with_video["images"]
     exec(read_all, {})
     gc.collect()
     assert "000000000" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -124,7 +125,8 @@ def test_frames_are_reduced_alike():
 
 def test_check_and_show_count_frames(tmp_path):
     bad = Video((FRAMES[0], picture("red", (24, 40))))
-    write_shards([sample_of(VIDEO), sample_of(bad)], tmp_path / "films", about={})
+    samples = [sample_of(VIDEO), replace(sample_of(bad), sample_id="two")]
+    write_shards(samples, tmp_path / "films", about={})
     found = check_shards(tmp_path / "films", columns=None, decode=True, show=plain)
     assert found.num_problems == 1
     assert "000000001: the frames of a video differ in size" in found.problems[0]

@@ -121,3 +121,41 @@ def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
     order = exact.sort(dim=1, descending=True, stable=True)
     assert torch.equal(rows, order.indices[:, :7])
     assert torch.equal(scores, order.values[:, :7])
+
+
+@pytest.mark.parametrize("lists", [None, [list(range(9))] * 3])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_vector_that_is_not_finite_is_told_and_never_ranked(lists, broken, side):
+    """It compares as neither more nor less than anything, so that all would seem to be found."""
+    both, _ = levels_of(0, 5, (3, 4), (29, 4))
+    both[side][1, 2] = broken
+    threads = torch.get_num_threads()
+    with pytest.raises(ValueError, match="not finite"):
+        rank_all(task_of(3, 29, lists, [[0], [1], [2]]), *both)
+    with pytest.raises(ValueError, match="not finite"):
+        best_of(*both, 3)
+    assert torch.get_num_threads() == threads
+
+
+def test_scores_are_computed_once_whatever_the_number_of_right_answers(monkeypatch):
+    (query, pool), _ = levels_of(0, 9, (6, 4), (29, 4))
+    right = [list(range(1 + 4 * row)) for row in range(6)]
+    found = rank_all(task_of(6, 29, None, right), query, pool)
+    assert found == rank_all(task_of(6, 29, [list(range(29))] * 6, right), query, pool)
+    computed = []
+    scores = search._Scorer.scores
+    monkeypatch.setattr(search._Scorer, "scores", lambda *args: computed.append(1) or scores(*args))
+    rank_all(task_of(6, 29, None, right), query, pool)
+    assert len(computed) == 1
+
+
+@pytest.mark.parametrize(
+    ("candidates", "told"),
+    [([[0, 1, 0]], "a candidate twice"), ([[0, 9]], "not in the pool"), ([[-1, 0]], "not in the pool"),
+     ([[]], "no candidate")],
+)  # fmt: skip
+def test_candidates_that_are_none_are_told(candidates, told):
+    with pytest.raises(ValueError, match=told):
+        task_of(1, 5, candidates, [[0]])
+    assert task_of(1, 5, [range(5)], [[0]]).candidates == [range(5)]

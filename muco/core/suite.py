@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ class Task:
     """Queries against one pool of unique candidates.
 
     Raises:
-        ValueError: the lists disagree, or a query has no relevant candidate.
+        ValueError: the lists disagree, a query has no relevant candidate, or a list holds one twice.
     """
 
     name: str
@@ -50,9 +50,22 @@ class Task:
         for row, right in enumerate(self.relevant):
             if not len(right):
                 raise ValueError(f"task {self.name!r}: query {row} has no relevant candidate")
-            among = range(len(self.pool)) if self.candidates is None else set(self.candidates[row])
+            among = range(len(self.pool)) if self.candidates is None else self._places(row)
             if any(place not in among for place in right):
                 raise ValueError(f"task {self.name!r}: query {row} has a right answer that is no candidate")
+
+    def _places(self, row: int) -> Container[int]:
+        """Return a query's own candidates, each a place in the pool and none twice."""
+        assert self.candidates is not None
+        own, everything = self.candidates[row], range(len(self.pool))
+        if isinstance(own, range) and own == everything:
+            return everything
+        places = set(own)
+        if len(places) != len(own):
+            raise ValueError(f"task {self.name!r}: query {row} has a candidate twice")
+        if places and (min(places) < 0 or max(places) >= len(self.pool)):
+            raise ValueError(f"task {self.name!r}: query {row} has a candidate that is not in the pool")
+        return places
 
 
 class Suite(Component, ABC):

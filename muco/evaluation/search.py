@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ _PART_ROWS = 256
 """Candidates that are scored at once where most lie near a threshold."""
 _DENSE = 1 / 64
 """The share of scores near a threshold from which all of them are summed again."""
+_NOT_FINITE = "a vector of the queries or of the candidates is not finite"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ def rank_all(
         num_top: how many of the best candidates to keep by name.
         top_queries: for how many of the first queries.
         device: where products are computed.
+
+    Raises:
+        ValueError: a vector is not finite.
     """
     query, pool = as_vectors(query), as_vectors(pool)
     if task.candidates is not None:
@@ -119,6 +124,9 @@ def best_of(
 
     Returns:
         scores float32 [Q, K] and rows of the pool int64 [Q, K].
+
+    Raises:
+        ValueError: a vector is not finite.
     """
     pool = as_vectors(pool)
     with _one_pool_of_threads(torch.device(device)):
@@ -145,7 +153,11 @@ def _rank_lists(
     for first, stop in _portions([len(row) for row in task.candidates], _LISTED):
         lists = [np.asarray(row, dtype=np.int64) for row in task.candidates[first:stop]]
         union = np.unique(np.concatenate(lists))
-        scores_QU = scores_of(query.block(first, stop), pool.take(torch.from_numpy(union))).numpy()
+        query_QD = query.block(first, stop)
+        parts = [scores_of(query_QD, pool.take(rows)) for rows in torch.from_numpy(union).split(_LISTED)]
+        scores_QU = torch.cat(parts, dim=1).numpy()
+        if not np.isfinite(scores_QU).all():
+            raise ValueError(_NOT_FINITE)
         for row, places in enumerate(lists, start=first):
             score_C = scores_QU[row - first, np.searchsorted(union, places)]
             keep = num_top if row < top_queries else 0
@@ -197,13 +209,16 @@ def _rank_pool(
     query_QD: Tensor, pool: Vectors, relevant: Sequence[Sequence[int]], device: torch.device
 ) -> list[tuple[Standing, ...]]:
     rights = [_Right.of(row, query_QD, pool, places) for row, places in enumerate(relevant)]
+    scorer = _Scorer(query_QD.to(device))
     columns = [
-        _Column(query_QD.to(device), [each for each in rights if len(each.rows) > slot], slot)
+        _Column(scorer, [each for each in rights if len(each.rows) > slot], slot)
         for slot in range(max(len(each.rows) for each in rights))
     ]
     for first, block_BD in _blocks(pool, device):
+        score_QB, bound = scorer.scores(block_BD)
+        most_Q = score_QB.amax(1)
         for column in columns:
-            column.count(block_BD, first)
+            column.count(most_Q, score_QB, bound, block_BD, first)
     tallies: dict[int, list[list[int]]] = {}
     for column in columns:
         for each, tally in zip(column.rights, column.tallies(), strict=True):
@@ -279,10 +294,15 @@ class _Scorer:
         """Return float32 [Q, B], and how far one may lie from the true score rounded to float32.
 
         The scores are overwritten by the next block's.
+
+        Raises:
+            ValueError: a vector is not finite.
         """
         longest = float(torch.linalg.vector_norm(block_BD, dim=1).max())
         # D products and sums, each rounded to half a unit of 2^-23, and the rounding of the result.
         bound = (block_BD.shape[1] + 2) * 2.0**-24 * self._norm * longest * 1.01
+        if not isfinite(bound):
+            raise ValueError(_NOT_FINITE)
         number, size = len(self.query_QD), len(block_BD)
         score_QB = self._space[: number * size].view(number, size)
         if block_BD.device.type == "cpu":  # numpy's OpenBLAS: torch's MKL is slower on many processors
@@ -339,35 +359,36 @@ def _is_crowded(num_pairs: int, block_BD: Tensor) -> bool:
     return len(block_BD) > _PART_ROWS and num_pairs > _MOST_PAIRS
 
 
-class _Column(_Scorer):
+class _Column:
     """The counts of one right answer of each query that has so many."""
 
-    def __init__(self, query_QD: Tensor, rights: Sequence[_Right], slot: int) -> None:
+    def __init__(self, scorer: _Scorer, rights: Sequence[_Right], slot: int) -> None:
         self.rights = rights
-        device = query_QD.device
-        super().__init__(query_QD[torch.tensor([each.query for each in rights], device=device)])
+        self._scorer = scorer
+        device = scorer.query_QD.device
+        self._query = torch.tensor([each.query for each in rights], device=device)
         self._score = torch.tensor([float(each.scores[slot]) for each in rights], device=device)
         self._row = torch.tensor([int(each.rows[slot]) for each in rights], device=device)
         self._counts = torch.zeros(3, len(rights), dtype=torch.int64, device=device)
 
-    def count(self, block_BD: Tensor, first: int) -> None:
-        """Add a block's candidates above, tied, and tied but earlier."""
-        score_QB, bound = self.scores(block_BD)
-        (hit_H,) = (score_QB.amax(1) >= self._score - bound).nonzero(as_tuple=True)
+    def count(self, most_Q: Tensor, score_QB: Tensor, bound: float, block_BD: Tensor, first: int) -> None:
+        """Add a block's candidates above, tied, and tied but earlier; `most_Q` are each query's maxima."""
+        (hit_H,) = (most_Q[self._query] >= self._score - bound).nonzero(as_tuple=True)
         if not len(hit_H):
             return
-        if len(hit_H) * 2 > len(score_QB):  # nearly all: a copy would take longer
-            hit_H = torch.arange(len(score_QB), device=score_QB.device)
+        if len(hit_H) * 2 > len(score_QB) == len(self.rights):  # nearly all: a copy would take longer
+            hit_H, score_HB = torch.arange(len(score_QB), device=score_QB.device), score_QB
         else:
-            score_QB = score_QB[hit_H]
+            score_HB = score_QB[self._query[hit_H]]
         wanted_H1 = self._score[hit_H, None]
-        surely_HB = _at_least(score_QB, _next(wanted_H1 + bound))
-        maybe_HB = _at_least(score_QB, wanted_H1 - bound)
+        surely_HB = _at_least(score_HB, _next(wanted_H1 + bound))
+        maybe_HB = _at_least(score_HB, wanted_H1 - bound)
         surely_H = _count(surely_HB)
         near_H = _count(maybe_HB) - surely_H
         if _is_crowded(int(near_H.sum()), block_BD):
             for part in range(0, len(block_BD), _PART_ROWS):
-                self.count(block_BD[part : part + _PART_ROWS], first + part)
+                rows = slice(part, part + _PART_ROWS)
+                self.count(most_Q, score_QB[:, rows], bound, block_BD[rows], first + part)
             return
         self._counts[0, hit_H] += surely_H
         (near,) = near_H.nonzero(as_tuple=True)
@@ -381,7 +402,8 @@ class _Column(_Scorer):
 
     def _settle(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor, first: int) -> None:
         """Count pairs that float32 could not decide."""
-        exact_N, wanted_N = self.exactly(block_BD, queries_N, rows_N), self._score[queries_N]
+        exact_N = self._scorer.exactly(block_BD, self._query[queries_N], rows_N)
+        wanted_N = self._score[queries_N]
         tied_N = exact_N == wanted_N
         before_N = tied_N & (rows_N + first < self._row[queries_N])
         for place, counted in enumerate((exact_N > wanted_N, tied_N, before_N)):

@@ -76,6 +76,7 @@ def edit(path, old, new):
 
 OVEN = "query/test/mbeir_oven_task6_test.jsonl"
 POOL = "cand_pool/local/mbeir_oven_task6_cand_pool.jsonl"
+INSTRUCTIONS = "instructions/query_instructions.tsv"
 QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
 
 
@@ -91,9 +92,13 @@ QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
         (edit(QRELS, "5:3 0 5:3 1 6\n5:3 0 5:4 1 6\n", ""), "no positive of its own"),
         (edit(QRELS, "5:3 0 5:3 1 6", "5:3 5:3"), "line 8: must be"),
         (edit(OVEN, '"image,text"', '"text"'), "says 'text' and holds image,text"),
-        (edit("instructions/query_instructions.tsv", "OVEN\t5", "OVEN\t4"), "no instruction for oven"),
+        (edit(INSTRUCTIONS, "OVEN\t5", "OVEN\t4"), "no instruction for oven"),
         (lambda folder: (folder / "mbeir_images/q1.jpg").unlink(), "1 images are missing"),
         (edit(OVEN, "{", "", ), "row 1: no JSON"),
+        (edit(OVEN, '"what is number 2"', "5"), "row 3: query_txt is a int, not text"),
+        (edit(POOL, '"\\"passage 1 of oven_task6"', '["a"]'), "line 2: txt is a list, not text"),
+        (lambda folder: (folder / QRELS).write_bytes(b"\xff"), "qrels.txt: cannot be read"),
+        (lambda folder: (folder / INSTRUCTIONS).write_text(""), "no instruction for oven"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
@@ -106,7 +111,7 @@ def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
 @pytest.mark.parametrize(
     ("gone", "pool"),
     [(POOL, "local"), (QRELS, "both"), ("mbeir_images/q0.jpg", "local"),
-     ("instructions/query_instructions.tsv", "local"),
+     (INSTRUCTIONS, "local"),
      ("cand_pool/global/mbeir_union_test_cand_pool.jsonl", "both")],
 )  # fmt: skip
 def test_what_is_missing_is_told_before_training(tmp_path, gone, pool):

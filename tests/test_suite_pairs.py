@@ -35,6 +35,8 @@ def test_tables_may_be_csv(tmp_path):
         ({"text": "x", "relevant": "c"}, {"id": "d", "text": "d"}, "'c' is not among the candidates"),
         ({"text": "x"}, {"id": "c", "text": "c"}, "no right candidate in column 'relevant'"),
         ({"relevant": "c"}, {"id": "c", "text": "c"}, "neither text in column 'text'"),
+        ({"text": ["x"], "relevant": "c"}, {"id": "c", "text": "c"}, "text is a list, not text"),
+        ({"text": "\ud800", "relevant": "c"}, {"id": "c", "text": "c"}, "text is not valid Unicode"),
         ({"text": "x", "relevant": "c"}, {"text": "c"}, "no id in column 'id'"),
         (
             {"text": "x", "relevant": "c", "image": "none.png"},
@@ -54,6 +56,14 @@ def test_tables_that_do_not_fit_are_told(tmp_path, query, candidate, told):
     write_lines(tmp_path / "candidates.jsonl", [candidate])
     with pytest.raises(DataError, match=told):
         suite_of(tmp_path).verify_data()
+
+
+def test_a_number_is_a_text_and_nought_too(tmp_path):
+    write_lines(tmp_path / "queries.jsonl", [{"text": "how many?", "relevant": 0}])
+    write_lines(tmp_path / "candidates.jsonl", [{"id": 0, "text": 0}, {"id": 1, "text": 1}])
+    (task,) = suite_of(tmp_path).tasks()
+    assert [content.text for content in task.pool] == ["0", "1"]
+    assert task.relevant == [[0]]
 
 
 def test_no_candidates_are_told(tmp_path):

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from muco.core.component import ComponentConfig, Feature
 from muco.core.contents import LazyContents
 from muco.core.errors import DataError, did_you_mean
+from muco.core.row_texts import text_of
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
 from muco.plugins._shared.image_files import ImageFiles, TextAndImage
@@ -212,8 +213,7 @@ class MBEIR(Suite):
         relevant: list[list[int]] = []
         for where, row in whole_rows(self._queries(name)):
             qid = str(row.get("qid"))
-            content = (row.get("query_txt") or "", row.get("query_img_path") or "")
-            _check_modality(where, row.get("query_modality"), *content)
+            content = _content_of(row, "query_txt", "query_img_path", "query_modality", where)
             if qid not in judged:
                 raise DataError(f"{where}: query {qid} is not in the qrels; queries and qrels disagree")
             # Some list positives of other data sets; the benchmark counts the query's own.
@@ -229,10 +229,8 @@ class MBEIR(Suite):
     def _judged(self, name: str) -> dict[str, list[str]]:
         """Return the relevant candidates of each query."""
         path = self._qrels(name)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
         judged: dict[str, list[str]] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_lines_of(path), start=1):
             fields = line.split()
             if not fields:
                 continue
@@ -245,9 +243,7 @@ class MBEIR(Suite):
     @cached_property
     def _instructions(self) -> dict[tuple[int, str, str], list[str]]:
         path = self.folder / "instructions" / "query_instructions.tsv"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        head, *lines = _lines_of(path) or [""]
         names = head.split("\t")
         found: dict[tuple[int, str, str], list[str]] = {}
         for number, line in enumerate(filter(None, lines), start=2):
@@ -282,12 +278,24 @@ def clean(text: str) -> str:
     return text if text[-1] in ".?!" else text + "."
 
 
-def _check_modality(where: str, modality: Any, text: str, path: str) -> None:
-    has = {"text": bool(text), "image": bool(path)}
-    wanted = set(str(modality).split(","))
+def _content_of(row: Mapping[str, Any], text: str, image: str, modality: str, where: str) -> TextAndImage:
+    """Return what two columns hold; raise DataError where it is not what the column of modalities says."""
+    content = tuple(text_of(row.get(column), f"{where}: {column}") for column in (text, image))
+    has = dict(zip(("text", "image"), map(bool, content), strict=True))
+    wanted = set(str(row.get(modality)).split(","))
     if not wanted <= has.keys() or any(has[each] != (each in wanted) for each in has):
         found = ",".join(each for each in sorted(has) if has[each]) or "nothing"
-        raise DataError(f"{where}: says {modality!r} and holds {found}")
+        raise DataError(f"{where}: says {row.get(modality)!r} and holds {found}")
+    return content[0], content[1]
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 class _Pool:
@@ -308,9 +316,7 @@ class _Pool:
                     except DataError as error:
                         raise DataError(f"{where}: {error}") from None
                     numbers.append(_number(row.get("did"), where))
-                    _check_modality(
-                        where, row.get("modality"), row.get("txt") or "", row.get("img_path") or ""
-                    )
+                    _content_of(row, "txt", "img_path", "modality", where)
                     offsets.append(offsets[-1] + len(line))
                 else:
                     offsets[-1] += len(line)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
-from muco.core.row_texts import listed
+from muco.core.row_texts import listed, text_of
 from muco.core.suite import Suite, Task
 from muco.plugins._shared.image_files import ImageFiles, TextAndImage
 from muco.plugins._shared.mmeb_text import Shape, query_text, said, target_text
@@ -177,9 +177,10 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[
         raise DataError("the query has no candidates")
     if len(texts) != len(paths):
         raise DataError(f"{len(texts)} texts and {len(paths)} image paths of candidates; they must agree")
-    asked = row["qry_text"] or ""
-    text = query_text(shape, row["qry_inst"] or "", asked) if has_instructions else said(asked)
-    query = (text, row["qry_img_path"] or "")
+    asked = text_of(row["qry_text"], "qry_text")
+    instruction = text_of(row.get("qry_inst"), "qry_inst")
+    text = query_text(shape, instruction, asked) if has_instructions else said(asked)
+    query = (text, text_of(row["qry_img_path"], "qry_img_path"))
     if has_instructions:
         # One for all, or one each.
         instructions = listed(row["tgt_inst"], "tgt_inst") or [""]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
-from muco.core.row_texts import listed
+from muco.core.row_texts import listed, text_of
 from muco.core.suite import Suite, Task
 from muco.plugins._shared.image_files import ImageFiles, TextAndImage
 from muco.plugins._shared.tables import whole_rows
@@ -108,7 +108,10 @@ class PairsSuite(Suite):
         return list(pool), places
 
     def _content(self, row: Mapping[str, Any], where: str) -> TextAndImage:
-        content = (str(row.get(self.config.text) or ""), str(row.get(self.config.image) or ""))
+        content = (
+            _written(row.get(self.config.text), f"{where}: {self.config.text}"),
+            _written(row.get(self.config.image), f"{where}: {self.config.image}"),
+        )
         if not any(content):
             raise DataError(
                 f"{where}: neither text in column {self.config.text!r} nor an image path in "
@@ -123,6 +126,11 @@ class PairsSuite(Suite):
         if isinstance(value, list):
             return [str(each) for each in cast(list[Any], value)]
         return listed(value, f"{where}: {column}") if isinstance(value, str) else [str(value)]
+
+
+def _written(value: Any, what: str) -> str:
+    """Return a text; a number as it is written."""
+    return text_of(str(value) if isinstance(value, int | float) else value, what)
 
 
 def _found(ids: list[str], places: Mapping[str, int], where: str) -> list[int]:

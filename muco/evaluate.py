@@ -87,11 +87,11 @@ def evaluate(
     for ref in asked.evaluate.suites:
         make(ref).verify_data()
     place = RunFolder(to or source.results or Path("runs") / asked.name)
-    if ranks.is_main:
-        _prepare(place, asked)
-    ranks.wait()
     console = console if ranks.is_main else Console(quiet=True)
     encoder, weights = source.load(Parts.of(asked))
+    if ranks.is_main:
+        _prepare(place, asked, source, weights["weights"])
+    ranks.wait()
     metrics = score(encoder, Parts.of(asked), weights, asked.evaluate, place, console, ranks)
     if metrics is None:
         return None
@@ -199,7 +199,21 @@ def open_coder(
             ranks=ranks,
         )
         yield coder, about
-    _tell_passes(ranks.sums(asdict(coder.passes), device), console)
+    passes = ranks.sums(asdict(coder.passes), device)
+    _tell_cuts(passes, console)
+    _tell_passes(passes, console)
+
+
+def _tell_cuts(passes: dict[str, float], console: Console) -> None:
+    """Say how many texts the model saw no more than the beginning of."""
+    if passes["cut_texts"]:
+        console.print(
+            f"warning: of {passes['num_contents']:,.0f} encoded contents {passes['cut_texts']:,.0f} have a "
+            "text longer than the backbone's context; it was cut",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _tell_passes(passes: dict[str, float], console: Console) -> None:
@@ -324,11 +338,16 @@ def _values(folder: Path, name: str, evaluate_settings: dict[str, Any]) -> dict[
     }
 
 
-def _prepare(place: RunFolder, asked: Evaluation) -> None:
-    """Say in the folder what is evaluated there, unless it is a run's own."""
+def _prepare(place: RunFolder, asked: Evaluation, source: ModelSource, weights: str) -> None:
+    """Say in the folder what is evaluated there, unless it is a run's own; refuse one of another model."""
     import torch
 
     if place.recipe() is not None:
+        if source.folder is None or source.folder.resolve() != place.model.resolve():
+            raise MucoError(
+                f"{place.path} is a run, with results of its own model. Give these results a folder of their "
+                "own with --to."
+            )
         return
     old = place.evaluation()
     if old is not None:
@@ -337,6 +356,12 @@ def _prepare(place: RunFolder, asked: Evaluation) -> None:
             raise MucoError(
                 f"{place.path} holds results of another model, with another {' and '.join(changed)}. "
                 "Give these results a folder of their own with --to."
+            )
+        others = [suite for suite, scored in place.scored_weights().items() if scored != weights]
+        if others:
+            raise MucoError(
+                f"{place.path} holds results of other weights ({', '.join(others)}). Give these results a "
+                f"folder of their own with --to, or remove {place.eval}."
             )
     elif place.path.is_dir() and any(place.path.iterdir()):
         raise MucoError(f"{place.path} holds other files; give the results a folder of their own with --to")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from muco.evaluation.vectors import Vectors
 
 _MOST_EQUAL = 1024
-"""Samples of one answer that a search looks past."""
+"""Samples of one answer or of the same images that a search looks past."""
 _QUERIES = 2048
 
 
@@ -168,8 +168,8 @@ def _neighbours(
     if not coder.is_main:
         return None
     images, answers = _alike(sides, owners, len(reader))
-    _, equal = np.unique(answers, return_counts=True)
-    wanted = min(len(reader), num_ranks + min(int(equal.max()), _MOST_EQUAL) + 1)
+    alike = _most_equal(answers) + _most_equal(images[images != 0])
+    wanted = min(len(reader), num_ranks + min(alike, _MOST_EQUAL) + 1)
     found = np.full((len(reader), num_ranks), -1, dtype=np.int32)
     with TemporaryDirectory() as folder:
         query, answer = (
@@ -197,6 +197,13 @@ def _alike(
     answers = np.split(sides[1].content_ids, starts[1:])
     keys = [stable_id(*map(str, each.tolist())) for each in answers]
     return sides[0].image_ids[starts], np.asarray(keys, dtype=np.int64)
+
+
+def _most_equal(keys: NDArray[np.int64]) -> int:
+    """Return how often the most frequent key comes."""
+    import numpy as np
+
+    return int(np.unique(keys, return_counts=True)[1].max(initial=0))
 
 
 def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path) -> Vectors:

@@ -95,6 +95,9 @@ def _policy(css: str, js: str) -> str:
 def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
     for suite in run.suites:
         yield from (f"{suite.suite}: {warning}" for warning in suite.warnings)
+    if len({suite.depends_on.get("weights") for suite in run.suites}) > 1:
+        scored = ", ".join(f"{suite.suite} after step {suite.depends_on.get('step')}" for suite in run.suites)
+        yield f"The suites were scored with different weights: {scored}."
     if training and training.broken_steps:
         steps = training.broken_steps
         yield f"Logged steps whose loss is not finite: {len(steps)}, the first is step {steps[0]}."

@@ -75,6 +75,12 @@ class RunFolder:
         """Return what is evaluated in the folder, where its model comes from elsewhere."""
         return _mapping(self.path / "evaluation.yaml", yaml.safe_load)
 
+    def scored_weights(self) -> dict[str, str | None]:
+        """Return, by suite, the hash of the weights that its result is of."""
+        results = set(self.eval.glob("*.json")) - set(self.eval.glob("*.gallery.json"))
+        found = {path.stem: (_mapping(path, json.loads) or {}).get("depends_on") for path in sorted(results)}
+        return {suite: on.get("weights") if is_mapping(on) else None for suite, on in found.items()}
+
     def write_evaluation(self, asked: Evaluation) -> None:
         """Write what is evaluated in the folder, every default filled in."""
         text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)

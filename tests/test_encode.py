@@ -152,6 +152,12 @@ def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
     assert json.loads((tmp_path / "about.json").read_text())["depends_on"] == {"weights": "a"}
 
 
+def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
+    (tmp_path / "0000.rows").mkdir()
+    with pytest.raises(MucoError, match="embeddings cannot be kept here"), open_store(tmp_path):
+        pass
+
+
 def test_float16_is_kept_as_such_and_read_as_float32(model, tmp_path):
     with open_store(tmp_path / "32") as whole, open_store(tmp_path / "16", dtype="float16") as half:
         expected = coder(model, whole).encode(contents()).vectors.block(0, 9)

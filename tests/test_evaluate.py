@@ -22,10 +22,12 @@ from muco.cli import app
 from muco.core.errors import MucoError
 from muco.core.recipe_file import validate_evaluation
 from muco.evaluate import Parts, evaluate, find_model
+from muco.evaluation.coherence import Coherence
+from muco.evaluation.run import SuiteResult, TaskScore, _warnings, write_result
 from muco.report import write_report
 from muco.training.model_folder import save_encoder
 from tests import processes
-from tests.eval_files import write_mbeir, write_mmeb, write_pairs
+from tests.eval_files import write_lines, write_mbeir, write_mmeb, write_pairs
 from tests.small import QUICK, SMALL
 
 MODEL = [
@@ -248,6 +250,58 @@ def test_a_damaged_folder_of_results_is_told_and_a_whole_one_is_used_again(files
     (out / "eval/pairs.json").write_text('{"format": 1')
     with pytest.raises(MucoError, match=r"pairs\.json: not JSON"):
         write_report(out)
+
+
+def test_results_of_two_models_never_lie_in_one_folder(files, model, tmp_path):
+    """Of one architecture, and of the same name."""
+    for name in ("a", "b"):
+        shutil.copytree(model, tmp_path / name / "model")
+    about = tmp_path / "b/model/muco.json"
+    about.write_text(about.read_text().replace('"step": 7', '"step": 8'))
+
+    def score(name: str, to: str) -> Any:
+        folder, console = str(tmp_path / name / "model"), Console(quiet=True)
+        return evaluate(folder, "pairs", data=files / "pairs", to=tmp_path / to, console=console)
+
+    score("a", "results")
+    with pytest.raises(MucoError, match=r"results of other weights \(pairs\).*--to"):
+        score("b", "results")
+    (tmp_path / "a/recipe.yaml").write_text("name: a\n")
+    with pytest.raises(MucoError, match=r"a is a run, with results of its own model.*--to"):
+        score("b", "a")
+    assert not (tmp_path / "a/eval").exists()
+    assert score("a", "a") == score("a", "results")
+
+
+def test_a_result_that_the_disk_does_not_take_is_told(tmp_path):
+    (tmp_path / "pairs.json").mkdir()
+    result = SuiteResult("pairs", {}, {}, {}, Coherence(None, 0, 0, None, None), [], [])
+    with pytest.raises(MucoError, match=r"pairs\.json: the result cannot be written"):
+        write_result(result, tmp_path, {})
+
+
+def test_texts_that_were_cut_are_told(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs").mkdir()
+    long = "a red disc " * 90
+    write_lines(
+        tmp_path / "pairs/candidates.jsonl", [{"id": 0, "text": "a disc"}, {"id": 1, "text": f"b {long}"}]
+    )
+    write_lines(tmp_path / "pairs/queries.jsonl", [{"text": long, "relevant": 1}])
+    clip = ["--set", "backbone.scratch={}", "--set", "backbone.truncate=true"]
+    muco("evaluate", "clip", "--suite", "pairs", "--data", "pairs", *clip)
+    assert "of 3 encoded contents 2 have a text longer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("score", "chance", "is_warned"),
+    [(1.0, 1.0, True), (0.1, 0.1, True), (0.14, 0.1, True), (0.15, 0.1, False), (0.7, 0.6, True),
+     (0.9, 0.6, False)],
+)  # fmt: skip
+def test_a_score_at_or_near_chance_is_warned_of(score, chance, is_warned):
+    """One candidate is a chance of 1, and no result."""
+    task = TaskScore("vqa", "precision@1", score, 9, 1, chance, 0.0, (), {}, True, "x")
+    assert bool(_warnings({"t": task}, {})) == is_warned
 
 
 def test_a_run_folder_whose_files_are_not_a_runs_is_told(files, model, tmp_path):

@@ -12,12 +12,12 @@ from muco.cli import app
 from muco.core.errors import MucoError
 from muco.core.neighbours import NeighbourGraph
 from muco.core.recipe_file import validate_evaluation
-from muco.core.sample import Content
+from muco.core.sample import Content, Pair, Sample
 from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from muco.evaluate import Parts, find_model
 from muco.mine import mine
-from tests.small import QUICK, SMALL
+from tests.small import QUICK, SMALL, picture
 
 MODEL = [f"backbone.scratch={json.dumps(SMALL['scratch'])}", "backbone.template=bare", "pooler=turn_token",
          "backbone.min_pixels=3136", "backbone.max_pixels=3136"]  # fmt: skip
@@ -124,6 +124,25 @@ def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
     with pytest.raises(MucoError, match="was made of other data"):  # a graph of the shards without negatives
         muco("run", "recipes/quickstart_mined.yaml", *settings(*quick, *few, *sampler, "name=other",
              "sampler.graphs.turns=runs/quickstart/mined/turns.safetensors"))  # fmt: skip
+
+
+def test_many_samples_on_one_image_do_not_hide_the_others(tmp_path):
+    """Of an image's own samples none is a neighbour, however near they are."""
+    samples = [
+        Sample(
+            sample_id=f"{number}",
+            dataset="one",
+            images=(picture("red", (56, 56)) if number < 20 else picture("blue", (56 + number, 56)),),
+            pairs=(Pair("vqa", (Content("what is it?"),), Content(f"answer {number}")),),
+        )
+        for number in range(26)
+    ]
+    write_shards(samples, tmp_path / "shards", about={"source": "test"})
+    written = mine("qwen_vl", to=tmp_path / "mined", shards=tmp_path / "shards", skip=0, keep=5,
+                   overrides=MODEL, console=Console(quiet=True))  # fmt: skip
+    for place, row in enumerate(NeighbourGraph.read(written["shards"]).neighbours.tolist()):
+        assert len(set(row) - {-1}) == 5
+        assert place >= 20 or min(row) >= 20
 
 
 def test_what_cannot_be_mined_is_told(shards, tmp_path):

@@ -145,6 +145,16 @@ def test_a_folder_without_a_recipe_is_told_what_a_run_folder_is(tmp_path):
         write_report(tmp_path)
 
 
+def test_suites_that_were_scored_with_different_weights_are_told(finished):
+    for name, weights, step in (("scenes", "a", 300), ("pairs", "b", 600)):
+        scores = {**suite_scores(), "suite": name, "depends_on": {"weights": weights, "step": step}}
+        write_json(finished / "eval" / f"{name}.json", scores)
+    told = "scored with different weights: pairs after step 600, scenes after step 300"
+    assert told in write_report(finished).read_text()
+    write_json(finished / "eval/pairs.json", {**scores, "depends_on": {"weights": "a", "step": 300}})
+    assert told not in write_report(finished).read_text()
+
+
 def test_a_finished_run_shows_its_sizes_and_its_scores_beside_chance(finished):
     path = write_report(finished)
     page = path.read_text(encoding="utf-8")

@@ -53,6 +53,8 @@ class Passes:
     tokens_alone: int = 0
     patches: int = 0
     patches_alone: int = 0
+    cut_texts: int = 0
+    """Texts that were cut to the backbone's context."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class Encoder:
             inputs = self._encoder.backbone.processor.collate([unit.dialogue for unit in units])
         except DataError as error:
             raise _named(error, [contents[place] for unit in units for place in unit.places]) from error
+        self.passes.cut_texts += inputs.num_cut_texts
         vectors = self._encoder(inputs.to(self._device)).vectors.float().cpu()
         strange = ~torch.isfinite(vectors).all(1)
         if strange.any():

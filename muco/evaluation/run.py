@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from muco.core.errors import MucoError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
@@ -120,8 +121,11 @@ def run_suite(
 
 
 def write_result(result: SuiteResult, folder: Path, depends_on: dict[str, Any]) -> None:
-    """Write `<suite>.json` and `<suite>.gallery.json` to `folder`, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `<suite>.json` and `<suite>.gallery.json` to `folder`, each whole or not at all.
+
+    Raises:
+        MucoError: the disk does not take them.
+    """
     head = {"format": FORMAT_VERSION, "suite": result.suite}
     scores = {
         **head,
@@ -204,8 +208,11 @@ def _warnings(scores: Mapping[str, TaskScore], partial: Mapping[str, Mapping[str
 
 
 def _is_near_chance(task: TaskScore) -> bool:
-    """Say whether a task scores less than 1.5 times chance, or hardly more than a chance that is high."""
-    return task.score - task.chance < 0.5 * task.chance * (1 - task.chance)
+    """Say whether a task scores less than 1.5 times chance, or hardly more than a chance that is high.
+
+    Where chance is certain, as with one candidate, any score is at it.
+    """
+    return task.score - task.chance <= 0.5 * task.chance * (1 - task.chance)
 
 
 def _gallery(task: Task, rankings: Sequence[Ranking]) -> dict[str, Any]:
@@ -247,5 +254,9 @@ def _data_uri(image: EncodedImage) -> str:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise MucoError(f"{path}: the result cannot be written: {error}") from error

@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -114,24 +115,21 @@ class VectorStore:
         self._checked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        rows = open(self._name("rows"), "ab")
-        try:
-            fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            rows.close()
-            raise MucoError(
-                f"{self.folder}: another process is writing these embeddings. Wait for it, or stop it."
-            ) from None
-        vectors = open(self._name("vectors"), "ab")
-        self._files = (vectors, rows)
-        try:
+        with ExitStack() as opened:
+            rows = opened.enter_context(self._opened("rows"))
+            try:
+                fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise MucoError(
+                    f"{self.folder}: another process is writing these embeddings. Wait for it, or stop it."
+                ) from None
+            vectors = opened.enter_context(self._opened("vectors"))
             self.refresh()
             whole = self._checked[self._name("rows").name]
             vectors.truncate(whole * self._row_bytes)
             rows.truncate(whole * _ROW.itemsize)
-        except BaseException:
-            self.__exit__()
-            raise
+            self._files = (vectors, rows)
+            opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,6 +195,12 @@ class VectorStore:
     @property
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
+
+    def _opened(self, kind: str) -> BinaryIO:
+        try:
+            return open(self._name(kind), "ab")
+        except OSError as error:
+            raise MucoError(f"{self.folder}: embeddings cannot be kept here: {error}") from error
 
     def _name(self, kind: str) -> Path:
         return self.folder / f"{self._part:04d}.{kind}"

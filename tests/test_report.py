@@ -415,6 +415,15 @@ def test_a_run_stands_beside_others_and_beside_published_scores_marked_as_the_pa
     assert "modality gap" in page
 
 
+def test_a_search_among_all_candidates_does_not_stand_beside_scores_of_local_pools(started):
+    averages = {"mean": {"score": 0.4, "num_tasks": 16}}
+    for pool in ("local", "global"):
+        scores = {"format": 1, "suite": "mbeir", "tasks": {}, "averages": averages,
+                  "depends_on": {"suite": {"name": "mbeir", "pool": pool}}}  # fmt: skip
+        write_json(started / "eval" / "mbeir.json", scores)
+        assert ("LamRA-Ret-7B" in write_report(started).read_text()) == (pool == "local")
+
+
 def test_a_mean_over_fewer_data_sets_is_drawn_as_no_average(compared):
     page = compared.read_text(encoding="utf-8")
     row = page[page.index(">part</th>") :]

@@ -90,7 +90,7 @@ def comparisons_of(run: RunFiles, others: Sequence[RunFiles]) -> tuple[Compariso
         named = [(run.recipe.name, suite)]
         for other in others:
             named += [(other.recipe.name, each) for each in other.suites if each.suite == suite.suite]
-        printed = [each for each in published() if each.suite == suite.suite]
+        printed = [each for each in published() if each.suite == suite.suite and _is_as_printed(suite)]
         if len(named) > 1 or printed:
             found.append(_comparison(suite.suite, _told_apart(named), printed))
     return tuple(found)
@@ -109,6 +109,12 @@ def published() -> tuple[Published, ...]:
     """Return the scores that papers print."""
     text = (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
     return tuple(map(Published.model_validate, yaml.safe_load(text)))
+
+
+def _is_as_printed(suite: SuiteScores) -> bool:
+    """Say whether a suite was run as papers print it: their M-BEIR is of local pools."""
+    settings = suite.depends_on.get("suite")
+    return not (isinstance(settings, dict) and settings.get("pool") == "global")
 
 
 def _told_apart(named: Sequence[tuple[str, SuiteScores]]) -> list[tuple[str, SuiteScores]]:

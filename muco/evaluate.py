@@ -18,7 +18,7 @@ from muco.core.errors import MucoError, did_you_mean
 from muco.core.recipe import ComponentRef, EvaluateSettings, Evaluation, Recipe, is_mapping
 from muco.core.recipe_file import validate_evaluation
 from muco.core.registry import default_registry
-from muco.run_folder import RunFolder, versions
+from muco.run_folder import RunFolder, versions, with_scores
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def evaluate(
         return None
     before = place.summary()
     if before is not None:
-        place.write_summary({**before, "metrics": {**before.get("metrics", {}), **metrics}})
+        place.write_summary({**before, "metrics": with_scores(before.get("metrics", {}), metrics)})
 
     from muco.report import write_report
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from muco.core.errors import MucoError
 from muco.core.recipe import Recipe
-from muco.run_folder import RunFolder, blocks_resume, differences
+from muco.run_folder import RunFolder, blocks_resume, differences, with_scores
 
 if TYPE_CHECKING:
     from muco.training.ranks import Ranks
@@ -107,10 +107,10 @@ def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | No
 
 def _covers(summary: dict[str, Any] | None, recipe: Recipe) -> bool:
     """Say whether a summary holds all that the recipe asks for."""
-    if summary is None or summary["steps"] < recipe.train.num_steps:
+    if summary is None or summary.get("steps", 0) < recipe.train.num_steps:
         return False
     return all(
-        any(name.startswith(f"{suite.name}/mean") for name in summary["metrics"])
+        any(name.startswith(f"{suite.name}/mean") for name in summary.get("metrics", {}))
         for suite in recipe.evaluate.suites
     )
 
@@ -128,7 +128,7 @@ def _run(
     quiet_libraries()
     place.path.mkdir(parents=True, exist_ok=True)
     ran_on = place.environment()
-    if ran_on is not None:
+    if ran_on is not None and "num_threads" in ran_on:
         # Sums split over another number of threads round differently.
         torch.set_num_threads(ran_on["num_threads"])
     if ranks.is_main:
@@ -140,10 +140,10 @@ def _run(
     progress = saved[-1].progress() if saved else Progress()
     if only != "evaluate":
         progress = _train(recipe, place, console, ranks)
-    scores: dict[str, float] | None = {}
+    scores: dict[str, float] = {}
     if only != "train":
         ranks.wait()
-        scores = _evaluate(recipe, place, console, ranks)
+        scores = _evaluate(recipe, place, console, ranks) or {}
     if not ranks.is_main:
         return None
     summary = {
@@ -153,13 +153,11 @@ def _run(
         "pairs_seen": progress.pairs_seen,
         "train_seconds": round(progress.train_seconds, 2),
         "wall_seconds": 0.0,
-        "metrics": {},
+        "metrics": scores,
     }
     before = place.summary() or {}
-    if only != "train":
-        summary["metrics"] = scores
-    elif before.get("steps") == progress.step:
-        summary["metrics"] = before["metrics"]
+    if only is not None and before.get("steps") == progress.step:
+        summary["metrics"] = with_scores(before.get("metrics", {}), scores)
     earlier = before.get("wall_seconds", 0.0) if only == "evaluate" else 0.0
     summary["wall_seconds"] = round(earlier + time.perf_counter() - began, 2)
     place.write_summary(summary)

@@ -119,6 +119,12 @@ class RunFolder:
         shutil.rmtree(self.path)
 
 
+def with_scores(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
+    """Return `new` metrics, and the old ones of suites that have none among them."""
+    suites = {name.partition("/")[0] for name in new}
+    return {name: value for name, value in old.items() if name.partition("/")[0] not in suites} | new
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return `key: old -> new` for each leaf that differs between two resolved recipes."""
     told = []

@@ -151,6 +151,14 @@ def test_a_run_trains_and_evaluates_in_one_go_and_its_model_on_others(files, mon
     assert mine["depends_on"] == alone["depends_on"]
     assert set(mine["tasks"]["pairs"]["more"]) == {"recall@1", "recall@5", "recall@10", "ndcg@10", "mrr"}
     assert "pairs/mean" in json.loads((run / "summary.json").read_text())["metrics"]
+
+    # A suite scored again replaces its own scores and no other's.
+    muco("evaluate", "runs/quickstart", "--suite", "mmeb", "--data", "mmeb",
+         "--set", "evaluate.suites.0.datasets=[OK-VQA]")  # fmt: skip
+    muco("run", "quickstart", *overrides, "--only", "evaluate")
+    assert "this run is done" not in capsys.readouterr().out
+    metrics = json.loads((run / "summary.json").read_text())["metrics"]
+    assert {name for name in metrics if "/mean" in name} == {"pairs/mean", "mmeb/mean (2 of 36)"}
     assert yaml.safe_load(Path("alone/evaluation.yaml").read_text())["packer"]["name"] == "multi_turn"
 
 

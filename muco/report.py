@@ -95,7 +95,7 @@ def _policy(css: str, js: str) -> str:
 def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
     for suite in run.suites:
         yield from (f"{suite.suite}: {warning}" for warning in suite.warnings)
-    if len({suite.depends_on.get("weights") for suite in run.suites}) > 1:
+    if len({str(suite.depends_on.get("weights")) for suite in run.suites}) > 1:
         scored = ", ".join(f"{suite.suite} after step {suite.depends_on.get('step')}" for suite in run.suites)
         yield f"The suites were scored with different weights: {scored}."
     if training and training.broken_steps:

@@ -147,6 +147,13 @@ def test_a_record_that_lacks_a_column_is_told(tmp_path):
         ShardReader(tmp_path, columns=PairColumns(query_text="json.a", target_text="txt"))[3]
 
 
+def test_a_url_in_a_record_is_no_image(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.json": b'{"url": "https://example.org/a.jpg"}', "a.txt": b"t"})
+    index_folder(tmp_path, quiet)
+    with pytest.raises(DataError, match="a str stands where an image belongs: name the member with it"):
+        ShardReader(tmp_path, columns=PairColumns(query_image="json.url", target_text="txt"))[0]
+
+
 # Shards at a URL
 
 
@@ -198,6 +205,22 @@ def test_what_changed_at_the_url_is_fetched_anew_and_what_is_wrong_refused(remot
     with pytest.raises(DataError, match="is not what its index says, by its checksum"):
         ShardReader(remote)[0]
     assert cached(tmp_path) == []
+
+
+def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, tmp_path):
+    killed = (
+        "import os, sys; from pathlib import Path; from muco.data.read import ShardReader\n"
+        "reader = ShardReader(sys.argv[1])\n"
+        "Path.rename = lambda *_: os._exit(9)\n"
+        "reader[0]"
+    )
+    place = f"local://{shards}"
+    for _ in range(2):
+        ShardReader(place)
+        assert subprocess.run([sys.executable, "-c", killed, place]).returncode == 9
+    assert len(list(tmp_path.glob("cache/remote/*/.*.partial"))) == 1
+    assert ShardReader(place)[0] == all_of(shards)[0]
+    assert list(tmp_path.glob("cache/remote/*/.*.partial")) == []
 
 
 def test_a_line_that_fails_is_tried_again(remote, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -145,6 +146,25 @@ def test_a_record_that_lacks_a_column_is_told(tmp_path):
     assert reader[2].pairs[0].target.text == "t"
     with pytest.raises(DataError, match="json is no JSON"):
         ShardReader(tmp_path, columns=PairColumns(query_text="json.a", target_text="txt"))[3]
+
+
+def test_a_tar_without_a_record_is_passed_over(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.jpg": image_bytes(1), "a.txt": b"t"})
+    write_tar(tmp_path / "b.tar", {})
+    assert index_folder(tmp_path, quiet) == 1
+    assert ShardReader(tmp_path, columns=CAPTIONS)[0].pairs[0].target.text == "t"
+
+
+@pytest.mark.parametrize(
+    "change", [{"file": 3}, {"num_bytes": "1"}, {"num_samples": 99}, {"num_samples": None}, {"blake2b": 3}]
+)
+def test_an_index_of_something_else_is_told(shards, tmp_path, change):
+    shutil.copytree(shards, tmp_path / "data")
+    index = json.loads((tmp_path / "data/index.json").read_text())
+    index["shards"][0] |= change
+    (tmp_path / "data/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"is no shard|does not belong to index\.json"):
+        ShardReader(tmp_path / "data")
 
 
 def test_a_url_in_a_record_is_no_image(tmp_path):

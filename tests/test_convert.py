@@ -220,6 +220,20 @@ def test_the_disk_is_asked_first(m3t, tmp_path, monkeypatch):
         conversion.check_disk(need)
 
 
+@pytest.mark.parametrize("kind", ["pictures in the table", "texts of three bytes a character"])
+def test_the_disk_is_asked_for_what_will_be_written(tmp_path, kind):
+    picture = {"bytes": image_bytes(1, (400, 400)), "path": None}
+    texts = {"q": "\u732b" * 10_000, "a": "\u72ac" * 10_000}
+    row = {"q": "x", "p": picture, "a": "y"} if "picture" in kind else {**texts, "p": None}
+    write_parquet(tmp_path / "mine.parquet", [row])
+    columns = ["columns.query_text=q", "columns.query_image=p", "columns.target_text=a"]
+    conversion = conversion_of("pairs", tmp_path / "shards", columns, path=tmp_path / "mine.parquet")
+    need = conversion.need(quiet).num_bytes
+    conversion.run(show=quiet)
+    taken = sum(len(data) for name, data in contents(tmp_path / "shards").items() if name.endswith(".tar"))
+    assert taken <= need <= 2 * taken
+
+
 def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path):
     (tmp_path / "M3T").mkdir()
     rows = [m3t_row(number) for number in range(3)]

@@ -195,6 +195,13 @@ def test_images_are_reduced_to_a_shorter_side_and_never_enlarged(folder):
         assert image.format == "JPEG"
 
 
+def test_a_thin_image_keeps_within_its_pixels(folder):
+    write_files(folder, {"line.png": image_bytes(1, (5000, 2), "PNG")})
+    write_jsonl(folder / "t.jsonl", [{"q": "x", "p": "line.png", "a": "y"}])
+    (made,) = prepare("t.jsonl", PICTURES, "--max-pixels", "100")
+    assert made.images[0].size == (100, 1)
+
+
 # Places
 
 

@@ -21,6 +21,7 @@ import pytest
 from muco.core import DataError
 from muco.core.ids import url_name
 from muco.data.download import FAILURES_FILE, Manners, download, is_public
+from muco.plugins._shared.image_files import ImageFiles
 from tests.outside_data import bomb, image_bytes, write_jsonl
 
 QUICK = {"first_wait_seconds": 0.01, "tries": 3, "timeout_seconds": 1.0}
@@ -234,6 +235,7 @@ def test_redirects_end_and_lead_to_no_file(server, tmp_path):
         ("169.254.169.254", False), ("100.64.0.1", False), ("::1", False), ("fe80::1%eth0", False),
         ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False), ("224.0.0.1", False), ("0.0.0.0", False), ("fd00::1", False),
+        ("fec0::1", False), ("::10.0.0.1", False), ("::ffff:0:10.0.0.1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address, public):
@@ -252,6 +254,14 @@ def test_a_folder_is_written_by_one_download_alone(server, tmp_path):
         yield server.url("image/2")
 
     assert download(urls(), tmp_path, Manners(**QUICK, allowed_hosts=frozenset({"127.0.0.1"}))).num_new == 1
+
+
+def test_a_tar_that_a_killed_download_had_just_begun_is_gone(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUCO_CACHE", str(tmp_path / "cache"))
+    fetch([server.url("image/1")], tmp_path / "to")
+    (tmp_path / "to/images-000001.tar").write_bytes(b"x" * 700)
+    fetch([], tmp_path / "to")
+    assert ImageFiles([tmp_path / "to"]).image(server.url("image/1")).data == image_bytes(1)
 
 
 @pytest.mark.slow

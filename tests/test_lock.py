@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from muco.data.lock import alone
+from muco.core.lock import alone
 
 
 def test_the_one_who_waited_holds_the_file_that_the_next_will_find(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -147,6 +148,32 @@ def test_a_record_that_lacks_a_column_is_told(tmp_path):
         ShardReader(tmp_path, columns=PairColumns(query_text="json.a", target_text="txt"))[3]
 
 
+def test_a_tar_without_a_record_is_passed_over(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.jpg": image_bytes(1), "a.txt": b"t"})
+    write_tar(tmp_path / "b.tar", {})
+    assert index_folder(tmp_path, quiet) == 1
+    assert ShardReader(tmp_path, columns=CAPTIONS)[0].pairs[0].target.text == "t"
+
+
+@pytest.mark.parametrize(
+    "change", [{"file": 3}, {"num_bytes": "1"}, {"num_samples": 99}, {"num_samples": None}, {"blake2b": 3}]
+)
+def test_an_index_of_something_else_is_told(shards, tmp_path, change):
+    shutil.copytree(shards, tmp_path / "data")
+    index = json.loads((tmp_path / "data/index.json").read_text())
+    index["shards"][0] |= change
+    (tmp_path / "data/index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"is no shard|does not belong to index\.json"):
+        ShardReader(tmp_path / "data")
+
+
+def test_a_url_in_a_record_is_no_image(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.json": b'{"url": "https://example.org/a.jpg"}', "a.txt": b"t"})
+    index_folder(tmp_path, quiet)
+    with pytest.raises(DataError, match="a str stands where an image belongs: name the member with it"):
+        ShardReader(tmp_path, columns=PairColumns(query_image="json.url", target_text="txt"))[0]
+
+
 # Shards at a URL
 
 
@@ -198,6 +225,22 @@ def test_what_changed_at_the_url_is_fetched_anew_and_what_is_wrong_refused(remot
     with pytest.raises(DataError, match="is not what its index says, by its checksum"):
         ShardReader(remote)[0]
     assert cached(tmp_path) == []
+
+
+def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, tmp_path):
+    killed = (
+        "import os, sys; from pathlib import Path; from muco.data.read import ShardReader\n"
+        "reader = ShardReader(sys.argv[1])\n"
+        "Path.rename = lambda *_: os._exit(9)\n"
+        "reader[0]"
+    )
+    place = f"local://{shards}"
+    for _ in range(2):
+        ShardReader(place)
+        assert subprocess.run([sys.executable, "-c", killed, place]).returncode == 9
+    assert len(list(tmp_path.glob("cache/remote/*/.*.partial"))) == 1
+    assert ShardReader(place)[0] == all_of(shards)[0]
+    assert list(tmp_path.glob("cache/remote/*/.*.partial")) == []
 
 
 def test_a_line_that_fails_is_tried_again(remote, monkeypatch):

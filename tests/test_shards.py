@@ -310,7 +310,7 @@ def edit(**changes) -> Callable[[Path], object]:
         (edit(version=2), "index version 2; this muco reads 1"),
         (edit(num_samples=5), "index.npy does not belong to index.json"),
         (edit(shards=[]), "index.npy does not belong to index.json"),
-        (edit(shards=[{"file": "../a.tar", "num_bytes": 1, "num_samples": 1, "blake2b": ""}] * 3),
+        (edit(shards=[{"file": "../a.tar", "num_bytes": 1, "num_samples": 2, "blake2b": ""}] * 3),
          "a shard lies beside its index"),
         (lambda it: (it / "shard-000001.tar").unlink(),
          "shard-000001.tar: missing, though the index names it"),

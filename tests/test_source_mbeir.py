@@ -97,6 +97,14 @@ def test_broken_lines_are_told_and_the_others_read(folder):
     assert made.name_of(records[1]) == f"{QUERIES}: row 1"
 
 
+def test_candidates_that_cannot_be_read_are_passed_over(folder):
+    pool = (folder / POOL).read_bytes()
+    broken = (b"[" * 100_000, b'{"did": "\\ud800"}', b'{"did": "\xff"}', b"[1]", b"{}")
+    before = list(source(folder).samples())
+    (folder / POOL).write_bytes(b"\n".join((*broken, pool)))
+    assert list(source(folder).samples()) == before
+
+
 def test_a_changed_pool_is_listed_anew(folder):
     before = next(source(folder).samples())
     rows = [json.loads(line) for line in (folder / POOL).read_text().splitlines()]

@@ -235,6 +235,8 @@ def test_a_folder_of_frames_is_found_in_an_archive(tmp_path):
     [
         ({"film": "clips/none"}, "no folder clips/none of images"),
         ({"film": "../clips/a"}, "outside its folder"),
+        ({"film": "x" * 300}, "no folder x+ of images"),
+        ({"film": "\ud800"}, "the video is not valid Unicode"),
         ({"film": []}, "neither text nor image"),
         ({"film": 3}, "a int stands where a video belongs"),
         ({"film": ["clips/a/00.jpg", "clips/a/09.jpg"]}, "clips/a/09.jpg is missing"),
@@ -248,3 +250,10 @@ def test_a_video_that_cannot_be_read_makes_no_sample(tmp_path, row, told):
     made = source(tmp_path / "films.jsonl", FILMS, images=str(tmp_path / "frames"))
     with pytest.raises(DataError, match=told):
         made.sample(next(made.records()))
+
+
+def test_one_film_at_two_paces_is_two_samples(tmp_path):
+    first, second, _ = films(tmp_path)
+    write_jsonl(tmp_path / "films.jsonl", [first, second | {"pace": 2.0}])
+    made = source(tmp_path / "films.jsonl", FILMS, images=str(tmp_path / "frames")).samples()
+    assert [sample.images[0].seconds_per_frame for sample in made] == [0.5, 2.0]

@@ -131,7 +131,7 @@ def frames_listed(value: Any, frames: Frames | None) -> list[Any]:
     if isinstance(value, str) and not value.startswith("["):
         if frames is None:
             raise DataError("a folder of frames can be named in a table only")
-        found = list(frames(value))
+        found = list(frames(text_of(value, "the video")))
     else:
         found = listed(value, "the video") if isinstance(value, str) else value
     if not isinstance(found, list | tuple):

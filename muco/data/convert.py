@@ -7,8 +7,8 @@ import os
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,13 @@ from typing import Any, Literal
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.core.lock import alone
 from muco.core.source import Source
 from muco.data.engines import Maker, Outcome, Skipped, in_processes, in_this_process, on_ray
 from muco.data.format import FORMAT_VERSION, tar_bytes, to_members
 from muco.data.images import Limits
 from muco.data.index import INDEX_JSON, Shard, read_index, write_index
 from muco.data.journal import Journal
-from muco.data.lock import alone
 
 SKIPPED_FILE = "skipped.jsonl"
 JOURNAL_FILE = "journal.sqlite"
@@ -111,7 +111,7 @@ class Conversion:
         total, missing = 0, 0
         seen = bytearray(2**25)  # a bit an image by the hash of its name: a few are taken for seen
         for record in show(self.source.records(), len(self.source), "looking at records"):
-            total += _RECORD_BYTES + int(_AS_JSON * len(repr(record)))
+            total += _RECORD_BYTES + int(_AS_JSON * _text_bytes(record))
             try:
                 for name, num_bytes in self.source.files_of(record):
                     digest = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "little")
@@ -307,6 +307,22 @@ def describe(name: str, config: ComponentConfig, source: Source) -> dict[str, An
         "source_revision": source.revision(),
         "format_version": FORMAT_VERSION,
     }
+
+
+def _text_bytes(record: Any) -> int:
+    """Return the bytes of a record's texts; bytes in it are images, which `files_of` tells."""
+    total, left = 0, [record]
+    while left:
+        value = left.pop()
+        if isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, Mapping):
+            left += (*value, *value.values())
+        elif is_dataclass(value):
+            left.append(vars(value))
+        elif not isinstance(value, bytes):
+            total += len(repr(value).encode())
+    return total
 
 
 def gib(num_bytes: float) -> str:

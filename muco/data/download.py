@@ -30,7 +30,10 @@ _MOST_REDIRECTS = 5
 _REDIRECTS, _LATER = (301, 302, 303, 307, 308), (408, 429, 500, 502, 503, 504)
 _BLOCK_BYTES = 2**16
 _COMMIT_EVERY = 64
-_HIDES_IPV4 = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+_HIDES_IPV4 = tuple(
+    ipaddress.ip_network(prefix)
+    for prefix in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+)
 """IPv6 addresses that lead to IPv4 ones, private ones among them."""
 
 
@@ -138,6 +141,8 @@ class _Store:
             raise DataError(f"{folder}: another download writes there ({error})") from None
         last = self._db.execute("SELECT number, size FROM tars ORDER BY number DESC LIMIT 1").fetchone()
         self._number, self._size = last or (0, 0)
+        # A killed process may have begun a tar that the list does not know.
+        (folder / _tar_name(self._number + 1)).unlink(missing_ok=True)
         self._file = self._open()
 
     def has(self, url: str) -> bool:
@@ -186,7 +191,7 @@ class _Store:
 
     def _open(self) -> Any:
         """Return the tar to go on with, cut back to what the list knows."""
-        path = self.folder / f"images-{self._number:06d}.tar"
+        path = self.folder / _tar_name(self._number)
         path.touch()
         os.truncate(path, self._size)
         return open(path, "ab")
@@ -308,13 +313,17 @@ class _Downloader:
         return Limits(max_shorter_side_pixels=self.manners.max_shorter_side_pixels).fit(image).data
 
 
+def _tar_name(number: int) -> str:
+    return f"images-{number:06d}.tar"
+
+
 def is_public(address: str) -> bool:
     """Say whether an IP address is one of the public internet."""
     found = ipaddress.ip_address(address.split("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         if found.ipv4_mapped is not None:
             return is_public(str(found.ipv4_mapped))
-        if any(found in network for network in _HIDES_IPV4):
+        if found.is_site_local or any(found in network for network in _HIDES_IPV4):
             return False
     return found.is_global and not found.is_multicast
 

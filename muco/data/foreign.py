@@ -117,10 +117,16 @@ def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: 
     images = [getattr(columns, part) for part in _IMAGE_COLUMNS]
     values = {column: _value(members, column, is_image=column in images) for column in columns.used()}
     try:
-        seen, pair = pair_from(columns, values, EncodedImage)
+        seen, pair = pair_from(columns, values, _image)
     except ValueError as error:
         raise DataError(str(error)) from None
     return Sample(name, dataset, seen, (pair,))
+
+
+def _image(value: Any) -> EncodedImage:
+    if not isinstance(value, bytes):
+        raise DataError(f"a {type(value).__name__} stands where an image belongs: name the member with it")
+    return EncodedImage(value)
 
 
 def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:

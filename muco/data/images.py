@@ -27,8 +27,10 @@ class Limits:
             scale = min(scale, (self.max_pixels / (width * height)) ** 0.5)
         if self.max_shorter_side_pixels is not None:
             scale = min(scale, self.max_shorter_side_pixels / min(width, height))
-        # A side that should be whole may lack the last bit.
-        return max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))
+        # A side that should be whole may lack the last bit, and a thin image keeps a pixel of its width.
+        size = max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))
+        most = self.max_pixels if self.max_pixels is not None else size[0] * size[1]
+        return min(size[0], max(1, most // size[1])), min(size[1], max(1, most // size[0]))
 
     def fit(self, image: EncodedImage) -> EncodedImage:
         """Return the image itself, or reduced; raise DataError where its header cannot be read."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
     try:
         meta = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
         version = meta["version"]
-        shards = tuple(Shard(**shard) for shard in meta["shards"]) if version == INDEX_VERSION else ()
+        shards = tuple(map(_shard, meta["shards"])) if version == INDEX_VERSION else ()
         rows = np.load(folder / INDEX_ROWS, mmap_mode="r")
         about = meta["about"]
         num_samples, rows_digest, layout = meta["num_samples"], meta["rows_blake2b"], meta["layout"]
@@ -118,7 +118,11 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         raise DataError(f"{folder}: index version {version}; this muco reads {INDEX_VERSION}")
     if num_samples == 0:
         raise DataError(f"{folder}: the shards hold no sample")
-    if rows.dtype != ROW or len(rows) != num_samples or rows[-1]["shard"] != len(shards) - 1:
+    if layout not in get_args(Layout):
+        raise DataError(
+            f"{folder}: the index is of layout {layout!r}; muco reads {', '.join(get_args(Layout))}"
+        )
+    if rows.dtype != ROW or len(rows) != num_samples or not _fit(rows, shards):
         raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards anew")
     if blake2b(rows.data, digest_size=16).hexdigest() != rows_digest:
         raise DataError(f"{folder}: {INDEX_ROWS} is not what {INDEX_JSON} says, by its checksum")
@@ -136,6 +140,21 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
                 "the file was cut short or changed. Make the shards anew."
             )
     return ShardIndex(folder, shards, rows, about, layout)
+
+
+def _shard(entry: dict[str, Any]) -> Shard:
+    shard = Shard(**entry)
+    if list(map(type, vars(shard).values())) != [str, int, int, str]:
+        raise TypeError(f"{entry} is no shard")
+    return shard
+
+
+def _fit(rows: NDArray[np.void], shards: Sequence[Shard]) -> bool:
+    """Say whether each shard has as many rows as it has samples."""
+    found = rows["shard"]
+    if found.max() >= len(shards):
+        return False
+    return np.bincount(found, minlength=len(shards)).tolist() == [shard.num_samples for shard in shards]
 
 
 def _hint(folder: Path) -> str:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from muco.core.errors import DataError, MucoError
 from muco.core.folders import cache_folder
+from muco.core.lock import alone
 from muco.data.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
-from muco.data.lock import alone
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
 _BLOCK_BYTES = 2**22
@@ -80,7 +80,8 @@ class RemotePlace:
     def _fetch(self, shard: Shard, path: Path) -> None:
         with alone(self.folder / ".room.lock"):
             self._make_room(shard.num_bytes)
-        beside = self.folder / f".{uuid4().hex}.partial"
+        # One process at a time fetches a shard, so what a killed one left is written over.
+        beside = self.folder / f".{path.stem}.partial"
         try:
             digest = self._download(shard.file, beside)
             if digest != shard.blake2b:

@@ -21,7 +21,7 @@ from typing import Any
 
 from muco.core.errors import DataError, MucoError
 from muco.core.tars import tar_files
-from muco.plugins._shared.kept import kept
+from muco.plugins._shared.kept import kept, kept_tables
 
 MAX_FILE_BYTES = 2**28
 """Larger files are no images that we read."""
@@ -84,7 +84,11 @@ class Archives:
         return max(fitting, key=lambda it: (_common(it.name, wanted), -it.archive, it.offset), default=None)
 
     def names_in(self, folder: str) -> list[str]:
-        """Return the names of the files in the folder of that name, which is found as `find` finds a file."""
+        """Return the names of the files in the folder of that name, which is found as `find` finds a file.
+
+        Raises:
+            DataError: an archive has several such folders, which agree in equally many parts of the name.
+        """
         wanted = PurePosixPath(folder).parts
         if not self.paths or not wanted:
             return []
@@ -97,8 +101,20 @@ class Archives:
             f"WHERE (tail >= ? AND tail < ?){others}",
             range_,
         )
-        members = [(member, PurePosixPath(member.name).name) for member in (Member(*row) for row in found)]
-        return [name for member, name in members if self._fits(member, (*wanted, name))]
+        folders: dict[tuple[int, int], dict[str, list[str]]] = {}
+        for member in (Member(*row) for row in found):
+            path = PurePosixPath(member.name)
+            inside = (*wanted, path.name)
+            if self._fits(member, inside):
+                rank = _common(member.name, inside), -member.archive
+                folders.setdefault(rank, {}).setdefault(str(path.parent), []).append(path.name)
+        if not folders:
+            return []
+        rank = max(folders)
+        if len(folders[rank]) > 1:
+            told = " and ".join(sorted(folders[rank])[:2])
+            raise DataError(f"{self.paths[-rank[1]]}: {folder} may be {told}; name more of its folders")
+        return next(iter(folders[rank].values()))
 
     def read(self, member: Member) -> bytes:
         """Return a file; raise DataError where the archive is cut short or broken."""
@@ -133,11 +149,10 @@ class Archives:
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
-        place = kept(
+        return kept_tables(
             f"archives/{_digest(self.paths)}.sqlite",
             lambda beside: _write_index(beside, self.paths, self._plain),
         )
-        return sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True)
 
     def _fits(self, member: Member, wanted: Sequence[str]) -> bool:
         common = _common(member.name, wanted)

@@ -77,18 +77,22 @@ class ImageFiles:
         """Return the names of the images in the folder of that name, in order; those of an archive too.
 
         Raises:
-            DataError: there is no such folder, or no image in it.
+            DataError: there is no such folder, no image in it, or it cannot be read.
         """
-        for folder in self._names(name):
-            for found in self._folders(folder):
-                if images := sorted(each for each in set(found) if _is_image(each)):
-                    return [f"{folder}/{each}" for each in images]
+        try:
+            for folder in self._names(name):
+                for found in self._folders(folder):
+                    if images := sorted(each for each in set(found) if _is_image(each)):
+                        return [f"{folder}/{each}" for each in images]
+        except OSError as error:
+            raise DataError(f"folder {name}: {error}") from error
         raise DataError(f"no folder {name} of images (they end in {', '.join(_IMAGES)})")
 
     def _folders(self, name: str) -> Iterator[list[str]]:
         """Yield what lies in each folder of that name, then in the archives."""
         for place in self.places:
-            if (place / name).is_dir():
+            # As for files: the name may be none that a folder can have.
+            if os.path.isdir(place / name):
                 yield os.listdir(place / name)
         for archives in (self._plain, self._compressed):
             yield archives.names_in(name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from muco.core.errors import MucoError
 from muco.core.folders import cache_folder
+from muco.core.lock import alone
 
 
 def kept(name: str, write: Callable[[Path], None]) -> Path:
@@ -26,13 +26,18 @@ def kept(name: str, write: Callable[[Path], None]) -> Path:
         return place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with open(place.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(place.with_suffix(".lock")):
             if not place.is_file():
                 _write(place, write)
     except (OSError, sqlite3.Error) as error:
         raise MucoError(f"{place} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
     return place
+
+
+def kept_tables(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:
+    """Return the SQLite file that `kept` keeps, open for reading."""
+    place = kept(name, write)
+    return sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def _write(place: Path, write: Callable[[Path], None]) -> None:

@@ -19,9 +19,9 @@ from muco.core.errors import DataError
 from muco.core.row_texts import text_of
 from muco.core.sample import Content, Pair, Sample
 from muco.plugins._shared.image_files import ImageFiles
-from muco.plugins._shared.kept import kept
+from muco.plugins._shared.kept import kept_tables
 from muco.plugins._shared.table_source import TableSource, existing, revision_of
-from muco.plugins._shared.tables import Row
+from muco.plugins._shared.tables import Row, json_object
 
 DATASETS = (
     "visualnews",
@@ -186,8 +186,7 @@ class MBEIR(TableSource):
         """Return where each candidate's line begins, listed once and kept in the cache folder."""
         paths = [self._file(name).resolve() for name in self.config.candidates]
         revisions = "-".join(revision_of([path]) for path in paths)
-        place = kept(f"pools/{revisions}.sqlite", lambda beside: _list_candidates(beside, paths))
-        return sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True)
+        return kept_tables(f"pools/{revisions}.sqlite", lambda beside: _list_candidates(beside, paths))
 
     def _tidied(self, text: str) -> str:
         if not self.config.tidy_texts:
@@ -231,6 +230,6 @@ def _lines(pool: int, path: Path) -> Iterator[tuple[str, int, int, int]]:
         while line := file.readline():
             if line.strip():
                 # A candidate that cannot be read is missed by the queries that name it.
-                with suppress(ValueError, KeyError, TypeError):
-                    yield str(json.loads(line.decode("utf-8"))["did"]), pool, place, len(line)
+                with suppress(DataError, KeyError):
+                    yield text_of(str(json_object(line)["did"]), "did"), pool, place, len(line)
             place += len(line)

@@ -42,7 +42,8 @@ class Pairs(Source):
         images: str | None = None
         """Where the images lie, as files or in zip and tar archives; by default beside the tables."""
         group_by_image: bool = True
-        """Rows with the same query image become turns of one sample, wherever they stand."""
+        """Rows with the same query image, and video at the same pace, become turns of one sample,
+        wherever they stand."""
         dataset: str = "pairs"
         """What the samples' data set is called."""
 
@@ -155,7 +156,7 @@ class Pairs(Source):
             yield from rows(path, used)
 
     def _first(self, spool: sqlite3.Connection, row: Row, place: int) -> int:
-        """Return the place of the first row with this row's query image and video.
+        """Return the place of the first row with this row's query image and video, at its pace.
 
         A row without either, or that makes no pair, stands alone: it is left out without the others.
         """
@@ -163,7 +164,9 @@ class Pairs(Source):
         shown = [row.values.get(column) for column in (columns.query_image, columns.query_video) if column]
         if not (any(shown) and self.config.group_by_image and _makes_pair(columns, row)):
             return place
-        key = _key(shown)
+        has_video = columns.query_video and row.values.get(columns.query_video)
+        pace = row.values.get(columns.seconds_column) if has_video and columns.seconds_column else None
+        key = _key(shown) + str(pace or "").encode()
         spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, place))
         (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
         return first

@@ -20,7 +20,7 @@ def alone(path: Path) -> Generator[None]:
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
             return
 
 

@@ -165,6 +165,8 @@ def test_settings_that_mean_nothing_are_errors():
         build({"targets": ["q_prok"]})
     with pytest.raises(ValidationError, match="leave `freeze_vision` at null"):
         build({"vision": True}, freeze_vision=False)
+    with pytest.raises(ValidationError, match=r"adapter\.targets\n.*at least 1 item"):
+        build({"targets": []})
 
 
 # From stage 1 to stage 2

@@ -382,6 +382,9 @@ def change(folder: Path, **values: Any) -> None:
     ("values", "told"),
     [
         ({"preprocess_cfg": {"mean": [0, 0, 0]}}, "mean and std"),
+        ({"preprocess_cfg": None}, "mean and std"),
+        ({"model_cfg": "ViT-B-32"}, "must hold model_cfg"),
+        ({"model_cfg__text_cfg": None}, "must be objects"),
         ({"model_cfg__multimodal_cfg": {}}, "CoCa"),
         ({"model_cfg__text_cfg__hf_model_name": "roberta-base"}, "text tower of transformers"),
         ({"model_cfg__text_cfg__tokenizer_mode": "clips"}, "tokenizer mode 'clips'"),
@@ -771,5 +774,15 @@ def test_a_fusion_is_started_from_and_not_made_anew(mlp, tmp_path):
     mlp.save(tmp_path)
     found = pretrained(tmp_path, fusion="mlp")
     assert torch.equal(states(found, DIALOGUES), states(mlp, DIALOGUES))
-    with pytest.raises(DataError, match=r"fusion\.safetensors.*unexpected"):
+    with pytest.raises(DataError, match=r"fusion\.safetensors: not made by `fusion: sum`.*unexpected"):
         pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"not made by `fusion: mlp` of these settings\. of another shape"):
+        pretrained(tmp_path, fusion="mlp", fusion_dim=3)
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "fusion.safetensors"])
+def test_weights_that_are_broken_are_named(mlp, tmp_path, file):
+    mlp.save(tmp_path)
+    (tmp_path / file).write_bytes(b"no weights")
+    with pytest.raises(DataError, match=f"{file}: it cannot be read"):
+        pretrained(tmp_path, fusion="mlp")

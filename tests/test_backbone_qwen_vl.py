@@ -152,6 +152,37 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         QwenVL.build(config, texts=())
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", "{}", "model_type"),
+        ("config.json", '{"model_type": "qwen9_vl"}', "qwen9_vl"),
+        ("model.safetensors", "no weights", "cannot be loaded"),
+        ("tokenizer.json", "{", "its tokenizer cannot be loaded"),
+        ("tokenizer.json", "{}", "its tokenizer cannot be loaded"),
+        ("tokenizer*.json", None, "its tokenizer knows no text"),
+    ],
+)
+def test_a_checkpoint_that_is_broken_or_not_whole_is_named(tmp_path, file, content, told):
+    QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).save(tmp_path)
+    for each in tmp_path.glob(file):
+        each.unlink() if content is None else each.write_text(content)
+    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path)})
+    for read in (lambda: QwenVL.build(config, texts=()), lambda: QwenVL.load(config, tmp_path)):
+        with pytest.raises(MucoError, match=told):
+            read()
+
+
+def test_a_checkpoint_of_the_home_folder_is_found(tmp_path, monkeypatch):
+    made = QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).eval()
+    made.save(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": "~/mine"})
+    found = QwenVL.build(config, texts=()).eval()
+    dialogues = [dialogue_of(["what is it?"], IMAGES)]
+    assert torch.equal(states(found, dialogues), states(made, dialogues))
+
+
 ADAPTER = {"rank": 4, "alpha": 8.0, "dropout": 0.2}
 
 

@@ -24,6 +24,8 @@ from muco.core import (
     TurnEncoder,
     Video,
 )
+from muco.core.component import ComponentConfig
+from muco.core.fit import no_video
 from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from muco.plugins.backbones.clip import Clip
@@ -348,3 +350,17 @@ def test_clip_reads_no_video_and_says_so():
     backbone = Clip.build(config, texts=TEXTS)
     with pytest.raises(MucoError, match=r"clip reads no video.*llava, qwen_vl"):
         backbone.processor.collate([dialogue_of(["a"], [film(2, (40, 40))])])
+
+
+def test_a_backbone_without_defaults_is_not_asked_what_it_offers(monkeypatch):
+    class Needy(QwenVL):
+        class Config(ComponentConfig):
+            size: int
+            """Required."""
+
+        @classmethod
+        def offers(cls, config):
+            return frozenset({"video"} if config.size else ())
+
+    monkeypatch.setattr("muco.plugins.backbones.llava.Llava", Needy)
+    assert str(no_video("clip")).endswith("Backbones that read videos: qwen_vl")

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.optim import Muon
 
+from muco.core import MucoError
+from muco.core.recipe import TrainSettings
 from muco.training.muon import PreciseMuon, orthogonalized
+from muco.training.optimizer import make_optimizers
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
@@ -37,3 +40,26 @@ def test_turns_a_matrix_to_singular_values_near_one(shape):
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     core = left.T @ turned @ right.T
     torch.testing.assert_close(core, torch.diag(core.diagonal()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("module", "kinds"),
+    [
+        (torch.nn.Linear(3, 2, bias=False), ["PreciseMuon"]),
+        (torch.nn.LayerNorm(3), ["AdamW"]),
+        (torch.nn.Linear(3, 2), ["PreciseMuon", "AdamW"]),
+    ],
+    ids=["matrices", "vectors", "both"],
+)
+def test_each_optimizer_is_made_where_it_has_weights(module, kinds):
+    settings = TrainSettings(num_steps=1, samples_per_step=2, learning_rate=0.1, optimizer="muon")
+    found = make_optimizers(module, settings)
+    assert [type(part).__name__ for part, _ in found.parts] == kinds
+    assert len(found.weights()) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_nothing_to_train_is_an_error(optimizer):
+    settings = TrainSettings(num_steps=1, samples_per_step=2, learning_rate=0.1, optimizer=optimizer)
+    with pytest.raises(MucoError, match="nothing would be trained"):
+        make_optimizers(torch.nn.Linear(3, 2).requires_grad_(False), settings)

@@ -42,6 +42,13 @@ def test_reads_the_tokens_that_its_name_says(registry, name, rows):
 
 
 @pytest.mark.parametrize("name", POOLERS)
+def test_double_precision_is_kept(registry, name):
+    cls = registry.component("pooler", name)
+    states = TurnStates(hidden=torch.randn(12, 5, dtype=torch.float64), places=PLACES, ids=IDS)
+    assert cls(cls.Config(), hidden_dim=5)(states).vectors.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", POOLERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_projection_is_a_linear_map_of_what_is_pooled(registry, name, dtype):
     cls = registry.component("pooler", name)

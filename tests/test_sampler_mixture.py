@@ -282,7 +282,8 @@ def same(one: EncoderInputs, other: EncoderInputs) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "expected"), [(1, (900, 90, 9)), (2, (705, 223, 71)), (1e6, (333, 333, 333))]
+    ("temperature", "expected"),
+    [(1, (900, 90, 9)), (2, (705, 223, 71)), (1e6, (333, 333, 333)), (1e-3, (999, 0, 0))],
 )
 def test_temperature_sets_shares_between_the_sizes_and_equal_ones(temperature, expected):
     catalog = {"a": 900, "b": 90, "c": 9}

@@ -47,12 +47,14 @@ def remedies(parts: Parts) -> list[str]:
 
 
 def backbones_offering(feature: Feature) -> list[str]:
-    """Return the registered backbones that offer a feature with the settings that they have by default."""
+    """Return the registered backbones that offer a feature by default; one without defaults is left out."""
     found: list[str] = []
     for entry in default_registry().entries("backbone"):
         try:
             cls = default_registry().component("backbone", entry.name)
         except PluginError:
+            continue
+        if any(field.is_required() for field in cls.Config.model_fields.values()):
             continue
         if feature in cls.offers(cls.Config.model_construct()):
             found.append(entry.name)

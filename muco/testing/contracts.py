@@ -6,7 +6,7 @@ import pickle
 import random
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -157,6 +157,6 @@ def _key(sample: int, turn: int = 0) -> TurnKey:
         sample_id=sample,
         turn_id=turn,
         group_id=sample,
-        content_id=cast(int, 10 * sample + turn),
+        content_id=10 * sample + turn,
         task_id=turn,
     )

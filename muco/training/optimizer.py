@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from muco.core.errors import MucoError
 from muco.core.recipe import TrainSettings
 from muco.training.muon import PreciseMuon
 
@@ -60,15 +61,25 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
     References:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": momentum of
         matrices, orthogonalized by five Newton-Schulz steps; everything else by AdamW.
+
+    Raises:
+        MucoError: no weight is trainable.
     """
     linear, matrices, rest = _split(modules)
-    if settings.optimizer == "adamw":
-        return Optimizers(settings, ((_adamw(linear + matrices, rest, settings), settings.learning_rate),))
-    muon = PreciseMuon(
-        linear, lr=settings.muon_learning_rate, momentum=settings.muon_momentum, weight_decay=0.0
-    )
-    adamw = _adamw(matrices, rest, settings)
-    return Optimizers(settings, ((muon, settings.muon_learning_rate), (adamw, settings.learning_rate)))
+    if not linear + matrices + rest:
+        raise MucoError(
+            "backbone: all weights are frozen, pooler and loss have none: nothing would be trained"
+        )
+    parts: list[tuple[Optimizer, float]] = []
+    if settings.optimizer == "muon" and linear:
+        muon = PreciseMuon(
+            linear, lr=settings.muon_learning_rate, momentum=settings.muon_momentum, weight_decay=0.0
+        )
+        parts.append((muon, settings.muon_learning_rate))
+        linear = []
+    if linear + matrices + rest:
+        parts.append((_adamw(linear + matrices, rest, settings), settings.learning_rate))
+    return Optimizers(settings, tuple(parts))
 
 
 def learning_rate_share(settings: TrainSettings, step: int) -> float:

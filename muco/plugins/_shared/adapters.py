@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError, MucoError
+from muco.plugins._shared.checkpoint import check_fit, read_weights
 
 ADAPTER_FILE = "adapter.safetensors"
 _SETTINGS = "adapter"
@@ -44,7 +45,7 @@ class AdapterSettings(ComponentConfig):
     """Train the length of each row of the weight apart from its direction."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
     """Of A; B starts at zero, so that an adapter starts as nothing."""
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Ends of the names of the linear maps to adapt, `q_proj` say; null: all of them."""
     vision: bool = False
     """Adapt the vision tower's linear maps too."""
@@ -236,20 +237,9 @@ def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
     Raises:
         DataError: a weight is missing, unexpected or of another shape.
     """
-    from safetensors.torch import load_file
-
-    found = load_file(file)
+    found = read_weights(file)
     expected = {**split_state(module)[1], **_state(rows)}
-    wrong = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(
-            name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape
-        ),
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in wrong.items() if names)
-        raise DataError(f"{file}: the weights do not fit the settings of the adapter. {told}")
+    check_fit(found, expected, f"{file}: the weights do not fit the settings of the adapter")
     for name, weight in expected.items():
         weight.copy_(found[name])
 

@@ -1,11 +1,13 @@
-"""Checkpoints in the transformers layout: loaded whole or not at all."""
+"""Checkpoints: loaded whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from muco.core.errors import DataError, MucoError
 from muco.plugins._shared.chat import EMB, MASK
@@ -34,6 +36,7 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
         MucoError: no such checkpoint, or one of another family.
         DataError: weights that do not fit.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -41,18 +44,81 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
         if family not in families:
             raise MucoError(f"{name} is a {family} model; {backbone} loads {', '.join(families)}")
         model, report = AutoModel.from_pretrained(name, dtype=dtype_of(dtype), output_loading_info=True)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
-    strange = [key for key in report["unexpected_keys"] if not key.startswith(_UNUSED_WEIGHTS)]
-    wrong = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(strange),
-        "of another shape": sorted(str(key) for key in report["mismatched_keys"]),
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{what}: {', '.join(keys[:5])}" for what, keys in wrong.items() if keys)
-        raise DataError(f"{name}: the weights do not fit a {family} model. {told}")
+    _refuse(
+        {
+            "missing": report["missing_keys"],
+            "unexpected": [key for key in report["unexpected_keys"] if not key.startswith(_UNUSED_WEIGHTS)],
+            "of another shape": map(str, report["mismatched_keys"]),
+        },
+        f"{name}: the weights do not fit a {family} model",
+    )
     return model
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Return the tokenizer of a checkpoint in the transformers layout.
+
+    Args:
+        name: folder or hub name.
+
+    Raises:
+        MucoError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
+    # Where its files are missing, transformers makes some of its tokenizers without a vocabulary.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise MucoError(f"{name}: its tokenizer knows no text; tokenizer.json is missing or empty")
+    return tokenizer
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: it cannot be read: {error}") from error
+
+
+def check_fit(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], message: str, *, unread: Collection[str] = ()
+) -> None:
+    """Raise DataError, with the message, unless both hold the same names and shapes.
+
+    Args:
+        found: weights by name.
+        wanted: those of the module that takes them.
+        message: what does not fit what.
+        unread: names that need not agree.
+    """
+    both = found.keys() & wanted.keys()
+    wrong = {
+        "missing": wanted.keys() - found.keys(),
+        "unexpected": found.keys() - wanted.keys(),
+        "of another shape": {name for name in both if found[name].shape != wanted[name].shape},
+    }
+    _refuse({what: names.difference(unread) for what, names in wrong.items()}, message)
+
+
+def _refuse(wrong: Mapping[str, Iterable[str]], message: str) -> None:
+    """Raise DataError where names of weights are wrong, with the first of each kind."""
+    named = {what: sorted(names) for what, names in wrong.items()}
+    if any(named.values()):
+        told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in named.items() if names)
+        raise DataError(f"{message}. {told}")
 
 
 def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,7 +32,7 @@ from muco.plugins._shared.attention import (
     contexts_of,
     layout_of,
 )
-from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model
+from muco.plugins._shared.checkpoint import Dtype, add_tokens, dtype_of, load_model, load_tokenizer
 from muco.plugins._shared.rows import branch_mask
 from muco.plugins._shared.scratch_settings import DecoderSizes
 from muco.plugins._shared.strand_processor import StrandProcessor
@@ -76,25 +77,23 @@ class DecoderBackbone(AdaptedBackbone):
 
     @classmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        if config.scratch is None:
-            model = cls._model(config.pretrained, config)
-            tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
+        start = None if config.pretrained is None else expanduser(config.pretrained)
+        if start is not None:
+            model, tokenizer = cls._model(start, config), load_tokenizer(start)
             add_tokens(model, tokenizer, known=cls.known_tokens)
         else:
             sizes, tokenizer = cls.scratch_parts(config, texts)
             # Converted afterwards, the frequencies of positions would be rounded too.
             model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
-        processor = cls.make_processor(config, model, tokenizer, config.pretrained or "")
-        return cls(model, processor, config).set_up(config, start=config.pretrained)
+        processor = cls.make_processor(config, model, tokenizer, start or "")
+        return cls(model, processor, config).set_up(config, start=start)
 
     @classmethod
     def load(cls, config: Any, folder: Path) -> Self:
-        from transformers import AutoTokenizer
-
         model = cls._model(str(folder), config)
-        processor = cls.make_processor(config, model, AutoTokenizer.from_pretrained(folder), folder)
+        processor = cls.make_processor(config, model, load_tokenizer(folder), folder)
         backbone = cls(model, processor, config).set_up(config)
         backbone.read_adapter(folder)
         return backbone

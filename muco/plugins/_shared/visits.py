@@ -34,7 +34,9 @@ def shares_of(config: SharesConfig, catalog: Catalog) -> Mapping[str, float] | N
     """Return the data sets' weights; None where every sample comes once an epoch."""
     if config.temperature is None:
         return config.weights
-    return {name: size ** (1 / config.temperature) for name, size in catalog.items()}
+    # Of the largest, so that no power of them is beyond a float.
+    most = max(catalog.values())
+    return {name: (size / most) ** (1 / config.temperature) for name, size in catalog.items()}
 
 
 def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str, int]:

@@ -27,6 +27,7 @@ class Mean(Pooler):
         owner_T = torch.repeat_interleave(length_N)
         first_N = length_N.cumsum(0) - length_N
         within_T = torch.arange(len(owner_T), device=owner_T.device) - first_N[owner_T]
-        token_TH = states.hidden[places.start[owner_T] + within_T].float()
+        token_TH = states.hidden[places.start[owner_T] + within_T]
+        token_TH = token_TH.to(torch.promote_types(token_TH.dtype, torch.float32))
         sum_NH = token_TH.new_zeros(len(length_N), token_TH.shape[1]).index_add_(0, owner_T, token_TH)
         return self.project(sum_NH / length_N[:, None])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muco.core.component import Feature
@@ -16,6 +16,7 @@ from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins._shared.adapted import AdaptedBackbone
 from muco.plugins._shared.adapters import AdaptedSettings, AdapterSettings, ends_of
+from muco.plugins._shared.checkpoint import check_fit, read_weights
 from muco.plugins.backbones.clip.adapting import (
     called_maps,
     close_attention,
@@ -32,7 +33,6 @@ from muco.plugins.backbones.clip.towers import (
     ImageTowerSettings,
     Towers,
     folder_of,
-    put_weights,
     random_towers,
     read_towers,
     with_image_tower,
@@ -229,7 +229,13 @@ class Clip(AdaptedBackbone):
 
     def _read_fusion(self, folder: Path) -> None:
         file = folder / FUSION_FILE
-        put_weights(self.fusion, load_file(file) if file.is_file() else {}, place=str(file))
+        weights = read_weights(file) if file.is_file() else {}
+        check_fit(
+            weights,
+            self.fusion.state_dict(),
+            f"{file}: not made by `fusion: {self.config.fusion}` of these settings",
+        )
+        self.fusion.load_state_dict(weights)
 
     def _projected(self, features: Tensor) -> Tensor:
         visual: Any = self.model.visual

@@ -17,10 +17,8 @@ from muco.core.fit import no_video
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds, TurnPlaces
 from muco.core.video import Visual
+from muco.plugins._shared.elongated import refuse_elongated
 from muco.plugins.backbones.clip.texts import TextReader
-
-_MOST_ASPECT = 200
-"""A picture whose sides differ more is not resized: by its short side, it would become too long to hold."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,7 @@ class ClipProcessor(Processor):
         """Do nothing: the towers' own files hold the tokenizer and the transform."""
 
     def _pixels(self, image: EncodedImage) -> Tensor:
-        width, height = image.size
-        if max(width, height) > _MOST_ASPECT * min(width, height):
-            raise DataError(
-                f"image of {width} x {height} pixels: one side is over {_MOST_ASPECT} times the other"
-            )
+        refuse_elongated(*image.size)
         return self.transform(image.decode())
 
 

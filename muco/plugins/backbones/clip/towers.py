@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import MucoError
 from muco.plugins._shared.adapters import ADAPTER_FILE
+from muco.plugins._shared.checkpoint import check_fit, read_weights
 from muco.plugins.backbones.clip.scratch import (
     ScratchSettings,
     scratch_config,
@@ -85,18 +86,19 @@ def read_towers(name: str) -> Towers:
     """
     folder = folder_of(name)
     described = _read_json(folder / CONFIG_FILE, name)
-    if "model_cfg" not in described or not {"mean", "std"} <= described.get("preprocess_cfg", {}).keys():
+    model, images = described.get("model_cfg"), described.get("preprocess_cfg")
+    if not isinstance(model, dict) or not isinstance(images, dict) or not {"mean", "std"} <= images.keys():
         raise MucoError(
             f"{name}: {CONFIG_FILE} must hold model_cfg, and preprocess_cfg with the mean and std of images"
         )
-    config = _taken(described["model_cfg"], name)
+    config = _taken(model, name)
     file = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if file is None:
         raise MucoError(f"{name} holds no {' or '.join(WEIGHT_FILES)}; other formats of weights are not read")
-    model = _build(config, name)
-    put_weights(model, _as_custom_text(load_file(file)), place=name, unread=_UNREAD)
-    preprocess = {key: value for key, value in described["preprocess_cfg"].items() if key in _PREPROCESS_KEYS}
-    return Towers(model, _tokenizer(folder, name), config, preprocess)
+    towers = _build(config, name)
+    put_weights(towers, _as_custom_text(read_weights(file)), place=name, unread=_UNREAD)
+    preprocess = {key: value for key, value in images.items() if key in _PREPROCESS_KEYS}
+    return Towers(towers, _tokenizer(folder, name), config, preprocess)
 
 
 def random_towers(settings: ScratchSettings, texts: Iterable[str]) -> Towers:
@@ -152,16 +154,9 @@ def put_weights(
         DataError: a weight is missing, unexpected or of another shape.
     """
     own = module.state_dict()
+    message = f"{place}: the weights do not fit the model that its configuration describes"
+    check_fit(weights, own, message, unread=unread)
     fits = {name for name in own.keys() & weights.keys() if own[name].shape == weights[name].shape}
-    wrong = {
-        "missing": own.keys() - weights.keys(),
-        "unexpected": weights.keys() - own.keys(),
-        "of another shape": (own.keys() & weights.keys()) - fits,
-    }
-    named = {what: sorted(names.difference(unread)) for what, names in wrong.items()}
-    if any(named.values()):
-        told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in named.items() if names)
-        raise DataError(f"{place}: the weights do not fit the model that its configuration describes. {told}")
     module.load_state_dict({name: weights[name] for name in fits}, strict=False)
 
 
@@ -201,7 +196,9 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 def _taken(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the `model_cfg`, or say what of it is not supported."""
-    text, vision = dict(config.get("text_cfg", {})), dict(config.get("vision_cfg", {}))
+    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise MucoError(f"{name}: text_cfg and vision_cfg of {CONFIG_FILE} must be objects")
     strange = sorted(set(text.get("tokenizer_kwargs", {})) - set(_TOKENIZER_SETTINGS))
     refused = {
         "a captioning decoder (CoCa)": "multimodal_cfg" in config,
@@ -213,8 +210,8 @@ def _taken(config: dict[str, Any], name: str) -> dict[str, Any]:
         if found:
             raise MucoError(f"{name} has {what}, which clip does not take")
     # Downloads nothing: the weights are those of the folder.
-    vision |= {"timm_model_pretrained": False, "output_tokens": False}
-    text |= {"output_tokens": False}
+    vision = {**vision, "timm_model_pretrained": False, "output_tokens": False}
+    text = {**text, "output_tokens": False}
     taken = {key: value for key, value in config.items() if key != "custom_text"}
     return {**taken, "vision_cfg": vision, "text_cfg": text}
 
@@ -255,4 +252,4 @@ def _put_trunk(trunk: nn.Module, about: dict[str, Any], folder: Path) -> None:
     heads = about.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
     unread = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
-    put_weights(trunk, load_file(file), place=str(folder), unread=unread)
+    put_weights(trunk, read_weights(file), place=str(folder), unread=unread)

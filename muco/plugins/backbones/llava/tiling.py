@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-
-_MOST_ELONGATED = 200
-"""Longer side by shorter side; an image beyond it would be enlarged without bound."""
+from muco.plugins._shared.elongated import refuse_elongated
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,7 @@ class Tiling:
         Raises:
             DataError: an image too elongated.
         """
-        if max(height, width) > _MOST_ELONGATED * min(height, width):
-            raise DataError(
-                f"image of {width} x {height} pixels: one side is over {_MOST_ELONGATED} times the other"
-            )
+        refuse_elongated(width, height)
         if not self.grids or (self.only_alone and not alone):
             return 1
         rows, columns = self._grid(height, width)

@@ -78,7 +78,7 @@ def cut(video: Video, frames: Frames, images: Any) -> Cut:
             height, width, factor=factor, min_pixels=frames.min_pixels, max_pixels=frames.max_pixels
         )
     except ValueError as error:
-        raise DataError(f"video of {width} x {height} pixels: {error}") from None
+        raise DataError(f"video of {video.size[0]} x {video.size[1]} pixels: {error}") from None
     return Cut(places, height, width, seconds_per_slice, depth)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from muco.core.component import ComponentConfig, Feature
-from muco.core.loss import LossTerms, positive_pairs
+from muco.core.loss import Loss, LossTerms, positive_pairs
 from muco.core.pairs import equal_pairs, num_equal_pairs
 from muco.core.turns import TurnEmbeddings
 from muco.plugins._shared.tiles import Excluded, negatives_logsumexp
@@ -53,9 +53,25 @@ class ContrastiveConfig(PairingConfig):
         return self
 
 
-def needs_of(config: PairingConfig) -> frozenset[Feature]:
-    """Return what the settings need of the packer: equal contents must have equal embeddings."""
-    return frozenset({"independent_targets"} if config.duplicates == "merge" else ())
+class PairingLoss(Loss):
+    """A loss with the settings of `PairingConfig`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        """Return what is asked of the packer: to be merged, equal contents must have equal embeddings."""
+        return frozenset({"independent_targets"} if config.duplicates == "merge" else ())
+
+
+class ContrastiveLoss(PairingLoss):
+    """A loss with the settings of `ContrastiveConfig`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.symmetric = config.symmetric
 
 
 @dataclass(frozen=True)

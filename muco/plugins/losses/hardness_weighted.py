@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pydantic import NonNegativeFloat
 
-from muco.core.component import Feature
-from muco.core.loss import Loss, LossTerms
+from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import ContrastiveConfig, Mask, contrast, needs_of
+from muco.plugins._shared.contrastive import ContrastiveConfig, ContrastiveLoss, Mask, contrast
 
 
-class HardnessWeighted(Loss):
+class HardnessWeighted(ContrastiveLoss):
     """InfoNCE with every negative weighted by the exponential of its similarity.
 
     The weight takes no gradient. It makes most of the negatives that are closest to the query, false ones
@@ -27,15 +26,6 @@ class HardnessWeighted(Loss):
         """Score the targets against all queries too, and take the mean of both directions; as LLaVE does."""
         mask: Mask = "same_group"
         """same_group: the other targets of a query's images are no negatives. none: they are."""
-
-    @classmethod
-    def needs(cls, config: ContrastiveConfig) -> frozenset[Feature]:
-        return needs_of(config)
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.symmetric = config.symmetric
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         return contrast(query, target, self.config, mask=self.config.mask, hardness=self.config.alpha)

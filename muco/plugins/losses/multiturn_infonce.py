@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from muco.core.component import Feature
-from muco.core.loss import Loss, LossTerms
+from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import ContrastiveConfig, Forms, Mask, contrast, needs_of
+from muco.plugins._shared.contrastive import ContrastiveConfig, ContrastiveLoss, Forms, Mask, contrast
 
 
-class MultiTurnInfoNCE(Loss):
+class MultiTurnInfoNCE(ContrastiveLoss):
     """InfoNCE that leaves an image's other turns out of the denominator.
 
     The logit mask of the paper: only targets of other images, and hard negatives, are negatives.
@@ -25,15 +24,6 @@ class MultiTurnInfoNCE(Loss):
         forms: Forms = "joint"
         """Where targets have two forms. joint: a positive is held against both forms of the others (the
         paper). separate: against those of its own form (the public code, whose value is 4 times this)."""
-
-    @classmethod
-    def needs(cls, config: ContrastiveConfig) -> frozenset[Feature]:
-        return needs_of(config)
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.symmetric = config.symmetric
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         return contrast(query, target, self.config, mask=self.config.mask, forms=self.config.forms)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from muco.core.component import Feature
-from muco.core.loss import Loss, LossTerms
+from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import Mask, PairingConfig, best_of, needs_of, pair_up, refuse_lonely
+from muco.plugins._shared.contrastive import Mask, PairingConfig, PairingLoss, best_of, pair_up, refuse_lonely
 from muco.plugins._shared.tiles import negatives_softplus
 
 
-class SigLIP(Loss):
+class SigLIP(PairingLoss):
     """Binary cross-entropy of every pair, under a scale and a bias that are learnt.
 
     References:
@@ -32,13 +30,8 @@ class SigLIP(Loss):
         mask: Mask = "same_group"
         """same_group: the other targets of a query's images are no negatives. none: they are."""
 
-    @classmethod
-    def needs(cls, config: Any) -> frozenset[Feature]:
-        return needs_of(config)
-
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self.bias = nn.Parameter(torch.tensor(config.bias))
 

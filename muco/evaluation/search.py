@@ -9,23 +9,28 @@ Q queries, P candidates of the pool, B of one block, C of one query, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from muco.core.suite import Task
 from muco.evaluation.vectors import Vectors, as_vectors
 
-BLOCK_ROWS = 2032
-"""Candidates that are scored at once on a CPU: what is done with their scores finds them in its cache."""
-_BLOCK_ROWS_ELSEWHERE = 16384
-"""The same on a GPU."""
+T = TypeVar("T")
+
+BLOCK_ROWS = 8192
+"""Candidates that are scored at once."""
+_MOST_THREADS = 16
+"""Each has scores of its own in memory, and they share its bandwidth."""
 _QUERIES = 2048
 """Queries that are scored at once."""
 _LISTED = 16384
@@ -105,8 +110,7 @@ def rank_all(
     for first in range(0, len(query), _QUERIES):
         stop = min(first + _QUERIES, len(query))
         right = task.relevant[first:stop]
-        with _one_pool_of_threads(torch.device(device)):
-            ranked = _rank_pool(query.block(first, stop), pool, right, torch.device(device))
+        ranked = _rank_pool(query.block(first, stop), pool, right, torch.device(device))
         found += [Ranking(each, len(pool), tops.get(row, ())) for row, each in enumerate(ranked, start=first)]
     return found
 
@@ -129,11 +133,10 @@ def best_of(
         ValueError: a vector is not finite.
     """
     pool = as_vectors(pool)
-    with _one_pool_of_threads(torch.device(device)):
-        parts = [
-            _Best(query_QD[first : first + _QUERIES].to(device), num_best).over(pool)
-            for first in range(0, len(query_QD), _QUERIES)
-        ]
+    parts = [
+        _best(query_QD[first : first + _QUERIES].to(device), pool, num_best)
+        for first in range(0, len(query_QD), _QUERIES)
+    ]
     return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
@@ -205,23 +208,41 @@ def _tops(
     return {row: tuple(zip(*each, strict=True)) for row, each in enumerate(pairs)}
 
 
+def _best(query_QD: Tensor, pool: Vectors, num_best: int) -> tuple[Tensor, Tensor]:
+    def over(rows: range) -> tuple[Tensor, Tensor]:
+        best = _Best(query_QD, num_best)
+        for first, block_BD in _blocks(pool, rows, query_QD.device):
+            best.merge(block_BD, first)
+        return best.kept(len(rows))
+
+    scores, rows = zip(*_in_parts(over, len(pool), query_QD.device), strict=True)
+    # Equals stay in the order of their rows, as the parts are.
+    score_QK, order_QK = torch.cat(scores, 1).sort(dim=1, descending=True, stable=True)
+    return score_QK[:, :num_best], torch.cat(rows, 1).gather(1, order_QK)[:, :num_best]
+
+
 def _rank_pool(
     query_QD: Tensor, pool: Vectors, relevant: Sequence[Sequence[int]], device: torch.device
 ) -> list[tuple[Standing, ...]]:
     rights = [_Right.of(row, query_QD, pool, places) for row, places in enumerate(relevant)]
-    scorer = _Scorer(query_QD.to(device))
-    columns = [
-        _Column(scorer, [each for each in rights if len(each.rows) > slot], slot)
+    slots = [
+        [each for each in rights if len(each.rows) > slot]
         for slot in range(max(len(each.rows) for each in rights))
     ]
-    for first, block_BD in _blocks(pool, device):
-        score_QB, bound = scorer.scores(block_BD)
-        most_Q = score_QB.amax(1)
-        for column in columns:
-            column.count(most_Q, score_QB, bound, block_BD, first)
+
+    def over(rows: range) -> list[Tensor]:
+        scorer = _Scorer(query_QD.to(device))
+        columns = [_Column(scorer, having, slot) for slot, having in enumerate(slots)]
+        for first, block_BD in _blocks(pool, rows, device):
+            score_QB, bound = scorer.scores(block_BD)
+            most_Q = score_QB.amax(1)
+            for column in columns:
+                column.count(most_Q, score_QB, bound, block_BD, first)
+        return [column.counts.cpu() for column in columns]
+
     tallies: dict[int, list[list[int]]] = {}
-    for column in columns:
-        for each, tally in zip(column.rights, column.tallies(), strict=True):
+    for having, counts in zip(slots, zip(*_in_parts(over, len(pool), device), strict=True), strict=True):
+        for each, tally in zip(having, torch.stack(counts).sum(0).T.tolist(), strict=True):
             tallies.setdefault(each.query, []).append(tally)
     return [each.standings(tallies[each.query]) for each in rights]
 
@@ -259,27 +280,34 @@ class _Right:
         return tuple(found)
 
 
+def _in_parts(over: Callable[[range], T], number: int, device: torch.device) -> list[T]:
+    """Return what is found over each part of a pool's rows, in their order; on a CPU by a thread each.
+
+    A thread multiplies and looks through its own scores, so that none waits for another's.
+    """
+    threads = min(torch.get_num_threads(), _MOST_THREADS, -(-number // BLOCK_ROWS))
+    if device.type != "cpu" or threads < 2:
+        return [over(range(number))]
+    edges = [number * part // threads for part in range(threads + 1)]
+    with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(over, map(range, edges, edges[1:])))
+
+
 @contextmanager
-def _one_pool_of_threads(device: torch.device) -> Iterator[None]:
-    """On a CPU leave the cores to the products, which are numpy's: threads of torch would wait for them."""
+def _one_thread_each() -> Iterator[None]:
     number = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(number)
 
 
-def _block_rows(device: torch.device) -> int:
-    return BLOCK_ROWS if device.type == "cpu" else _BLOCK_ROWS_ELSEWHERE
-
-
-def _blocks(pool: Vectors, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Yield the blocks of a pool on a device, each with its first row."""
-    size = _block_rows(device)
-    for first in range(0, len(pool), size):
-        yield first, pool.block(first, min(first + size, len(pool))).to(device)
+def _blocks(pool: Vectors, rows: range, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Yield the blocks of some of a pool's rows on a device, each with its first row."""
+    for first in rows[::BLOCK_ROWS]:
+        yield first, pool.block(first, min(first + BLOCK_ROWS, rows.stop)).to(device)
 
 
 class _Scorer:
@@ -288,7 +316,7 @@ class _Scorer:
     def __init__(self, query_QD: Tensor) -> None:
         self.query_QD = query_QD
         self._norm = float(query_QD.norm(dim=1).max())
-        self._space = query_QD.new_empty(len(query_QD) * _block_rows(query_QD.device))
+        self._space = query_QD.new_empty(len(query_QD) * BLOCK_ROWS)
 
     def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
         """Return float32 [Q, B], and how far one may lie from the true score rounded to float32.
@@ -337,12 +365,11 @@ def _next(value: Tensor) -> Tensor:
 
 def _count(mask_QB: Tensor) -> Tensor:
     """Return how many are true in each row, int64 [Q]."""
-    number = mask_QB.shape[1]
-    if number % 8 or number > 8 * 255:
+    if mask_QB.shape[1] % 8:
         return mask_QB.sum(1)
-    # Eight at once: the bytes of a word count up to 255 each, and none runs over into the next.
-    words_QW = mask_QB.contiguous().view(torch.int64)
-    return words_QW.sum(1, keepdim=True).view(torch.uint8).sum(1)
+    # Eight at once: the bytes of a word count up to 255 each, so that none runs over into the next.
+    parts = mask_QB.contiguous().view(torch.int64).split(255, dim=1)
+    return torch.stack([part.sum(1, keepdim=True).view(torch.uint8).sum(1) for part in parts]).sum(0)
 
 
 def _marked(mask_QB: Tensor) -> tuple[Tensor, Tensor]:
@@ -369,7 +396,8 @@ class _Column:
         self._query = torch.tensor([each.query for each in rights], device=device)
         self._score = torch.tensor([float(each.scores[slot]) for each in rights], device=device)
         self._row = torch.tensor([int(each.rows[slot]) for each in rights], device=device)
-        self._counts = torch.zeros(3, len(rights), dtype=torch.int64, device=device)
+        self.counts = torch.zeros(3, len(rights), dtype=torch.int64, device=device)
+        """Candidates above, tied, and tied but earlier."""
 
     def count(self, most_Q: Tensor, score_QB: Tensor, bound: float, block_BD: Tensor, first: int) -> None:
         """Add a block's candidates above, tied, and tied but earlier; `most_Q` are each query's maxima."""
@@ -390,15 +418,11 @@ class _Column:
                 rows = slice(part, part + _PART_ROWS)
                 self.count(most_Q, score_QB[:, rows], bound, block_BD[rows], first + part)
             return
-        self._counts[0, hit_H] += surely_H
+        self.counts[0, hit_H] += surely_H
         (near,) = near_H.nonzero(as_tuple=True)
         if len(near):
             places_N, rows_N = _marked(maybe_HB[near] ^ surely_HB[near])
             self._settle(block_BD, hit_H[near[places_N]], rows_N, first)
-
-    def tallies(self) -> list[list[int]]:
-        """Return what was counted for each query: above, tied, tied but earlier."""
-        return self._counts.T.tolist()
 
     def _settle(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor, first: int) -> None:
         """Count pairs that float32 could not decide."""
@@ -407,7 +431,7 @@ class _Column:
         tied_N = exact_N == wanted_N
         before_N = tied_N & (rows_N + first < self._row[queries_N])
         for place, counted in enumerate((exact_N > wanted_N, tied_N, before_N)):
-            self._counts[place] += torch.bincount(queries_N[counted], minlength=len(self.rights))
+            self.counts[place] += torch.bincount(queries_N[counted], minlength=len(self.rights))
 
 
 class _Best(_Scorer):
@@ -416,21 +440,20 @@ class _Best(_Scorer):
     def __init__(self, query_QD: Tensor, num_best: int) -> None:
         super().__init__(query_QD)
         self.num_best = num_best
+        self._is_empty = True
         number, device = len(query_QD), query_QD.device
         self._best_QK = torch.full((number, num_best), -torch.inf, device=device)
         self._rows_QK = torch.full((number, num_best), -1, dtype=torch.int64, device=device)
 
-    def over(self, pool: Vectors) -> tuple[Tensor, Tensor]:
-        """Return scores [Q, K] and rows [Q, K] of the best of a pool, on the CPU."""
-        for first, block_BD in _blocks(pool, self.query_QD.device):
-            self._merge(block_BD, first)
-        kept = min(self.num_best, len(pool))
-        return self._best_QK[:, :kept].cpu(), self._rows_QK[:, :kept].cpu()
+    def kept(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return scores [Q, K] and rows [Q, K] on the CPU, K at most the number of candidates there were."""
+        return self._best_QK[:, :number].cpu(), self._rows_QK[:, :number].cpu()
 
-    def _merge(self, block_BD: Tensor, first: int) -> None:
+    def merge(self, block_BD: Tensor, first: int) -> None:
+        """Take a block's candidates in; blocks come in the order of their rows."""
         score_QB, bound = self.scores(block_BD)
         least_Q = self._best_QK[:, -1] - bound
-        if first == 0 and len(block_BD) > self.num_best:
+        if self._is_empty and len(block_BD) > self.num_best:
             least_Q = score_QB.topk(self.num_best, dim=1).values[:, -1] - 2 * bound
         (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
         if not len(hit_H):
@@ -438,10 +461,10 @@ class _Best(_Scorer):
         places_N, rows_N = _marked(_at_least(score_QB[hit_H], least_Q[hit_H, None]))
         if _is_crowded(len(places_N), block_BD):
             for part in range(0, len(block_BD), _PART_ROWS):
-                self._merge(block_BD[part : part + _PART_ROWS], first + part)
-        else:
-            exact_N = self.exactly(block_BD, hit_H[places_N], rows_N)
-            self._take(hit_H, places_N, rows_N + first, exact_N)
+                self.merge(block_BD[part : part + _PART_ROWS], first + part)
+            return
+        self._is_empty = False
+        self._take(hit_H, places_N, rows_N + first, self.exactly(block_BD, hit_H[places_N], rows_N))
 
     def _take(self, hit_H: Tensor, places_N: Tensor, rows_N: Tensor, exact_N: Tensor) -> None:
         """Put rows N, each of the query at a place of `hit_H`, among the best of these queries."""

@@ -4,7 +4,7 @@
 
 Both read the same shards of photograph-sized noise, parse the record, decode every image to RGB, and shuffle:
 webdataset by shard and in a buffer of 512 samples, muco by a plan in windows of 512. The two take turns, and
-the figures are those of the best of five rounds of each: others may be busy meanwhile.
+the figure is the median of the ratios of seven rounds: others may be busy meanwhile.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from muco.data.read import ShardReader
 from muco.data.write import write_shards
 from muco.plugins.samplers.mixture import Mixture
 
-NUM_SAMPLES, BATCH, WINDOW, WORKERS = 1536, 32, 512, 2
-ROUNDS = 5
+NUM_SAMPLES, BATCH, WINDOW, WORKERS = 6144, 32, 512, 2
+ROUNDS = 7
 SHARE = 0.95
 """Of webdataset's samples a second that ours must have."""
 
@@ -101,17 +101,20 @@ def theirs(folder: Path) -> tuple[int, float]:
 
 def test_samples_per_second_beside_webdataset(photos):
     expected = NUM_SAMPLES * 512 * 384
-    best = {ours: float("inf"), theirs: float("inf")}
+    seconds: dict[str, list[float]] = {"ours": [], "webdataset": []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset's own
         for _ in range(ROUNDS):
-            for side in best:
-                pixels, seconds = side(photos)
+            for name, side in (("ours", ours), ("webdataset", theirs)):
+                pixels, taken = side(photos)
                 assert pixels == expected
-                best[side] = min(best[side], seconds)
-    rates = {side.__name__: NUM_SAMPLES / seconds for side, seconds in best.items()}
-    print(f"\nsamples a second: {rates['ours']:.0f} ours, {rates['theirs']:.0f} webdataset")
-    assert rates["ours"] >= SHARE * rates["theirs"]
+                seconds[name].append(taken)
+    rates = {name: NUM_SAMPLES / np.median(each) for name, each in seconds.items()}
+    share = float(np.median(np.divide(seconds["webdataset"], seconds["ours"])))
+    print(
+        f"\nsamples a second: {rates['ours']:.0f} ours, {rates['webdataset']:.0f} webdataset; {share:.2f} of it"
+    )
+    assert share >= SHARE
 
 
 def test_the_first_batch_after_resuming_costs_the_same_at_any_step(photos, benchmark):

@@ -548,6 +548,36 @@ def test_cached_gradients_in_any_chunks_equal_those_of_the_whole_batch(reader, t
             same(gradients(reader, cached=cached, budget=budget, **told), whole, 1e-10)
 
 
+def kept_bytes(step) -> int:
+    """Return the size of what is kept for the way back."""
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(kept)
+
+
+@pytest.mark.parametrize("tower", [{}, {"image_tower": {"name": "test_vit"}}], ids=["vit", "timm"])
+@pytest.mark.parametrize("adapter", [None, {"vision": True, "dropout": 0.0}], ids=["whole", "adapters"])
+def test_activations_computed_again_give_the_same_gradients_of_less_memory(reader, tower, adapter):
+    settings = {**tower, "adapter": adapter}
+    same(gradients(reader, **settings, checkpoint_activations=True), gradients(reader, **settings), 1e-10)
+    less, more = (
+        kept_bytes(stepper(reader, **settings, cached=False, checkpoint_activations=each)[1])
+        for each in (True, False)
+    )
+    assert less < 0.95 * more
+
+
+def test_a_tower_that_keeps_its_activations_is_told():
+    with pytest.raises(MucoError, match=r"checkpoint_activations: .*freeze_vision: true"):
+        build(image_tower={"name": "darknet17"}, checkpoint_activations=True)
+
+
 def test_float32_agrees_to_1e_5(reader):
     whole = gradients(reader, dtype=torch.float32)
     same(gradients(reader, cached=True, budget=40, dtype=torch.float32), whole, 1e-5)

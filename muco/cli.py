@@ -87,6 +87,17 @@ def mine(
     )  # fmt: skip
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
+    to: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Write a trained model as a folder of its own, its adapters merged into its weights."""
+    from muco.export import export as write_model
+
+    typer.echo(write_model(model, to))
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,

@@ -173,6 +173,7 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     from muco.training.batches import StepBatches
     from muco.training.build import build_model, build_packer, build_sampler, make, open_data
     from muco.training.checkpoint import Progress, checkpoints, restore
+    from muco.training.model_folder import start_from
     from muco.training.trainer import Trainer
 
     def show(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
@@ -192,6 +193,7 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     else:
         progress = Progress()
         model = build_model(recipe, readers)
+        start_from(recipe, model.encoder)
     batches = StepBatches(
         readers=readers,
         sampler=sampler,

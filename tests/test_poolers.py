@@ -6,7 +6,7 @@ import torch
 from muco.core import Content, TurnIds, TurnKey, TurnPlaces, TurnStates, load_recipe
 from muco.testing import check_pooler
 from muco.training.build import with_pooler
-from muco.training.model_folder import load_encoder, save_encoder
+from muco.training.model_folder import load_encoder, save_encoder, start_from
 from tests.small import SMALL, TEXTS
 
 # A row of 12 tokens: prefix 0 to 1, one turn of 4 tokens, one of 1, one of 5; embedding tokens 4, 6, 10.
@@ -78,3 +78,20 @@ def test_a_projection_is_saved_with_the_model(registry, name, tmp_path):
         vectors = [each.eval()(backbone.processor.collate([asked])).vectors for each in (encoder, loaded)]
     assert vectors[0].shape == (1, 6)
     assert torch.equal(*vectors)
+
+
+@pytest.mark.parametrize(("dim", "is_taken"), [(6, True), (5, False)])
+def test_a_run_that_starts_from_a_model_folder_has_its_projection(registry, tmp_path, dim, is_taken):
+    """Of the same settings; with others it is a new one."""
+    pooler, scratch = "pooler={name: mean, projection_dim: %d}", f"backbone.scratch={SMALL['scratch']}"
+    recipe = load_recipe("quickstart", [pooler % 6, scratch], registry=registry)
+    first = with_pooler(recipe, recipe.backbone.cls.build(recipe.backbone.config, texts=TEXTS))
+    save_encoder(first, recipe, tmp_path / "model", step=1)
+    begun = ["backbone.scratch=null", f"backbone.pretrained={tmp_path / 'model'}"]
+    recipe = load_recipe("quickstart", [pooler % dim, *begun], registry=registry)
+    second = with_pooler(recipe, recipe.backbone.cls.build(recipe.backbone.config, texts=()))
+    before = second.pooler.project.weight.detach().clone()
+    assert not torch.equal(before, first.pooler.project.weight)
+    start_from(recipe, second)
+    expected = first.pooler.project.weight if is_taken else before
+    assert torch.equal(second.pooler.project.weight, expected)

@@ -17,6 +17,7 @@ from muco.training.build import with_pooler
 ABOUT = "muco.json"
 """What says which model a folder holds."""
 _FORMAT = 1
+_POOLER = "pooler.safetensors"
 
 
 def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: int) -> None:
@@ -25,7 +26,7 @@ def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: in
     encoder.backbone.save(folder)
     pooler = encoder.pooler.state_dict()
     if pooler:
-        save_file(pooler, folder / "pooler.safetensors")
+        save_file(pooler, folder / _POOLER)
     about = {
         "format": _FORMAT,
         "step": step,
@@ -73,9 +74,21 @@ def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
     read_about(folder)
     backbone = cast(Any, recipe.backbone.cls).load(recipe.backbone.config, folder)
     encoder = with_pooler(recipe, backbone)
-    weights = folder / "pooler.safetensors"
-    encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
+    _read_pooler(encoder, folder)
     return encoder
+
+
+def start_from(recipe: Recipe, encoder: TurnEncoder) -> None:
+    """Give a new encoder's pooler the weights that it has where the backbone's are from.
+
+    That is, in the model folder that `backbone.pretrained` names, if its pooler has the recipe's settings.
+
+    Raises:
+        DataError: the folder is not as it was written.
+    """
+    folder = Path(getattr(recipe.backbone.config, "pretrained", None) or "").expanduser()
+    if (folder / ABOUT).is_file() and read_about(folder)["pooler"] == recipe.pooler.dump():
+        _read_pooler(encoder, folder)
 
 
 def trained_steps(folder: Path) -> int:
@@ -92,6 +105,11 @@ def weights_hash(folder: Path) -> str:
             while block := opened.read(2**24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _read_pooler(encoder: TurnEncoder, folder: Path) -> None:
+    weights = folder / _POOLER
+    encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis.strategies import booleans, integers
 
 from muco.core import Content, Task
-from muco.evaluation import search
+from muco.evaluation import scan, search
 from muco.evaluation.metrics import score
 from muco.evaluation.search import best_of, rank_all
 
@@ -68,7 +68,7 @@ def test_standings_are_those_of_a_full_sort(seed, levels, own_lists):
 def test_the_best_are_those_of_a_full_sort(seed, levels, block, number):
     (query, pool), _ = levels_of(seed, levels, (5, 4), (29, 4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "BLOCK_ROWS", block)
+        patch.setattr(scan, "BLOCK_ROWS", block)
         scores, rows = best_of(query, pool, number)
     for row in range(5):
         order = sorted(range(29), key=lambda place: (-float(query[row] @ pool[place]), place))[:number]
@@ -91,7 +91,7 @@ def test_blocks_and_near_ties_do_not_change_a_ranking(monkeypatch, dtype):
         best = exact[[row, row + 200]].max()
         assert ranking.right[0].above == int((exact > best).sum())
         assert ranking.right[0].tied == int((exact == best).sum()) - 2
-    monkeypatch.setattr(search, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(scan, "BLOCK_ROWS", 7)
     assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole
     monkeypatch.setattr(search, "_QUERIES", 2)
     assert rank_all(task, query, pool, num_top=5, top_queries=9) == whole
@@ -101,14 +101,14 @@ def test_blocks_and_near_ties_do_not_change_a_ranking(monkeypatch, dtype):
 def test_true_places_are_counted_whatever_their_number(width):
     random = torch.rand(5, width, generator=torch.Generator().manual_seed(0)) < 0.5
     for mask in (random, torch.ones(5, width, dtype=torch.bool), torch.zeros(5, width, dtype=torch.bool)):
-        assert torch.equal(search._count(mask), mask.sum(1))
+        assert torch.equal(scan.count_true(mask), mask.sum(1))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
 def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
     """Blocks of the size that is used: right answers at the top of a pool, and anywhere in it."""
     generator = torch.Generator().manual_seed(0)
-    pool = F.normalize(torch.randn(2 * search.BLOCK_ROWS + 5, 24, generator=generator), dim=1)
+    pool = F.normalize(torch.randn(2 * scan.BLOCK_ROWS + 5, 24, generator=generator), dim=1)
     pool[3000:3100] = pool[:100]
     places = torch.randperm(len(pool), generator=generator)[:40]
     query = F.normalize(pool[places] + noise * torch.randn(40, 24, generator=generator), dim=1)
@@ -144,8 +144,8 @@ def test_scores_are_computed_once_whatever_the_number_of_right_answers(monkeypat
     found = rank_all(task_of(6, 29, None, right), query, pool)
     assert found == rank_all(task_of(6, 29, [list(range(29))] * 6, right), query, pool)
     computed = []
-    scores = search._Scorer.scores
-    monkeypatch.setattr(search._Scorer, "scores", lambda *args: computed.append(1) or scores(*args))
+    scores = scan.Scorer.scores
+    monkeypatch.setattr(scan.Scorer, "scores", lambda *args: computed.append(1) or scores(*args))
     rank_all(task_of(6, 29, None, right), query, pool)
     assert len(computed) == 1
 

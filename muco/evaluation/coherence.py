@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.evaluation.encode import Embedded
-from muco.evaluation.search import Ranking
+from muco.evaluation.ranking import Ranking
 
 _PER_TASK = 8192
 """Candidates of a task that are looked at, evenly spaced over its pool."""

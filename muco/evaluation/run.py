@@ -23,7 +23,8 @@ from muco.evaluation import metrics
 from muco.evaluation.coherence import Coherence, CoherenceMeter
 from muco.evaluation.encode import Embedded, Encoder, Track
 from muco.evaluation.metrics import Ties, mean
-from muco.evaluation.search import Ranking, rank_all
+from muco.evaluation.ranking import Ranking
+from muco.evaluation.search import rank_all
 
 FORMAT_VERSION = 1
 _MOST_SHOWN_BYTES, _SHOWN_PIXELS = 20_000, 256

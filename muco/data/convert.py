@@ -21,15 +21,15 @@ from muco.core.source import Source
 from muco.data.engines import Maker, Outcome, Skipped, in_processes, in_this_process, on_ray
 from muco.data.format import FORMAT_VERSION, tar_bytes, to_members
 from muco.data.images import Limits
-from muco.data.index import INDEX_JSON, Shard, read_index, write_index
+from muco.data.index import INDEX_JSON, read_index, write_index
 from muco.data.journal import Journal
+from muco.data.open_shard import OpenShard
 
 SKIPPED_FILE = "skipped.jsonl"
 JOURNAL_FILE = "journal.sqlite"
 
 _SKIPPED_FLOOR = 1000
 """A share of skipped records is a share of at least so many."""
-_END = b"\0" * (2 * tarfile.BLOCKSIZE)
 _RECORD_BYTES, _AS_JSON = 3072, 1.25
 """A sample's tar headers and keys in JSON, and how much longer its texts become there: both on the safe
 side."""
@@ -258,44 +258,6 @@ class Conversion:
                 line = {"record": record, "name": name, "reason": reason}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         write_index(self.work, journal.shards(), journal.rows(), self.about)
-
-
-class OpenShard:
-    """A shard while it is written; one without samples is no file in the end."""
-
-    closed: Shard | None = None
-    """What the index says of it, once it is on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_bytes, self.num_samples = 0, 0
-        self._digest = blake2b(digest_size=16)
-
-    def __enter__(self) -> OpenShard:
-        self._file = open(self.path, "wb")
-        return self
-
-    def append(self, entries: bytes) -> None:
-        """Write the entries of one sample."""
-        self._write(entries)
-        self.num_samples += 1
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._file:
-            if kind is not None:
-                return
-            self._write(_END)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if self.num_samples:
-            self.closed = Shard(self.path.name, self.num_bytes, self.num_samples, self._digest.hexdigest())
-        else:
-            self.path.unlink()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.num_bytes += len(data)
 
 
 def describe(name: str, config: ComponentConfig, source: Source) -> dict[str, Any]:

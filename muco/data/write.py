@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 from collections.abc import Iterable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,8 +13,7 @@ from muco.core.errors import DataError
 from muco.core.sample import Sample
 from muco.data.format import tar_bytes, to_members
 from muco.data.index import Shard, write_index
-
-_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+from muco.data.open_shard import OpenShard
 
 
 def write_shards(
@@ -58,18 +55,12 @@ def _write(samples: Iterable[Sample], folder: Path, about: dict[str, Any], max_s
     pending = iter(samples)
     sample = next(pending, None)
     while sample is not None:
-        file = f"shard-{len(shards):06d}.tar"
-        digest, offset, first = blake2b(digest_size=16), 0, len(rows)
-        with open(folder / file, "wb") as tar:
-            while sample is not None and offset < max_shard_bytes:
+        with OpenShard(folder / f"shard-{len(shards):06d}.tar") as shard:
+            while sample is not None and shard.num_bytes < max_shard_bytes:
                 data = tar_bytes(f"{len(rows):09d}", to_members(sample))
-                rows.append((len(shards), len(rows), offset, len(data)))
-                tar.write(data)
-                digest.update(data)
-                offset += len(data)
+                rows.append((len(shards), len(rows), shard.num_bytes, len(data)))
+                shard.append(data)
                 sample = next(pending, None)
-            tar.write(_END)
-            digest.update(_END)
-        size = offset + len(_END)
-        shards.append(Shard(file, size, len(rows) - first, digest.hexdigest()))
+        assert shard.closed is not None
+        shards.append(shard.closed)
     write_index(folder, shards, rows, about)

@@ -9,6 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
@@ -26,6 +27,13 @@ class TableSource(Source, ABC):
     """Where the rows' images lie."""
     limit: int | None = None
     """The most rows of each file."""
+
+    def __init__(self, config: Any) -> None:
+        """Take a folder, `path`, in which or in `images` the images lie too, and the first `limit` rows."""
+        self.config = config
+        self.folder = Path(config.path).expanduser()
+        self.limit = config.limit
+        self.images = ImageFiles([Path(config.images or config.path).expanduser()])
 
     @abstractmethod
     def tables(self) -> Sequence[Path]:

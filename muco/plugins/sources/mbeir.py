@@ -18,7 +18,6 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.row_texts import text_of
 from muco.core.sample import Content, Pair, Sample
-from muco.plugins._shared.image_files import ImageFiles
 from muco.plugins._shared.kept import kept_tables
 from muco.plugins._shared.table_source import TableSource, existing, revision_of
 from muco.plugins._shared.tables import Row, json_object
@@ -79,12 +78,6 @@ class MBEIR(TableSource):
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"image_targets"})
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.folder = Path(config.path).expanduser()
-        self.limit = config.limit
-        self.images = ImageFiles([Path(config.images or config.path).expanduser()])
 
     def tables(self) -> Sequence[Path]:
         return [self._file(name) for name in self.config.queries]

@@ -14,7 +14,6 @@ from muco.core.errors import DataError, did_you_mean
 from muco.core.ids import stable_id
 from muco.core.row_texts import IMAGE_TOKEN, content_of, listed, negatives_of
 from muco.core.sample import Content, Pair, Sample
-from muco.plugins._shared.image_files import ImageFiles
 from muco.plugins._shared.table_source import TableSource, existing
 from muco.plugins._shared.tables import Row
 
@@ -61,12 +60,6 @@ class MMEB(TableSource):
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"image_targets"})
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.folder = Path(config.path).expanduser()
-        self.limit = config.limit
-        self.images = ImageFiles([Path(config.images or config.path).expanduser()])
 
     def tables(self) -> Sequence[Path]:
         folder = existing(self.config.path, what=_GET)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from muco.core import DataError, Dialogue, MucoError, TurnEncoder
 from muco.core.sample import Content
@@ -257,28 +256,6 @@ def test_a_frozen_vision_tower_leaves_the_projector_to_learn():
     backbone.encode(inputs, features).hidden.sum().backward()
     learnt = {name.split(".")[1] for name, weight in backbone.named_parameters() if weight.grad is not None}
     assert learnt == {"multi_modal_projector", "image_newline", "language_model"}
-
-
-def test_a_generating_checkpoint_loads_without_its_head(backbone, tmp_path):
-    from transformers import AutoModelForImageTextToText
-
-    backbone.save(tmp_path)
-    model = AutoModelForImageTextToText.from_config(backbone.model.config)
-    model.model.load_state_dict(backbone.model.state_dict())
-    model.save_pretrained(tmp_path)
-    loaded = Llava.build(pretrained(tmp_path, template="auto"), texts=()).eval()
-    dialogue = dialogue_of(["what is it?"], IMAGES)
-    assert torch.equal(states(loaded, [dialogue]), states(backbone, [dialogue]))
-
-
-def test_missing_and_unexpected_weights_are_errors(backbone, tmp_path):
-    backbone.save(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    gone = next(name for name in weights if name.endswith("q_proj.weight"))
-    weights["stray"] = weights.pop(gone)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"missing: .*q_proj.weight; unexpected: .*stray"):
-        Llava.build(pretrained(tmp_path), texts=())
 
 
 def test_another_family_is_refused(tmp_path):

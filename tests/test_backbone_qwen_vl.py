@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from muco.core import DataError, EncodedImage, MucoError
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -114,29 +113,6 @@ def test_a_broken_image_is_named(backbone):
 def test_an_image_too_long_for_the_processor_is_named(backbone):
     with pytest.raises(DataError, match="600 x 2 pixels"):
         backbone.processor.collate([dialogue_of(["a"], [picture("red", (600, 2))])])
-
-
-def test_a_generating_checkpoint_loads_without_its_head(backbone, tmp_path):
-    from transformers import AutoModelForImageTextToText
-
-    backbone.save(tmp_path)
-    model = AutoModelForImageTextToText.from_config(backbone.model.config)
-    model.model.load_state_dict(backbone.model.state_dict())
-    model.save_pretrained(tmp_path)
-    settings = {**small("qwen2_vl"), "scratch": None, "pretrained": str(tmp_path)}
-    loaded = QwenVL.build(QwenVL.Config.model_validate(settings), texts=()).eval()
-    dialogue = dialogue_of(["what is it?"], IMAGES)
-    assert torch.equal(states(loaded, [dialogue]), states(backbone, [dialogue]))
-
-
-def test_missing_and_unexpected_weights_are_errors(backbone, tmp_path):
-    backbone.save(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    gone = next(name for name in weights if name.endswith("q_proj.weight"))
-    weights["stray"] = weights.pop(gone)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"missing: .*q_proj.weight; unexpected: .*stray"):
-        QwenVL.load(QwenVL.Config.model_validate(SMALL), tmp_path)
 
 
 def test_another_family_is_refused(tmp_path):

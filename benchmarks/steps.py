@@ -12,14 +12,14 @@ from PIL import Image
 
 from muco.core import Content, EncodedImage, Pair, Sample, TurnEncoder
 from muco.core.packer import Packer
-from muco.data.read import ShardReader
+from muco.data.shards.reader import ShardReader
+from muco.distributed.ranks import Ranks
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.losses.multiturn_infonce import MultiTurnInfoNCE
 from muco.plugins.packers.multi_turn import MultiTurn
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.plugins.samplers.mixture import Mixture
 from muco.training.batches import StepBatches
-from muco.training.ranks import Ranks
 from muco.training.step import Stepper
 
 ISOLATED = MultiTurn(MultiTurn.Config(context="isolated", system=""))

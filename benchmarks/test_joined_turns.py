@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.steps import ISOLATED, encoder_of, noise, text
 from muco.core import Content, TurnEncoder
+from muco.evaluation.embedding_store import VectorStore
 from muco.evaluation.encode import Encoder
-from muco.evaluation.store import VectorStore
 
 NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 4, 7, 12
 SIDE_PIXELS = 28 * 15

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.steps import encoder_of, samples, step_of
-from muco.training.ranks import Ranks
+from muco.distributed.ranks import Ranks
 
 ROUNDS = 5
 

@@ -21,8 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from muco.core import Content, EncodedImage, Pair, Sample
-from muco.data.read import ShardReader
-from muco.data.write import write_shards
+from muco.data.shards.reader import ShardReader
+from muco.data.shards.writer import write_shards
 from muco.plugins.samplers.mixture import Mixture
 
 NUM_SAMPLES, BATCH, WINDOW, WORKERS = 6144, 32, 512, 2

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from muco.core import Content, Task
-from muco.evaluation.search import best_of, rank_all
-from muco.evaluation.store import MappedVectors
+from muco.evaluation.embedding_store import MappedVectors
+from muco.evaluation.search.search import best_of, rank_all
 
 NUM_QUERIES, NUM_CANDIDATES, DIM, NUM_BEST = 1_000, int(os.environ.get("CANDIDATES", 1_000_000)), 256, 10
 ROUNDS = 3

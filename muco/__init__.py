@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "MucoError": "muco.core.errors",
-    "load_recipe": "muco.core.recipe_file",
-    "run": "muco.run",
+    "load_recipe": "muco.config.load",
+    "run": "muco.commands.run",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,5 +1,5 @@
 """`python -m muco`, for launchers that start a module."""
 
-from muco.cli import main
+from muco.commands.main import main
 
 main()

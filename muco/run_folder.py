@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from muco.config.recipe import Evaluation, Recipe
+from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
-from muco.core.recipe import Evaluation, Recipe, is_mapping
 
 _REPORTED = (
     "muco",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from muco.core.registry import Registry, default_registry
-from muco.data.write import write_shards
+from muco.data.shards.writer import write_shards
 
 # A busy machine is no failure.
 settings.register_profile("muco", deadline=None)

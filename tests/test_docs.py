@@ -17,10 +17,10 @@ import yaml
 from pydantic import BaseModel
 from typer.main import get_command
 
-from muco.cli import app
+from muco.commands.main import app
+from muco.config.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainSettings
 from muco.core.component import KINDS, Kind
 from muco.core.errors import PluginError, RecipeError
-from muco.core.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainSettings
 from muco.core.registry import Registry
 from muco.testing import check_pooler
 
@@ -168,7 +168,7 @@ def test_pages_name_only_commands_that_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
-    from muco.core.recipe_file import load_recipe
+    from muco.config.load import load_recipe
 
     for words in commands(page):
         if words[0] != "muco-run" or "quickstart" not in words[1] or "multi_turn_infonce" in str(words):
@@ -178,14 +178,14 @@ def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
 
 
 def test_the_recipe_shown_is_valid():
-    from muco.core.recipe_file import validate_recipe
+    from muco.config.load import validate_recipe
 
     shown = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
     validate_recipe(yaml.safe_load(shown), title="recipes.md")
 
 
 def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):
-    from muco.core.recipe_file import load_recipe
+    from muco.config.load import load_recipe
 
     shown = next(text for _, text in code_blocks(DOCS / "recipes.md") if text.startswith("$ "))
     command, _, told = shown.partition("\n")

@@ -13,7 +13,17 @@ import muco
 
 PACKAGE = Path(muco.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ENGINE = ("muco.data", "muco.training", "muco.evaluation")
+ENGINE = (
+    "muco.console",
+    "muco.data",
+    "muco.distributed",
+    "muco.evaluation",
+    "muco.model",
+    "muco.report",
+    "muco.run_folder",
+    "muco.training",
+)
+"""Reaches plugins through the registry only."""
 
 CORE_MAY_IMPORT = {"pydantic", "pydantic_core", "pluggy", "yaml"}
 CORE_WITH_TENSORS = {"backbone", "encoder", "loss", "pairs", "pooler", "turns"}
@@ -46,18 +56,41 @@ def layers(module: str) -> tuple[str, ...]:
     """Return the packages of muco that a module may import from."""
     if lies_in(module, "muco.core"):
         return ("muco.core",)
+    if lies_in(module, "muco.io"):
+        return ("muco.core", "muco.io")
+    if lies_in(module, "muco.config"):
+        return ("muco.core", "muco.config", "muco.io")
     if lies_in(module, "muco.testing"):
         return ("muco.core", "muco.testing")
     if lies_in(module, "muco.plugins"):
-        _, _, *kind_and_component = module.split(".")
-        is_package = (
-            len(kind_and_component) > 1 and (PACKAGE / "plugins" / Path(*kind_and_component[:2])).is_dir()
-        )
-        own = (".".join(["muco.plugins", *kind_and_component[:2]]),) if is_package else ()
-        return ("muco.core", "muco.plugins._shared", *own)
+        return ("muco.core", "muco.io", "muco.plugins")
     if lies_in(module, *ENGINE):
-        return ("muco.core", *ENGINE)
+        return ("muco.core", "muco.config", "muco.io", "muco.__version__", *ENGINE)
     return ("muco",)
+
+
+def components() -> dict[str, str]:
+    """Return the module of each component, with the folder whose other files it may use."""
+    texts = [
+        node.value
+        for node in ast.walk(parse(PACKAGE / "plugins" / "hooks.py"))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    modules = {text.partition(":")[0] for text in texts if text.startswith("muco.plugins.")}
+    found = {}
+    for module in modules:
+        is_package = (PACKAGE.parent / Path(*module.split("."))).is_dir()
+        found[module] = module if is_package else module.rpartition(".")[0]
+    return found
+
+
+def home_of(module: str) -> str:
+    """Return the component that a module of plugins is, or is part of; empty for a helper of several."""
+    for component, folder in components().items():
+        is_package = component == folder
+        if module == component or (is_package and lies_in(module, component)):
+            return component
+    return ""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -88,20 +121,35 @@ def test_core_stands_on_few_libraries(path):
 
 
 @pytest.mark.parametrize(
-    ("module", "allowed"),
-    [
-        ("muco.plugins.losses.infonce", ("muco.core", "muco.plugins._shared")),
-        ("muco.plugins.hooks", ("muco.core", "muco.plugins._shared")),
-        (
-            "muco.plugins.backbones.qwen_vl.scratch",
-            ("muco.core", "muco.plugins._shared", "muco.plugins.backbones.qwen_vl"),
-        ),
-        ("muco.testing.contracts", ("muco.core", "muco.testing")),
-        ("muco.data.read", ("muco.core", *ENGINE)),
-    ],
+    "path", [path for path in MODULES if lies_in(name_of(path), "muco.plugins")], ids=name_of
 )
-def test_the_layers_are_those_of_the_design(module, allowed):
-    assert layers(module) == allowed
+def test_no_component_imports_another_component(path):
+    """A helper of the component's own folder is free; a helper of several components imports none."""
+    module = name_of(path)
+    own = home_of(module)
+    reached = {home_of(name) for name in imports(parse(path)) if lies_in(name, "muco.plugins")}
+    assert reached <= {own, ""}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_imports_the_commands(path):
+    """But `python -m muco`, and `muco.run`, which is resolved on use."""
+    if name_of(path) == "muco.__main__" or lies_in(name_of(path), "muco.commands"):
+        return
+    assert not [name for name in imports(parse(path)) if lies_in(name, "muco.commands")]
+
+
+def test_no_circle_of_imports():
+    """Late imports within functions are counted too."""
+    known = {name_of(path) for path in MODULES}
+    arrows: dict[str, set[str]] = {}
+    for path in MODULES:
+        found = {name if name in known else name.rpartition(".")[0] for name in imports(parse(path))}
+        arrows[name_of(path)] = (found & known) - {"muco", name_of(path)}
+    while leaves := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows
 
 
 def test_an_import_is_found_wherever_it_stands():

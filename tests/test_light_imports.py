@@ -23,7 +23,7 @@ HEAVY = {
 
 ANSWER = """
 import sys
-from muco.cli import main, run_main
+from muco.commands.main import main, run_main
 sys.argv = sys.argv[1:]
 try:
     run_main() if sys.argv[0] == "muco-run" else main()
@@ -48,7 +48,7 @@ def cpu_seconds(code: str, *arguments: str) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-@pytest.mark.parametrize("module", ["muco", "muco.core", "muco.plugins.hooks", "muco.cli"])
+@pytest.mark.parametrize("module", ["muco", "muco.core", "muco.plugins.hooks", "muco.commands.main"])
 def test_importing_a_face_imports_nothing_heavy(module):
     assert not modules_after(f"import sys, {module}; print('modules', *sys.modules)") & HEAVY
 

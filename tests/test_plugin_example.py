@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from muco.config.load import load_recipe
 from muco.core import TurnPlaces, TurnStates
-from muco.core.recipe_file import load_recipe
 from muco.core.registry import Registry
 from muco.testing import check_loss, check_pooler
-from tests.turns import random_turns
+from tests.helpers.turns import random_turns
 
 FOLDER = Path(__file__).parents[1] / "examples/muco-plugin-example"
 

@@ -1,4 +1,4 @@
-"""The contracts: what a component is, what passes between components, what a recipe says.
+"""The contracts: what a component is, what passes between components.
 
 Names are resolved on first use, so that importing one contract does not import torch for all.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from muco.core.backbone import Backbone, Cost, Processor
     from muco.core.component import KINDS, Component, ComponentConfig, Feature, Kind
+    from muco.core.component_ref import ComponentRef
     from muco.core.dialogue import Context, Dialogue, DialoguePair, Message, Turn, TurnKey
     from muco.core.encoder import TurnEncoder
     from muco.core.errors import DataError, MucoError, PluginError, RecipeError
@@ -22,26 +23,18 @@ if TYPE_CHECKING:
     from muco.core.loss import Loss, LossTerms, check_sides, positive_pairs
     from muco.core.packer import Packer
     from muco.core.pooler import Pooler
-    from muco.core.recipe import ComponentRef, Recipe
-    from muco.core.recipe_file import find_recipe, load_recipe
     from muco.core.registry import Entry, Registry, default_registry
     from muco.core.sample import Content, Pair, Sample
     from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
     from muco.core.source import Source
     from muco.core.suite import Suite, Task
-    from muco.core.turns import (
-        EncoderInputs,
-        ImageFeatures,
-        TurnEmbeddings,
-        TurnIds,
-        TurnPlaces,
-        TurnStates,
-    )
+    from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings, TurnIds, TurnPlaces, TurnStates
     from muco.core.video import Video, Visual, stills
 
 _HOMES = {
     "backbone": ("Backbone", "Cost", "Processor"),
     "component": ("KINDS", "Component", "ComponentConfig", "Feature", "Kind"),
+    "component_ref": ("ComponentRef",),
     "dialogue": ("Context", "Dialogue", "DialoguePair", "Message", "Turn", "TurnKey"),
     "encoder": ("TurnEncoder",),
     "errors": ("DataError", "MucoError", "PluginError", "RecipeError"),
@@ -51,8 +44,6 @@ _HOMES = {
     "loss": ("Loss", "LossTerms", "check_sides", "positive_pairs"),
     "packer": ("Packer",),
     "pooler": ("Pooler",),
-    "recipe": ("ComponentRef", "Recipe"),
-    "recipe_file": ("find_recipe", "load_recipe"),
     "registry": ("Entry", "Registry", "default_registry"),
     "sample": ("Content", "Pair", "Sample"),
     "sampler": ("BatchPlan", "Catalog", "Sampler", "SampleRef"),

@@ -42,7 +42,7 @@ class Processor(ABC):
         """Render dialogues into one chunk, on the CPU; its turns are in the order given.
 
         Args:
-            dialogues: at least one. `muco.core.chunks` decides which ones go together.
+            dialogues: at least one. `muco.model.batching` decides which ones go together.
 
         Raises:
             DataError: a dialogue that cannot be rendered, an unreadable image among them.

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.backbone import Cost
-from muco.core.chunks import plan_chunks
 from muco.core.dialogue import Dialogue
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError, MucoError
@@ -19,8 +18,9 @@ from muco.core.ids import stable_id
 from muco.core.packer import Packer
 from muco.core.sample import Content
 from muco.core.video import stills
-from muco.evaluation.store import StoredVectors, VectorStore
-from muco.training.ranks import Ranks
+from muco.distributed.ranks import Ranks
+from muco.evaluation.embedding_store import StoredVectors, VectorStore
+from muco.model.batching import plan_chunks
 
 Track = Callable[[Iterable[NDArray[np.int64]], int], Iterable[NDArray[np.int64]]]
 """Shows that windows go by: (windows, their number) -> the same windows."""

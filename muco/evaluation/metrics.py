@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from muco.evaluation.ranking import Ranking, Standing
+from muco.evaluation.search.ranking import Ranking, Standing
 
 Ties = Literal["share", "first"]
 

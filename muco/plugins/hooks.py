@@ -12,11 +12,11 @@ muco_contract = 1
 @hookimpl
 def muco_sources() -> Mapping[str, str]:
     return {
-        "m3t": "muco.plugins.sources.m3t:M3T",
-        "mbeir": "muco.plugins.sources.mbeir:MBEIR",
-        "mmeb": "muco.plugins.sources.mmeb:MMEB",
-        "pairs": "muco.plugins.sources.pairs:Pairs",
-        "scenes": "muco.plugins.sources.scenes:Scenes",
+        "m3t": "muco.plugins.datasets.m3t.source:M3T",
+        "mbeir": "muco.plugins.datasets.mbeir.source:MBEIR",
+        "mmeb": "muco.plugins.datasets.mmeb.source:MMEB",
+        "pairs": "muco.plugins.datasets.pairs.source:Pairs",
+        "scenes": "muco.plugins.datasets.scenes.source:Scenes",
     }
 
 
@@ -70,8 +70,8 @@ def muco_losses() -> Mapping[str, str]:
 @hookimpl
 def muco_suites() -> Mapping[str, str]:
     return {
-        "mbeir": "muco.plugins.suites.mbeir:MBEIR",
-        "mmeb": "muco.plugins.suites.mmeb:MMEB",
-        "pairs": "muco.plugins.suites.pairs:PairsSuite",
-        "scenes": "muco.plugins.suites.scenes:ScenesSuite",
+        "mbeir": "muco.plugins.datasets.mbeir.suite:MBEIR",
+        "mmeb": "muco.plugins.datasets.mmeb.suite:MMEB",
+        "pairs": "muco.plugins.datasets.pairs.suite:PairsSuite",
+        "scenes": "muco.plugins.datasets.scenes.suite:ScenesSuite",
     }

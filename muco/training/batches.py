@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from muco.core.backbone import Cost, Processor
-from muco.core.budget import Fitted, fit
-from muco.core.chunks import plan_chunks
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.errors import DataError
 from muco.core.ids import stable_id
@@ -21,7 +19,9 @@ from muco.core.packer import Packer
 from muco.core.sample import Sample
 from muco.core.sampler import Catalog, Sampler
 from muco.core.turns import EncoderInputs, TurnIds
-from muco.data.read import ShardReader
+from muco.data.shards.reader import ShardReader
+from muco.model.batching import plan_chunks
+from muco.training.dialogue_budget import Fitted, fit
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
-
-from muco.core.backbone import Backbone
-from muco.core.encoder import TurnEncoder
+from muco.config.recipe import Recipe
 from muco.core.errors import DataError, MucoError
-from muco.core.loss import Loss
 from muco.core.packer import Packer
-from muco.core.pooler import Pooler
-from muco.core.recipe import ComponentRef, Recipe
 from muco.core.sampler import Sampler
 from muco.core.source import Source
 from muco.core.suite import Suite
-from muco.data.cache import cached_shards
-from muco.data.convert import Show
-from muco.data.read import ShardReader
-
-_TEXTS_FROM = 2000
-"""Samples of each data set that a backbone may learn its tokenizer from."""
-
-
-def make(ref: ComponentRef[Any]) -> Any:
-    """Return the component of a kind that is built from its settings alone."""
-    return ref.make()
+from muco.data.prepare.cached import cached_shards
+from muco.data.prepare.convert import Show
+from muco.data.shards.reader import ShardReader
+from muco.model.build import make
 
 
 def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
@@ -85,27 +70,6 @@ def _missing_shards(recipe: Recipe) -> list[str]:
     return missing
 
 
-@dataclass(frozen=True)
-class Model:
-    """What is trained: the encoder, and the loss where it has parameters."""
-
-    encoder: TurnEncoder
-    loss: Loss
-
-
-def build_model(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Model:
-    """Return the untrained model; random weights follow from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    backbone: Backbone = cast(Any, recipe.backbone.cls).build(recipe.backbone.config, texts=_texts(readers))
-    return Model(with_pooler(recipe, backbone), make(recipe.loss))
-
-
-def with_pooler(recipe: Recipe, backbone: Backbone) -> TurnEncoder:
-    """Return the encoder of a backbone and the recipe's pooler."""
-    pooler: Pooler = cast(Any, recipe.pooler.cls)(recipe.pooler.config, hidden_dim=backbone.hidden_dim)
-    return TurnEncoder(backbone, pooler)
-
-
 def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:
     """Return the sampler.
 
@@ -130,11 +94,3 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
 def build_packer(recipe: Recipe) -> Packer:
     """Return the packer."""
     return make(recipe.packer)
-
-
-def _texts(readers: Mapping[str, ShardReader]) -> Iterator[str]:
-    for reader in readers.values():
-        for number in islice(range(len(reader)), _TEXTS_FROM):
-            for pair in reader[number].pairs:
-                yield from (query.text for query in pair.queries)
-                yield pair.target.text

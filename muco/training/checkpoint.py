@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from muco.config.recipe import Recipe
 from muco.core.errors import DataError, MucoError
-from muco.core.recipe import Recipe
-from muco.training.build import Model
-from muco.training.model_folder import load_encoder, save_encoder
+from muco.model.build import Model
+from muco.model.folder import load_encoder, save_encoder
 
 
 @dataclass

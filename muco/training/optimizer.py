@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
-from muco.core.recipe import TrainSettings
 from muco.training.muon import PreciseMuon
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs
+from muco.distributed.ranks import Ranks
 from muco.training.batches import SideInputs, StepBatches, StepInputs
 from muco.training.memory import available_bytes, peak_bytes
-from muco.training.ranks import Ranks
 from muco.training.step import Stepper
 
 _SHARE = 0.8

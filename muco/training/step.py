@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
+from muco.distributed.fsdp import Shards
+from muco.distributed.ranks import Ranks
 from muco.training.batches import SideInputs, StepInputs
-from muco.training.ranks import Ranks
-from muco.training.shards import Shards
 
 
 @dataclass(frozen=True)

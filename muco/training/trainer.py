@@ -16,18 +16,18 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
+from muco.config.recipe import Recipe
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
-from muco.core.recipe import Recipe
+from muco.distributed.fsdp import Shards, clip_gradients, sharding_wished, split_states, whole_states
+from muco.distributed.heartbeat import unbroken
+from muco.distributed.ranks import Ranks
+from muco.distributed.shutdown import Interrupted, StopWish
+from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
-from muco.training.build import Model
 from muco.training.checkpoint import Progress, save_checkpoint
-from muco.training.interrupt import Interrupted, StopWish
 from muco.training.log import NoLog, TrainLog, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
-from muco.training.presence import unbroken
-from muco.training.ranks import Ranks
-from muco.training.shards import Shards, clip_gradients, sharding_wished, split_states, whole_states
 from muco.training.sizing import choose_budget, describe, predict, rehearse
 from muco.training.step import StepLoss, Stepper
 

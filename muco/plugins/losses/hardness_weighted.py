@@ -6,7 +6,7 @@ from pydantic import NonNegativeFloat
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import ContrastiveConfig, ContrastiveLoss, Mask, contrast
+from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Mask, contrast
 
 
 class HardnessWeighted(ContrastiveLoss):

@@ -11,9 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from muco.core.component import ComponentConfig, Feature
+from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError
 from muco.core.loss import Loss, LossTerms
-from muco.core.recipe import ComponentRef
 from muco.core.turns import TurnEmbeddings
 
 

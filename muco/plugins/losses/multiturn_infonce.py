@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import ContrastiveConfig, ContrastiveLoss, Forms, Mask, contrast
+from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Forms, Mask, contrast
 
 
 class MultiTurnInfoNCE(ContrastiveLoss):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins._shared.contrastive import Mask, PairingConfig, PairingLoss, best_of, pair_up, refuse_lonely
-from muco.plugins._shared.tiles import negatives_softplus
+from muco.plugins.losses.softmax import Mask, PairingConfig, PairingLoss, best_of, pair_up, refuse_lonely
+from muco.plugins.losses.tiles import negatives_softplus
 
 
 class SigLIP(PairingLoss):

@@ -12,7 +12,7 @@ from muco.core.component import Feature
 from muco.core.dialogue import Dialogue, DialoguePair, Message, Turn, TurnKey
 from muco.core.packer import Packer
 from muco.core.sample import Content, Sample
-from muco.plugins._shared.prompting import (
+from muco.plugins.packers.base import (
     PackerConfig,
     alone,
     draw_pairs,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from muco.core.pooler import Pooler
 from muco.core.turns import TurnStates
-from muco.plugins._shared.projection import ProjectedConfig, projection
+from muco.plugins.poolers.projection import ProjectedConfig, projection
 
 
 class Mean(Pooler):

@@ -13,11 +13,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import stable_id
-from muco.core.neighbours import NeighbourGraph
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
-from muco.plugins._shared.communities import communities
-from muco.plugins._shared.permutation import permute
-from muco.plugins._shared.visits import place_in_runs
+from muco.io.neighbor_graph import NeighbourGraph
+from muco.plugins.samplers.communities import communities
+from muco.plugins.samplers.epoch_shares import place_in_runs
+from muco.plugins.samplers.permutation import permute
 
 
 class Mined(Sampler):

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
-from muco.plugins._shared.permutation import permute, permute_in_windows
-from muco.plugins._shared.visits import SharesConfig, quotas_of, shares_of, shuffled_visit
+from muco.plugins.samplers.epoch_shares import SharesConfig, quotas_of, shares_of, shuffled_visit
+from muco.plugins.samplers.permutation import permute, permute_in_windows
 
 
 class Mixture(Sampler):

@@ -7,7 +7,13 @@ from pydantic import PositiveInt
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
-from muco.plugins._shared.visits import SharesConfig, place_in_runs, quotas_of, shares_of, shuffled_visit
+from muco.plugins.samplers.epoch_shares import (
+    SharesConfig,
+    place_in_runs,
+    quotas_of,
+    shares_of,
+    shuffled_visit,
+)
 
 
 class TaskHomogeneous(Sampler):

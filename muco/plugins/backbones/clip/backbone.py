@@ -14,19 +14,17 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.adapted import AdaptedBackbone
-from muco.plugins._shared.adapters import AdaptedSettings, AdapterSettings, ends_of
-from muco.plugins._shared.checkpoint import check_fit, read_weights
-from muco.plugins.backbones.clip.adapting import (
+from muco.plugins.backbones.checkpoint import check_fit, read_weights
+from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
+from muco.plugins.backbones.clip.lora_attention import (
     called_maps,
     close_attention,
     closed_maps,
     closed_names,
     open_attention,
 )
-from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
 from muco.plugins.backbones.clip.processor import ClipProcessor
-from muco.plugins.backbones.clip.scratch import ScratchSettings
+from muco.plugins.backbones.clip.random_init import ScratchSettings
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
     FUSION_FILE,
@@ -37,6 +35,8 @@ from muco.plugins.backbones.clip.towers import (
     read_towers,
     with_image_tower,
 )
+from muco.plugins.backbones.lora import AdaptedSettings, AdapterSettings, ends_of
+from muco.plugins.backbones.lora_backbone import AdaptedBackbone
 
 _PIXELS_A_PATCH = 16 * 16
 """Of a convolutional tower, which has no patches."""

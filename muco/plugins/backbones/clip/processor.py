@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
+from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue, Turn
 from muco.core.errors import DataError
-from muco.core.fit import no_video
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds, TurnPlaces
 from muco.core.video import Visual
-from muco.plugins._shared.elongated import refuse_elongated
+from muco.plugins.backbones.aspect_ratio import refuse_elongated
 from muco.plugins.backbones.clip.texts import TextReader
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError
-from muco.plugins._shared.adapters import ADAPTER_FILE
-from muco.plugins._shared.checkpoint import check_fit, read_weights
-from muco.plugins.backbones.clip.scratch import (
+from muco.plugins.backbones.checkpoint import check_fit, read_weights
+from muco.plugins.backbones.clip.random_init import (
     ScratchSettings,
     scratch_config,
     scratch_preprocess,
     scratch_tokenizer,
 )
+from muco.plugins.backbones.lora import ADAPTER_FILE
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")

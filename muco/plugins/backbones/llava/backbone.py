@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.attention import has_sliding_windows
-from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.decoder.attention import has_sliding_windows
+from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.decoder.chat_templates import TemplateName, find_template
 from muco.plugins.backbones.llava.processor import LlavaProcessor
-from muco.plugins.backbones.llava.scratch import (
+from muco.plugins.backbones.llava.random_init import (
     IMAGE,
     VIDEO,
     Family,
@@ -25,7 +26,6 @@ from muco.plugins.backbones.llava.scratch import (
     scratch_image_settings,
     scratch_tokenizer,
 )
-from muco.plugins.backbones.llava.templates import TemplateName, find_template
 from muco.plugins.backbones.llava.tiling import Tiling
 
 _SCRATCH_TILES = 2

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue
-from muco.core.fit import no_video
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins._shared.attention import Direction
-from muco.plugins._shared.chat import Pieces
-from muco.plugins._shared.strand import Strand
-from muco.plugins._shared.strand_processor import StrandProcessor
-from muco.plugins.backbones.llava.templates import Template, pieces_of
+from muco.plugins.backbones.decoder.attention import Direction
+from muco.plugins.backbones.decoder.chat import Pieces
+from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
+from muco.plugins.backbones.decoder.processor import StrandProcessor
+from muco.plugins.backbones.decoder.token_sequence import Strand
 from muco.plugins.backbones.llava.tiling import Tiling
 
 _ANCHOR = "\n"

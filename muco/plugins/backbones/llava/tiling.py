@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-from muco.plugins._shared.elongated import refuse_elongated
+from muco.plugins.backbones.aspect_ratio import refuse_elongated
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pydantic import PositiveInt, model_validator
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins._shared.chat import TemplateName
-from muco.plugins._shared.decoder import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.decoder.chat import TemplateName
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
-from muco.plugins.backbones.qwen_vl.scratch import (
+from muco.plugins.backbones.qwen_vl.random_init import (
     Family,
     ScratchSettings,
     scratch_config,

@@ -13,8 +13,8 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins._shared.attention import Direction
-from muco.plugins._shared.chat import (
+from muco.plugins.backbones.decoder.attention import Direction
+from muco.plugins.backbones.decoder.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
     VISION_END,
@@ -23,8 +23,8 @@ from muco.plugins._shared.chat import (
     TemplateName,
     pieces_of,
 )
-from muco.plugins._shared.strand import Strand
-from muco.plugins._shared.strand_processor import StrandProcessor
+from muco.plugins.backbones.decoder.processor import StrandProcessor
+from muco.plugins.backbones.decoder.token_sequence import Strand
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
 

@@ -1,0 +1,167 @@
+"""The command line: `muco` and its short form `muco-run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from muco.commands.data import app as data_app
+from muco.core.errors import MucoError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, ablate and evaluate universal multimodal embedding models.",
+)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.num_steps=10. Repeatable."),
+]
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="train or evaluate: that part alone.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
+) -> None:
+    """Train, evaluate and report what a recipe says, in ./runs/NAME."""
+    from muco.config.load import load_recipe
+
+    if only not in (None, "train", "evaluate"):
+        raise MucoError(f"--only {only}: choose train or evaluate")
+    if resume and fresh:
+        raise MucoError("--resume goes on and --fresh starts over: choose one")
+    loaded = load_recipe(recipe, overrides or [])
+    console = Console()
+    if check:
+        console.print(f"{recipe}: fine; it runs as {loaded.name}", highlight=False)
+        return
+    from muco.commands.run import run
+
+    part: Any = only
+    run(loaded, resume=resume, fresh=fresh, only=part, console=console)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a backbone's name.")],
+    suite: Annotated[str, typer.Option("--suite", help="The suite: scenes, mmeb, mbeir, pairs.")],
+    data: Annotated[Path | None, typer.Option("--data", help="The suite's folder, where it has one.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Where results go; else runs/NAME.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a model on a suite; --set evaluate.suites.0.KEY=VALUE and other keys of a recipe."""
+    from muco.commands.evaluate import evaluate as run_evaluation
+
+    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Console())
+
+
+@app.command()
+def mine(
+    model: Annotated[str, typer.Argument(help="The teacher: a run folder, a model folder, a backbone.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Where it goes; else RUN/mined.")] = None,
+    shards: Annotated[Path | None, typer.Option("--shards", help="Samples; else the run's own.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Nearest neighbours that are likely right.")] = 30,
+    keep: Annotated[int, typer.Option(min=1, help="Neighbours after those.")] = 100,
+    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives a pair, as new shards.")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Rank the samples that a teacher finds alike: a graph for the mined sampler, and hard negatives."""
+    from muco.commands.mine import mine as run_mining
+
+    run_mining(
+        model, to=to, shards=shards, skip=skip, keep=keep, num_negatives=negatives,
+        overrides=overrides or [], console=Console(),
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
+    to: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Write a trained model as a folder of its own, its adapters merged into its weights."""
+    from muco.commands.export import export as write_model
+
+    typer.echo(write_model(model, to))
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,
+) -> None:
+    """List the components and who provides them."""
+    from muco.core.component import KINDS
+    from muco.core.errors import did_you_mean
+    from muco.core.registry import default_registry
+
+    if kind is not None and kind not in KINDS:
+        raise MucoError(f"no kind named {kind!r}.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("kind", "name", "provider"):
+        table.add_column(column, no_wrap=True)
+    for entry in default_registry():
+        if kind in (None, entry.kind):
+            table.add_row(entry.kind, entry.name, entry.provider)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what muco would run on: versions, device, precision, attention, free disk."""
+    from muco.commands.doctor import findings
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in findings().items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from muco.config.json_schema import recipe_schema
+    from muco.core.registry import default_registry
+
+    typer.echo(json.dumps(recipe_schema(default_registry()), indent=1))
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="runs/NAME")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(metavar="[OTHER]...", help="Runs to set it beside.")
+    ] = None,
+) -> None:
+    """Write the report page of a run anew, beside published scores and other runs."""
+    from muco.report.page import write_report
+
+    typer.echo(write_report(run_folder, others or ()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `muco` and exit: 2 on what the user can mend, 130 on Ctrl-C."""
+    try:
+        app(arguments, prog_name="muco")
+    except MucoError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+def run_main() -> None:
+    """Run `muco-run`, short for `muco run`."""
+    main(["run", *sys.argv[1:]])

@@ -1,0 +1,93 @@
+"""A component picked by name, with its settings: the type of a recipe's keys."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeGuard, TypeVar, cast, get_args
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic_core import PydanticCustomError, core_schema
+
+from muco.core.component import Component, ComponentConfig, Kind
+from muco.core.registry import Registry, default_registry
+
+T = TypeVar("T")
+
+
+class ComponentRef(Generic[T]):
+    """A component picked by name with its settings: `ComponentRef[Literal["loss"]]` or `[Loss]`.
+
+    In YAML it is a mapping: `name` picks the component, the keys beside it are its `Config`.
+    """
+
+    def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Component]) -> None:
+        self.kind = kind
+        self.name = name
+        self.config = config
+        self.cls = cls
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComponentRef) and self.dump() == other.dump()
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.name))
+
+    def __repr__(self) -> str:
+        return f"{self.kind}:{self.name}({self.config!r})"
+
+    def make(self) -> T:
+        """Return the component, of a kind that is built from its settings alone."""
+        return cast(Any, self.cls)(self.config)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the mapping that validates to this reference, defaults filled in."""
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    @classmethod
+    def _validate(cls, value: Any, info: ValidationInfo, kind: Kind) -> ComponentRef[T]:
+        if isinstance(value, ComponentRef):
+            return cast(ComponentRef[T], value)
+        if isinstance(value, str):
+            value = {"name": value}
+        if not is_mapping(value) or not isinstance(value.get("name"), str):
+            raise PydanticCustomError("component", f"must be a mapping with the `name` of a {kind}")
+        context: dict[str, Any] = info.context or {}
+        registry: Registry = context.get("registry") or default_registry()
+        try:
+            component = registry.component(kind, value["name"])
+        except LookupError as error:
+            raise PydanticCustomError("component_name", "{message}", {"message": error.args[0]}) from None
+        settings = {key: item for key, item in value.items() if key != "name"}
+        config = component.Config.model_validate(settings, context=info.context)
+        return cls(kind, value["name"], config, component)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        kind = kind_of(get_args(source)[0])
+
+        def validate(value: Any, info: ValidationInfo) -> ComponentRef[T]:
+            return cls._validate(value, info, kind)
+
+        return core_schema.with_info_plain_validator_function(
+            validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda ref: ref.dump()),
+            metadata={"muco_kind": kind},
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        # Filled in by `recipe_schema`, which knows all components.
+        return {"muco_kind": schema["metadata"]["muco_kind"]}  # type: ignore[typeddict-item]
+
+
+def kind_of(argument: Any) -> Kind:
+    """Return the kind of a `ComponentRef`'s argument: a class of muco.core, or a literal name."""
+    return cast(type[Component], argument).kind if isinstance(argument, type) else get_args(argument)[0]
+
+
+def is_mapping(value: Any) -> TypeGuard[dict[Any, Any]]:
+    """Say whether a value of a recipe holds keys."""
+    return isinstance(value, dict)

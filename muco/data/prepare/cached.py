@@ -1,0 +1,29 @@
+"""Where shards that a recipe makes on first use are kept."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+
+from muco.core.component import ComponentConfig
+from muco.core.source import Source
+from muco.data.prepare.convert import Conversion, Show, describe
+from muco.io.cache import cache_folder
+
+
+def cached_shards(name: str, config: ComponentConfig, source: Source, show: Show) -> Path:
+    """Return the folder of the source's shards, made now unless it was made before.
+
+    Args:
+        name: the source's name in the registry.
+        config: its settings; they, the source's version and the files it reads decide which shards are
+            the same.
+        source: yields the samples when they are needed.
+        show: shows the samples go by while they are written.
+    """
+    key = blake2b(json.dumps(describe(name, config, source), sort_keys=True).encode(), digest_size=8)
+    folder = cache_folder() / "shards" / f"{name}-{key.hexdigest()}"
+    if not folder.is_dir():
+        Conversion(name, config, source, folder).run(show=show)
+    return folder

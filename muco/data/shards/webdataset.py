@@ -1,0 +1,153 @@
+"""WebDataset tars that other tools made: the index that they lack, and their samples by columns."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from muco.core.errors import DataError
+from muco.core.image import EncodedImage
+from muco.core.sample import Sample
+from muco.data.shards.index import INDEX_JSON, Shard, write_index
+from muco.io.columns import PairColumns, pair_from
+from muco.io.tar import tar_files
+
+Row = tuple[int, int, int, int]
+
+_BLOCK_BYTES = 2**22
+_IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return key and suffix as WebDataset does: the file's name is cut at its first dot."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.parent / stem), suffix.lower()
+
+
+def key_number(key: str) -> int:
+    """Return what the index keeps of a foreign key, to notice another sample in its place."""
+    return zlib.crc32(key.encode())
+
+
+def index_folder(folder: Path, show: Callable[[Iterable[Path], int, str], Iterable[Path]]) -> int:
+    """Write the index of the tars in a folder beside them, and return the number of samples.
+
+    Raises:
+        DataError: no tar there, an index already, a tar that is compressed, cut short, or out of order.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name the one that the tars lie in")
+    if (folder / INDEX_JSON).exists():
+        raise DataError(f"{folder} has an index; remove {INDEX_JSON} to make it anew")
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        packed = next(folder.glob("*.tar.*"), None)
+        hint = f"; {packed.name} is compressed: unpack it to a plain tar first" if packed else ""
+        raise DataError(f"{folder}: no *.tar in it{hint}")
+    shards: list[Shard] = []
+    rows: list[Row] = []
+    for number, path in enumerate(show(paths, len(paths), "indexing tars")):
+        first = len(rows)
+        rows += _rows(path, number)
+        shards.append(Shard(path.name, path.stat().st_size, len(rows) - first, digest_of(path)))
+    if not rows:
+        raise DataError(f"{folder}: the tars hold no sample")
+    write_index(folder, shards, rows, {"indexed": "tars of another tool"}, layout="webdataset")
+    return len(rows)
+
+
+def digest_of(path: Path) -> str:
+    """Return the hex digest of a file as an index keeps it."""
+    digest = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Group:
+    """Members in a row with one key."""
+
+    key: str
+    start: int
+    end: int
+    suffixes: set[str]
+
+
+def _rows(path: Path, shard: int) -> Iterator[Row]:
+    seen: set[str] = set()
+    for group in _groups(path):
+        if group.key in seen:
+            raise DataError(f"{path}: the files of {group.key!r} do not stand in a row; sort the tar by name")
+        seen.add(group.key)
+        yield shard, key_number(group.key), group.start, group.end - group.start
+
+
+def _groups(path: Path) -> Iterator[_Group]:
+    open_group = None
+    for entry in tar_files(path):
+        key, suffix = split_name(entry.name)
+        end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if open_group is None or open_group.key != key:
+            if open_group is not None:
+                yield open_group
+            open_group = _Group(key, entry.offset, end, set())
+        if suffix in open_group.suffixes:
+            raise DataError(f"{path}: two files of {key!r} end in {suffix!r}")
+        open_group.suffixes.add(suffix)
+        open_group.end = end
+    if open_group is not None:
+        yield open_group
+
+
+def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: str, dataset: str) -> Sample:
+    """Return the sample that the columns make of a record of another tool.
+
+    Raises:
+        DataError: a column that the record lacks, text that is no UTF-8, no query or target.
+    """
+    images = [getattr(columns, part) for part in _IMAGE_COLUMNS]
+    values = {column: _value(members, column, is_image=column in images) for column in columns.used()}
+    try:
+        seen, pair = pair_from(columns, values, _image)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    return Sample(name, dataset, seen, (pair,))
+
+
+def _image(value: Any) -> EncodedImage:
+    if not isinstance(value, bytes):
+        raise DataError(f"a {type(value).__name__} stands where an image belongs: name the member with it")
+    return EncodedImage(value)
+
+
+def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:
+    """Return a member's bytes or text, or a value of its JSON; `jpg;png` takes the first there is."""
+    suffix = next((each for each in column.split(";") if each in members), None)
+    if suffix is not None:
+        return members[suffix] if is_image else _text(members[suffix], suffix)
+    head, _, path = column.partition(".")
+    if not path or head not in members:
+        raise DataError(f"no member {column!r}; there are {', '.join(members)}")
+    try:
+        found: Any = json.loads(_text(members[head], head))
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{head} is no JSON: {error}") from None
+    return found
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} is not UTF-8: {error}") from None

@@ -1,0 +1,149 @@
+"""Exact search in blocks: where right answers stand, counted over all candidates, and the best of a pool.
+
+Scores are cosines, summed in float64 and rounded once to float32, so that equal vectors score equally
+wherever they lie. Over a whole pool a float32 product decides whatever it can decide within its error bound,
+and only candidates nearer to a threshold than that are summed again in float64.
+
+C candidates of one query, U of several queries together, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from muco.core.suite import Task
+from muco.evaluation.search.ranking import Ranking, Standing
+from muco.evaluation.search.ranks import rank_pool
+from muco.evaluation.search.scan import NOT_FINITE, scores_of
+from muco.evaluation.search.top_k import best_of_pool
+from muco.evaluation.search.vectors import Vectors, as_vectors
+
+_QUERIES = 2048
+"""Queries that are scored at once."""
+_LISTED = 16384
+"""Candidates of own lists that are scored at once."""
+
+
+def rank_all(
+    task: Task,
+    query: Vectors | Tensor,
+    pool: Vectors | Tensor,
+    *,
+    num_top: int = 0,
+    top_queries: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[Ranking]:
+    """Rank the right answers of every query.
+
+    Args:
+        task: says which candidates and which right answers each query has.
+        query: the task's queries in order, unit length.
+        pool: the task's pool in order, unit length.
+        num_top: how many of the best candidates to keep by name.
+        top_queries: for how many of the first queries.
+        device: where products are computed.
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
+    query, pool = as_vectors(query), as_vectors(pool)
+    if task.candidates is not None:
+        return list(_rank_lists(task, query, pool, num_top, top_queries))
+    found: list[Ranking] = []
+    tops = _tops(query, pool, num_top, min(top_queries, len(query)), device)
+    for first in range(0, len(query), _QUERIES):
+        stop = min(first + _QUERIES, len(query))
+        right = task.relevant[first:stop]
+        ranked = rank_pool(query.block(first, stop), pool, right, torch.device(device))
+        found += [Ranking(each, len(pool), tops.get(row, ())) for row, each in enumerate(ranked, start=first)]
+    return found
+
+
+def best_of(
+    query_QD: Tensor, pool: Vectors | Tensor, num_best: int, *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return the best candidates of each query, by (-score, position).
+
+    Args:
+        query_QD: float32, unit length.
+        pool: P candidates.
+        num_best: K; fewer are returned where the pool is smaller.
+        device: where products are computed.
+
+    Returns:
+        scores float32 [Q, K] and rows of the pool int64 [Q, K].
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
+    pool = as_vectors(pool)
+    parts = [
+        best_of_pool(query_QD[first : first + _QUERIES].to(device), pool, num_best)
+        for first in range(0, len(query_QD), _QUERIES)
+    ]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
+
+
+def _tops(
+    query: Vectors, pool: Vectors, num_top: int, num_queries: int, device: torch.device | str
+) -> dict[int, tuple[tuple[int, float], ...]]:
+    if not num_top or not num_queries:
+        return {}
+    scores, rows = best_of(query.block(0, num_queries), pool, num_top, device=device)
+    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+    return {row: tuple(zip(*each, strict=True)) for row, each in enumerate(pairs)}
+
+
+# Lists of their own
+
+
+def _rank_lists(
+    task: Task, query: Vectors, pool: Vectors, num_top: int, top_queries: int
+) -> Iterator[Ranking]:
+    """Score queries and the union of their candidates, a few queries at once."""
+    assert task.candidates is not None
+    for first, stop in _portions([len(row) for row in task.candidates], _LISTED):
+        lists = [np.asarray(row, dtype=np.int64) for row in task.candidates[first:stop]]
+        union = np.unique(np.concatenate(lists))
+        query_QD = query.block(first, stop)
+        parts = [scores_of(query_QD, pool.take(rows)) for rows in torch.from_numpy(union).split(_LISTED)]
+        scores_QU = torch.cat(parts, dim=1).numpy()
+        if not np.isfinite(scores_QU).all():
+            raise ValueError(NOT_FINITE)
+        for row, places in enumerate(lists, start=first):
+            score_C = scores_QU[row - first, np.searchsorted(union, places)]
+            keep = num_top if row < top_queries else 0
+            yield _rank_list(score_C, places, task.relevant[row], keep)
+
+
+def _portions(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Split a sequence into runs whose sizes sum up to `most`, or that have one member."""
+    first, filled = 0, 0
+    for place, size in enumerate(sizes):
+        if place > first and filled + size > most:
+            yield first, place
+            first, filled = place, 0
+        filled += size
+    yield first, len(sizes)
+
+
+def _rank_list(
+    score_C: NDArray[np.float32], places: NDArray[np.int64], relevant: Sequence[int], num_top: int
+) -> Ranking:
+    is_right = np.isin(places, np.asarray(relevant))
+    right = np.flatnonzero(is_right)
+    wrong_scores = np.sort(score_C[~is_right])
+    standings: list[Standing] = []
+    for place in right[np.argsort(-score_C[right], kind="stable")]:
+        score = score_C[place]
+        low, high = np.searchsorted(wrong_scores, score), np.searchsorted(wrong_scores, score, "right")
+        before = int(((score_C == score) & ~is_right)[:place].sum()) if high > low else 0
+        standings.append(Standing(float(score), len(wrong_scores) - int(high), int(high - low), before))
+    order = np.argsort(-score_C, kind="stable")[:num_top]
+    top = tuple((int(places[place]), float(score_C[place])) for place in order)
+    return Ranking(tuple(standings), len(places), top)

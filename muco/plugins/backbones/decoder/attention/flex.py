@@ -1,0 +1,65 @@
+"""The kernel `flex`: FlexAttention with a block mask, compiled on CUDA."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from muco.core.errors import MucoError
+from muco.plugins.backbones.decoder.token_sequence import PREFIX
+
+_BLOCK = 128
+
+
+class FlexLayout:
+    """The mask knows which blocks are empty, and the kernel leaves them out."""
+
+    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+        self.mask = block_mask(borders, branches, causal=causal)
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
+    ) -> Tensor:
+        """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d].
+
+        Raises:
+            MucoError: dropout in attention, which the kernel has not.
+        """
+        if dropout:
+            raise MucoError("backbone.attention: flex has no dropout; take sdpa")
+        size = self.mask.shape[-1]
+        padded = (
+            torch.nn.functional.pad(each, (0, 0, 0, size - query.shape[2])) for each in (query, key, value)
+        )
+        out = _kernel(query.device.type)(*padded, block_mask=self.mask, scale=scaling, enable_gqa=True)
+        return out[:, :, : query.shape[2]].transpose(1, 2)
+
+
+def block_mask(borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> BlockMask:
+    """Return who sees whom in a packed row, filled up to whole blocks: the kernel is compiled once a size.
+
+    A token of a turn sees its dialogue's prefix and its own turn, one of the prefix the prefix; with `causal`
+    only what comes before it. Those that fill up see one another.
+    """
+    length = int(borders[-1])
+    size = -(-length // _BLOCK) * _BLOCK
+    dialogue = torch.searchsorted(borders, torch.arange(size, device=borders.device), right=True)
+    branch = torch.zeros_like(dialogue)
+    if branches is not None:
+        branch[:length] = branches[0]
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (branch[key] == PREFIX) | (branch[key] == branch[query])
+        within = (dialogue[key] == dialogue[query]) & own
+        return within & (key <= query) if causal else within
+
+    return create_block_mask(sees, None, None, size, size, device=str(borders.device), BLOCK_SIZE=_BLOCK)
+
+
+@cache
+def _kernel(device: str) -> Any:
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention

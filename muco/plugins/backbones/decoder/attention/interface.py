@@ -1,0 +1,83 @@
+"""The seam to transformers: its attention layers ask the layout of the row that they are given."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from muco.core.errors import MucoError
+from muco.plugins.backbones.decoder.attention.kernels import Kernel
+
+_NAME = "muco_within"
+"""Of our function among transformers' implementations of attention."""
+
+
+class Layout(Protocol):
+    """How one packed row's dialogues attend within themselves; made once a row, used by every layer."""
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
+    ) -> Tensor:
+        """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d]."""
+        ...
+
+
+def layout_of(kernel: Kernel, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> Layout:
+    """Return the layout of a row for a kernel that was chosen.
+
+    Args:
+        kernel: not `auto`.
+        borders: int64 [B + 1], where dialogues begin, and T.
+        branches: int64 [1, T]; None where no turn is isolated.
+        causal: whether a token sees only what comes before it.
+    """
+    if kernel == "flash_varlen":
+        from muco.plugins.backbones.decoder.attention.flash_varlen import VarlenLayout
+
+        return VarlenLayout(borders, branches, causal=causal)
+    if kernel == "flex":
+        from muco.plugins.backbones.decoder.attention.flex import FlexLayout
+
+        return FlexLayout(borders, branches, causal=causal)
+    from muco.plugins.backbones.decoder.attention.sdpa import BucketLayout
+
+    return BucketLayout(borders, branches, causal=causal)
+
+
+def attend_within(decoder: Any) -> None:
+    """Let a transformers decoder attend as the `layout` says that its forward is given.
+
+    Raises:
+        MucoError: a decoder with sliding windows, which packed rows do not keep.
+    """
+    from transformers import AttentionInterface
+
+    if has_sliding_windows(decoder.config):
+        raise MucoError("backbone.rows: this model has sliding windows; take rows: padded")
+    AttentionInterface.register(_NAME, _attend)
+    decoder.set_attn_implementation(_NAME)
+
+
+def has_sliding_windows(config: Any) -> bool:
+    """Return whether a transformers decoder of this configuration has layers that see a window only."""
+    layers = getattr(config, "layer_types", None)
+    if layers:
+        return "sliding_attention" in layers
+    # Mistral names no layer types: all of its layers have the window, or none.
+    return getattr(config, "sliding_window", None) is not None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    return layout.attend(module, query, key, value, scaling=scaling, dropout=dropout), None

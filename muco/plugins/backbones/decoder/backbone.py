@@ -1,0 +1,183 @@
+"""What backbones around a vision-language model of transformers have in common.
+
+R rows, L tokens of a row, H hidden size, T image tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from os.path import expanduser
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from muco.core.component import Feature
+from muco.plugins.backbones.checkpoint import Dtype, add_tokens, dtype_of, load_model, load_tokenizer
+from muco.plugins.backbones.decoder.attention import (
+    Kernel,
+    RowSettings,
+    attend_within,
+    choose_kernel,
+    contexts_of,
+    layout_of,
+)
+from muco.plugins.backbones.decoder.packing import branch_mask
+from muco.plugins.backbones.decoder.processor import StrandProcessor
+from muco.plugins.backbones.decoder.random_init import DecoderSizes
+from muco.plugins.backbones.lora import (
+    AdaptedSettings,
+    AdapterSettings,
+    TokenRows,
+    adapter_modules,
+    linear_maps,
+)
+from muco.plugins.backbones.lora_backbone import AdaptedBackbone
+
+
+class DecoderSettings(AdaptedSettings, RowSettings):
+    """Where the model is from, how it is held and run; the settings that decoder backbones share."""
+
+    pretrained: str | None = None
+    """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
+    family."""
+    scratch: DecoderSizes | None = None
+    """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
+    dtype: Dtype = "float32"
+    """Of the weights."""
+    checkpoint_activations: bool = False
+    """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
+    fraction of the memory."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DecoderSettings:
+        if (self.pretrained is None) == (self.scratch is None):
+            raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+        return self
+
+
+class DecoderBackbone(AdaptedBackbone):
+    """A vision tower before a decoder; a subclass names both, encodes images and puts them together."""
+
+    name: ClassVar[str]
+    """In recipes."""
+    families: ClassVar[tuple[str, ...]]
+    """The `model_type`s of transformers that it loads."""
+    vision_name: ClassVar[str]
+    """Of the model's vision tower."""
+    known_tokens: ClassVar[tuple[str, ...]] = ()
+    """Tokens of a tokenizer that become special where they are ordinary additions."""
+
+    @classmethod
+    def offers(cls, config: Any) -> frozenset[Feature]:
+        return contexts_of(config.direction).union({"image_targets"})
+
+    @classmethod
+    def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
+        from transformers import AutoModel
+
+        start = None if config.pretrained is None else expanduser(config.pretrained)
+        if start is not None:
+            model, tokenizer = cls._model(start, config), load_tokenizer(start)
+            add_tokens(model, tokenizer, known=cls.known_tokens)
+        else:
+            sizes, tokenizer = cls.scratch_parts(config, texts)
+            # Converted afterwards, the frequencies of positions would be rounded too.
+            model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
+        processor = cls.make_processor(config, model, tokenizer, start or "")
+        return cls(model, processor, config).set_up(config, start=start)
+
+    @classmethod
+    def load(cls, config: Any, folder: Path) -> Self:
+        model = cls._model(str(folder), config)
+        processor = cls.make_processor(config, model, load_tokenizer(folder), folder)
+        backbone = cls(model, processor, config).set_up(config)
+        backbone.read_adapter(folder)
+        return backbone
+
+    @classmethod
+    @abstractmethod
+    def scratch_parts(cls, config: Any, texts: Iterable[str]) -> tuple[Any, Any]:
+        """Return configuration and tokenizer of a model from scratch."""
+
+    @classmethod
+    @abstractmethod
+    def make_processor(cls, config: Any, model: Any, tokenizer: Any, place: str | Path) -> StrandProcessor:
+        """Return the processor; `place` holds the image processor of what is not from scratch."""
+
+    @classmethod
+    def _model(cls, name: str, config: DecoderSettings) -> Any:
+        return load_model(name, config.dtype, backbone=cls.name, families=cls.families)
+
+    def __init__(self, model: Any, processor: StrandProcessor, config: DecoderSettings) -> None:
+        super().__init__(model)
+        self.processor: Any = processor
+        self.kernel: Kernel = config.attention
+        self.causal = config.direction == "causal"
+        if config.rows == "packed":
+            attend_within(model.language_model)
+        if config.checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.hidden_dim = model.config.get_text_config().hidden_size
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        return getattr(self.model, self.vision_name)
+
+    def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
+        towers = (self.model.language_model, *((self.vision,) if settings.vision else ()))
+        return {tower: linear_maps(tower) for tower in towers}
+
+    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
+        return self.vision.parameters() if config.vision_is_frozen else ()
+
+    def token_rows(self) -> TokenRows:
+        return TokenRows(self.model.get_input_embeddings(), (self.processor.emb_id, self.processor.mask_id))
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
+        self.processor.save(folder)
+
+    def about(self, device: torch.device, *, half: bool) -> str:
+        if self.processor.padded:
+            return "attention: padded rows"
+        return f"attention: {choose_kernel(self.kernel, device, half=half)}"
+
+    def shardable_modules(self) -> Iterable[nn.Module]:
+        language: Any = self.model.language_model
+        adapters = adapter_modules(language)
+        # A module's weights are split together, so they need one dtype.
+        mixed = len({weight.dtype for weight in language.parameters()}) > 1
+        return [*(adapters if mixed else ()), *language.layers, language]
+
+    def image_parameters(self) -> Iterable[nn.Parameter]:
+        return self.vision.parameters()
+
+    def attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments of a decoder's forward that tell its layers who sees whom.
+
+        Args:
+            tensors: of the chunk; `borders` where its rows are packed, `branches` where turns are isolated.
+            dtype: of the embeddings.
+        """
+        borders, branches = tensors.get("borders"), tensors.get("branches")
+        if borders is None:
+            return {"attention_mask": None if branches is None else branch_mask(branches, causal=self.causal)}
+        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
+        chosen = choose_kernel(self.kernel, borders.device, half=half)
+        return {"attention_mask": None, "layout": layout_of(chosen, borders, branches, causal=self.causal)}
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings [R, L, H] of tokens int64 [R, L], the new ones' own rows among them."""
+        embeds_RLH = self.model.get_input_embeddings()(input_ids)
+        return embeds_RLH if self.rows is None else self.rows(input_ids, embeds_RLH)
+
+
+def place_features(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
+    """Return the embeddings with image features in place of the placeholder's."""
+    flat = embeds_RLH.flatten(0, 1)
+    return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)

@@ -1,0 +1,174 @@
+"""The processor of a decoder backbone: dialogues as strands of tokens, strands as the rows of a chunk."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from muco.core.backbone import Cost, Processor
+from muco.core.dialogue import Dialogue
+from muco.core.turns import EncoderInputs, TurnIds
+from muco.core.video import Visual
+from muco.plugins.backbones.decoder.attention import Direction, begins_branches
+from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, Said
+from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
+from muco.plugins.backbones.decoder.token_sequence import Strand
+
+_MOST_COUNTED = 4096
+"""Dialogues whose strands are kept between `count` and `collate`."""
+
+
+class StrandProcessor(Processor):
+    """A tokenizer and an image processor; a subclass knows the chat template and how images become tokens."""
+
+    num_axes: ClassVar[int]
+    """Axes of position: three for M-RoPE, one elsewhere."""
+
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, *, padded: bool = False, direction: Direction = "causal"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.padded = padded
+        self.direction: Direction = direction
+        self.emb_id: int
+        self.mask_id: int
+        self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
+        self._start_afresh()
+
+    @abstractmethod
+    def pieces(self, dialogue: Dialogue) -> Pieces:
+        """Return the dialogue in the words of the chat template."""
+
+    @abstractmethod
+    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+        """Append the tokens of `images[place]`; `images` are those of the prefix, or of one turn.
+
+        Raises:
+            DataError: an image that the image processor cannot take.
+            MucoError: a video, where the model reads none.
+        """
+
+    @abstractmethod
+    def patches(self, strand: Strand) -> int:
+        """Return how many patches of the strand's images enter the vision tower."""
+
+    @abstractmethod
+    def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
+        """Return what `encode_images` reads, by name; the strands show at least one image.
+
+        Colours are in 8 bits, a quarter of their size as numbers; `colors` makes those on the device.
+
+        Raises:
+            DataError: an image that cannot be decoded.
+        """
+
+    def colors(self, pixels: Tensor) -> Tensor:
+        """Return uint8 [N, channels x ...], or channels apart, as the vision tower takes it, in float32."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device)[:, None]
+            for values in (self.image_processor.image_mean, self.image_processor.image_std)
+        )
+        channels = pixels.flatten(1).unflatten(1, (len(mean), -1)).float() / 255
+        return ((channels - mean) / std).view(pixels.shape)
+
+    def begin(self, strand: Strand) -> None:
+        """Put what the tokenizer wants before any dialogue; nothing by default."""
+
+    def put_text(self, strand: Strand, text: str, *, special: bool) -> None:
+        """Append text; where not `special`, special tokens in it are ordinary characters."""
+        strand.put_text(self._ids(text, special))
+
+    def count(self, dialogue: Dialogue) -> Cost:
+        if len(self._counted) >= _MOST_COUNTED:
+            self._counted.clear()
+        strand = self._lay_out(dialogue)
+        self._counted[id(dialogue)] = (dialogue, strand)
+        return Cost(len(strand), self.patches(strand))
+
+    def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
+        strands = [self._render(dialogue) for dialogue in dialogues]
+        # Nothing sees padding, so that any token serves where a tokenizer names none.
+        padding_id = self.tokenizer.pad_token_id or 0
+        if self.padded:
+            rows = padded_rows(strands, padding_id=padding_id, causal=self.direction == "causal")
+        else:
+            rows = packed_row(strands)
+        tensors = rows.tensors()
+        if any(strand.images for strand in strands):
+            tensors |= self.pixels(strands)
+            tensors["image_index"] = rows.image_index
+        return EncoderInputs(
+            tensors=tensors,
+            places=rows.places,
+            ids=TurnIds.of([key for strand in strands for key in strand.keys]),
+            num_tokens=rows.num_tokens,
+            num_padding_tokens=rows.num_padding_tokens,
+            num_patches=sum(map(self.patches, strands)),
+        )
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        memories = ("_ids", "_counted")
+        return {name: value for name, value in vars(self).items() if name not in memories}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._ids = lru_cache(maxsize=65536)(self._tokenize)
+        self._counted: dict[int, tuple[Dialogue, Strand]] = {}
+
+    def _render(self, dialogue: Dialogue) -> Strand:
+        """Return the dialogue's strand, the one that `count` made where it was just counted."""
+        counted = self._counted.pop(id(dialogue), None)
+        return counted[1] if counted else self._lay_out(dialogue)
+
+    def _lay_out(self, dialogue: Dialogue) -> Strand:
+        pieces = self.pieces(dialogue)
+        strand = Strand(self.num_axes)
+        self.begin(strand)
+        self._put(strand, pieces.prefix)
+        strand.begin_turns()
+        isolated = begins_branches(self.direction, dialogue)
+        for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
+            strand.begin_turn(isolated=isolated)
+            self._put(strand, own)
+            strand.end_turn(turn.key)
+        return strand
+
+    def _put(self, strand: Strand, pieces: Sequence[Piece]) -> None:
+        images = [piece for piece in pieces if not isinstance(piece, Markup | Said)]
+        place = 0
+        for piece in pieces:
+            if isinstance(piece, Markup):
+                self._put_markup(strand, piece)
+            elif isinstance(piece, Said):
+                self.put_text(strand, piece.text, special=False)
+            else:
+                self.put_image(strand, images, place)
+                place += 1
+
+    def _put_markup(self, strand: Strand, piece: Markup) -> None:
+        before, emb, after = piece.text.partition(EMB)
+        if before:
+            self.put_text(strand, before, special=True)
+        if emb:
+            strand.put_text((self.emb_id,))
+            strand.mark_embedding()
+        if after:
+            self.put_text(strand, after, special=True)
+
+    def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+        return tuple(ids["input_ids"])

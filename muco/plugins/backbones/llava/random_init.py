@@ -1,0 +1,128 @@
+"""A small LLaVA with random weights, its tokenizer trained on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from muco.plugins.backbones.bpe_tokenizer import train_tokenizer
+from muco.plugins.backbones.decoder.chat import EMB, MASK
+from muco.plugins.backbones.decoder.random_init import DecoderSizes
+
+Family = Literal["llava", "llava_next", "llava_onevision"]
+Decoder = Literal["llama", "mistral", "qwen2"]
+
+IMAGE, VIDEO = "<image>", "<video>"
+SPECIAL_TOKENS = ("<|endoftext|>", "</s>", "<|im_start|>", "<|im_end|>", IMAGE, VIDEO, EMB, MASK)
+
+_DECODERS: dict[Family, Decoder] = {"llava": "llama", "llava_next": "mistral", "llava_onevision": "qwen2"}
+
+
+class ScratchSettings(DecoderSizes):
+    """The family and size of a LLaVA built from random weights."""
+
+    head_multiple = 2
+    vision_head_multiple = 1
+
+    family: Family = "llava_onevision"
+    """llava: LLaVA-1.5, one picture an image. llava_next, llava_onevision: images cut into tiles."""
+    decoder: Decoder | None = None
+    """The language model; by default the family's first: llama, mistral, qwen2."""
+    image_size_pixels: PositiveInt = 56
+    """Side of the picture, or of a tile."""
+    patch_size_pixels: PositiveInt = 14
+    """Side of a patch, which is one token; divides `image_size_pixels`."""
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> ScratchSettings:
+        if self.image_size_pixels % self.patch_size_pixels:
+            raise ValueError(
+                f"patch_size_pixels {self.patch_size_pixels} must divide "
+                f"image_size_pixels {self.image_size_pixels}"
+            )
+        return self
+
+
+def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
+    """Train the tokenizer; its special tokens are those of the families' chat templates."""
+    return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
+
+
+def scratch_config(settings: ScratchSettings, tokenizer: Any, *, max_tiles: int) -> Any:
+    """Return the family's configuration of that size, for that tokenizer.
+
+    Args:
+        settings: the sizes.
+        tokenizer: of `scratch_tokenizer`.
+        max_tiles: the most tiles of a grid.
+    """
+    from transformers import AutoConfig
+
+    image_id, video_id, eos_id, padding_id = tokenizer.convert_tokens_to_ids(
+        [IMAGE, VIDEO, "</s>", "<|endoftext|>"]
+    )
+    decoder = settings.decoder or _DECODERS[settings.family]
+    text = AutoConfig.for_model(
+        decoder,
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_dim,
+        intermediate_size=settings.mlp_dim,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_kv_heads,
+        max_position_embeddings=4096,
+        # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it
+        # leaves every branch near zero, and training starts slowly.
+        initializer_range=settings.hidden_dim**-0.5,
+        bos_token_id=None,
+        eos_token_id=eos_id,
+        pad_token_id=padding_id,
+        **({"sliding_window": None} if decoder == "mistral" else {}),
+    )
+    siglip = settings.family == "llava_onevision"
+    more = {"video_token_index": video_id, "vision_aspect_ratio": f"anyres_max_{max_tiles}"} if siglip else {}
+    vision = AutoConfig.for_model(
+        "siglip_vision_model" if siglip else "clip_vision_model",
+        hidden_size=settings.vision_dim,
+        intermediate_size=4 * settings.vision_dim,
+        num_hidden_layers=settings.vision_layers,
+        num_attention_heads=settings.vision_heads,
+        image_size=settings.image_size_pixels,
+        patch_size=settings.patch_size_pixels,
+        **({"vision_use_head": False} if siglip else {}),
+    )
+    return AutoConfig.for_model(
+        settings.family,
+        text_config=text,
+        vision_config=vision,
+        image_token_index=image_id,
+        vision_feature_layer=-1 if siglip else -2,
+        **_tiles(settings, max_tiles),
+        **more,
+    )
+
+
+def scratch_image_settings(settings: ScratchSettings) -> dict[str, Any]:
+    """Return the settings of the family's image processor: the whole image, at the tower's size."""
+    side = settings.image_size_pixels
+    found: dict[str, Any] = {
+        "image_mean": [settings.image_mean] * 3,
+        "image_std": [settings.image_std] * 3,
+        "size": {"height": side, "width": side},
+        "do_center_crop": False,
+    }
+    if settings.family == "llava":
+        return {**found, "do_pad": True}
+    return {**found, "crop_size": {"height": side, "width": side}}
+
+
+def _tiles(settings: ScratchSettings, max_tiles: int) -> dict[str, Any]:
+    """Return the grids of at most so many tiles, as a part of the configuration."""
+    if settings.family == "llava":
+        return {}
+    steps = range(1, max_tiles + 1)
+    side = settings.image_size_pixels
+    grids = [[rows * side, columns * side] for rows in steps for columns in steps]
+    return {"image_grid_pinpoints": [grid for grid in grids if grid[0] * grid[1] <= max_tiles * side**2]}

@@ -1,0 +1,208 @@
+"""MMEB: 36 image data sets, each query searched among candidates of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from muco.core.component import ComponentConfig, Feature
+from muco.core.errors import DataError, did_you_mean
+from muco.core.suite import Suite, Task
+from muco.io.image_files import ImageFiles, TextAndImage
+from muco.io.table_text import listed, text_of
+from muco.io.tables import whole_rows
+from muco.plugins.datasets.mmeb.texts import Shape, query_text, said, target_text
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the benchmark says of one of its data sets."""
+
+    meta_task: str
+    in_domain: bool
+    """Whether the benchmark's training data holds its training part."""
+    shape: Shape
+    """Of its texts in the second layout."""
+
+
+def _sets(meta_task: str, in_domain: bool, shape: Shape, *names: str) -> dict[str, DataSet]:
+    return {name: DataSet(meta_task, in_domain, shape) for name in names}
+
+
+DATA_SETS: dict[str, DataSet] = {
+    **_sets("classification", True, "cls", "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"),
+    **_sets(
+        "classification", False, "cls", "Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211"
+    ),
+    **_sets("vqa", True, "qa", "OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"),
+    **_sets("vqa", False, "qa", "ScienceQA", "VizWiz", "GQA", "TextVQA"),
+    **_sets("retrieval", True, "t2i", "VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA"),
+    **_sets("retrieval", True, "i2t", "VisualNews_i2t", "MSCOCO_i2t"),
+    **_sets("retrieval", True, "i2i_vg", "CIRR", "NIGHTS"),
+    **_sets("retrieval", False, "i2i_vg", "FashionIQ", "OVEN"),
+    **_sets("retrieval", False, "t2i", "Wiki-SS-NQ", "EDIS"),
+    **_sets("grounding", True, "i2i_vg", "MSCOCO"),
+    **_sets("grounding", False, "i2i_vg", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
+}
+"""The 36, of which 20 are in domain."""
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in DATA_SETS:
+            raise ValueError(f"MMEB has no data set {name!r}.{did_you_mean(name, list(DATA_SETS))}")
+    return tuple(dict.fromkeys(names))
+
+
+class MMEB(Suite):
+    """Read MMEB's test files in either public layout; the first candidate of a query is the right one.
+
+    References:
+        Jiang et al. 2024, arXiv:2410.05160: MMEB; precision@1, the mean of data sets.
+    """
+
+    class Config(ComponentConfig):
+        data: Annotated[str, Field(min_length=1)]
+        """The folder with a folder of parquet or JSON-lines files for each data set."""
+        images: str | None = None
+        """The folder or archive of the images; by default they are looked for in `data`, its folders
+        `eval_images`, `images` and `image-tasks`, and its archives."""
+        datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
+        """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
+
+    @classmethod
+    def needs(cls, config: Any) -> frozenset[Feature]:
+        return frozenset({"image_targets"})
+
+    def __init__(self, config: Config) -> None:
+        self.folder = Path(config.data).expanduser()
+        self.names = config.datasets
+        places = [Path(config.images).expanduser()] if config.images else []
+        inside = ("", "eval_images", "images", "image-tasks", "images/image-tasks")
+        self.images = ImageFiles(
+            [*places, *(self.folder / name for name in inside)], also={"images/": "image-tasks/"}
+        )
+
+    def members(self) -> Mapping[str, int]:
+        found = {"mean": len(DATA_SETS)}
+        for each in DATA_SETS.values():
+            for name in (f"meta_{each.meta_task}", _domain(each)):
+                found[name] = found.get(name, 0) + 1
+        return found
+
+    def verify_data(self) -> None:
+        for name, files in self._files_of_sets().items():
+            firsts = [row for path in files for row in islice(_rows(name, path), 1)]
+            self._check_images(name, [content for query, targets in firsts for content in (query, *targets)])
+
+    def tasks(self) -> Iterable[Task]:
+        for name, files in self._files_of_sets().items():
+            yield self._task(name, files)
+
+    def _files_of_sets(self) -> dict[str, list[Path]]:
+        files = {name: _files(self.folder / name) for name in self.names or DATA_SETS}
+        absent = [name for name, found in files.items() if not found]
+        if len(absent) == len(files) or (absent and self.names):
+            raise DataError(
+                f"{self.folder}: no files of {', '.join(absent[:6])}{' and others' if absent[6:] else ''}. "
+                "A data set is a folder of its name with test files in parquet or JSON lines. `hf download "
+                f"--repo-type dataset TIGER-Lab/MMEB-eval --local-dir {self.folder}` gets all 36, images.zip "
+                "among them, which is read as it is."
+            )
+        return {name: found for name, found in files.items() if found}
+
+    def _task(self, name: str, files: list[Path]) -> Task:
+        queries: list[TextAndImage] = []
+        places: dict[TextAndImage, int] = {}
+        candidates: list[list[int]] = []
+        for query, targets in chain.from_iterable(_rows(name, path) for path in files):
+            queries.append(query)
+            found = [places.setdefault(target, len(places)) for target in targets]
+            candidates.append(list(dict.fromkeys(found)))  # a doublet of the right one is right too
+        if not queries:
+            raise DataError(f"{self.folder / name}: the files hold no query")
+        pool = list(places)
+        self._check_images(name, (*queries, *pool))
+        return Task(
+            name=name,
+            meta_task=DATA_SETS[name].meta_task,
+            queries=self.images.contents(queries),
+            pool=self.images.contents(pool),
+            candidates=candidates,
+            relevant=[row[:1] for row in candidates],
+            more_metrics=("hit@5", "hit@10", "mrr"),
+            groups=(_domain(DATA_SETS[name]),),
+        )
+
+    def _check_images(self, name: str, rows: Iterable[TextAndImage]) -> None:
+        self.images.check(
+            (path for _, path in rows),
+            told=f"{name} needs them: images.zip of the same download, or what it holds, beside the data; or "
+            "say `images`.",
+        )
+
+
+def _domain(data_set: DataSet) -> str:
+    return "ind" if data_set.in_domain else "ood"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of the test split; with names that do not tell, all there are."""
+    found = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
+    return [path for path in found if path.name.startswith("test")] or found
+
+
+def _rows(name: str, path: Path) -> Iterator[tuple[TextAndImage, list[TextAndImage]]]:
+    """Yield the queries of a data set's file with their candidates."""
+    for where, row in whole_rows(path):
+        try:
+            yield _read_row(DATA_SETS[name].shape, row)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+
+
+def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[TextAndImage]]:
+    """Return a query and its candidates, the right one first."""
+    has_instructions = "qry_inst" in row
+    wanted = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
+    if missing := [key for key in (*wanted, *(["tgt_inst"] * has_instructions)) if key not in row]:
+        raise DataError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
+    texts, paths = _list(row, "tgt_text"), _list(row, "tgt_img_path")
+    if not texts and not paths:
+        raise DataError("the query has no candidates")
+    if len(texts) != len(paths):
+        raise DataError(f"{len(texts)} texts and {len(paths)} image paths of candidates; they must agree")
+    asked = text_of(row["qry_text"], "qry_text")
+    instruction = text_of(row.get("qry_inst"), "qry_inst")
+    text = query_text(shape, instruction, asked) if has_instructions else said(asked)
+    query = (text, text_of(row["qry_img_path"], "qry_img_path"))
+    if has_instructions:
+        # One for all, or one each.
+        instructions = listed(row["tgt_inst"], "tgt_inst") or [""]
+        targets = [
+            (target_text(shape, instructions[min(place, len(instructions) - 1)], each), path)
+            for place, (each, path) in enumerate(zip(texts, paths, strict=True))
+        ]
+    else:
+        targets = [(said(each), path) for each, path in zip(texts, paths, strict=True)]
+    for what, content in _named(query, targets):
+        if not any(content):
+            raise DataError(f"{what} has neither text nor image")
+    return query, targets
+
+
+def _named(query: TextAndImage, targets: list[TextAndImage]) -> Iterator[tuple[str, TextAndImage]]:
+    yield "the query", query
+    yield from ((f"candidate {place}", target) for place, target in enumerate(targets))
+
+
+def _list(row: Mapping[str, Any], column: str) -> list[str]:
+    value = row[column]
+    if isinstance(value, str) and not value.startswith("["):
+        raise DataError(f"{column} must be a list of texts, not {value[:40]!r}")
+    return listed(value, column)

@@ -1,0 +1,67 @@
+"""What can be said of a scene: every fact has one wording, so different words are different facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muco.plugins.datasets.scenes.edits import Change
+from muco.plugins.datasets.scenes.world import Scene, SceneObject, reading_order
+
+
+def a(phrase: str) -> str:
+    """Return the phrase with its indefinite article."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def listed(phrases: Iterable[str]) -> str:
+    """Join as in "one, two and three"."""
+    *most, last = phrases
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def at(place: str) -> str:
+    """Return where an object is, as in "at the top left"."""
+    return f"in the {place}" if place == "center" else f"at the {place}"
+
+
+def on_background(scene: Scene) -> str:
+    """Return "on a pale pink background"."""
+    return f"on {a(scene.background)} background"
+
+
+def caption(scene: Scene) -> str:
+    """Return all that the picture shows, in reading order."""
+    phrases = (a(f"{it.size} {it.color} {it.shape} {at(it.place)}") for it in reading_order(scene))
+    return f"{listed(phrases)} {on_background(scene)}"
+
+
+def rephrased_caption(scene: Scene) -> str:
+    """Return the facts of `caption` in other words and from the last object to the first."""
+    phrases = [
+        f"{at(it.place)} {a(it.shape)} that is {it.color} and {it.size}"
+        for it in reversed(reading_order(scene))
+    ]
+    return f"{on_background(scene)}: {', '.join(phrases)}"
+
+
+def title(scene: Scene) -> str:
+    """Return the objects without size and place, in reading order."""
+    return listed(a(f"{it.color} {it.shape}") for it in reading_order(scene))
+
+
+def edit_text(scene: Scene, change: Change) -> str:
+    """Return the change as an order: "make the red circle blue"."""
+    if change.attribute == "background":
+        return f"make the background {change.value}"
+    it = scene.objects[change.subject]
+    named = f"the {it.color} {it.shape}"
+    if change.attribute == "place":
+        return f"put {named} {at(change.value)}"
+    if change.attribute == "shape":
+        return f"turn {named} into {a(change.value)}"
+    return f"make {named} {change.value}"
+
+
+def references(it: SceneObject) -> tuple[str, str, str]:
+    """Return three ways to point at an object that leave the rest to the picture."""
+    return f"the {it.shape}", f"the {it.color} object", f"the object {at(it.place)}"

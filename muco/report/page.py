@@ -1,0 +1,115 @@
+"""`muco report`: a run folder as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from muco import __version__
+from muco.report import formatting as words
+from muco.report.comparison import comparisons_of, differences_of
+from muco.report.gallery import gallery_of
+from muco.report.read import RunFiles, read_run
+from muco.report.scores import headlines_of, suite_of
+from muco.report.training import Training, training_of
+
+_PAGE = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
+    """Write `report.html` from the files of a run folder and return its path.
+
+    The page is one file and loads nothing. A run may be half finished: a section without data says
+    which command makes it.
+
+    Args:
+        folder: the run's.
+        others: run folders that it is set beside.
+
+    Raises:
+        MucoError: a folder is no run folder, or a file in it is not what muco writes.
+    """
+    page = render(read_run(folder), [read_run(other) for other in others])
+    path = folder / "report.html"
+    _replace(path, page)
+    return path
+
+
+def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
+    """Return the page of a run as HTML; every string of the run is escaped."""
+    css, js = _own("page.css"), _own("page.js")
+    training = training_of(run.log) if run.log else None
+    gallery = gallery_of(run.galleries)
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            run=run,
+            training=training,
+            headlines=headlines_of(run.suites),
+            suites=[suite_of(suite) for suite in run.suites],
+            comparisons=comparisons_of(run, others),
+            changed_recipes=differences_of(run, others),
+            gallery=gallery,
+            anchors={(task.suite, task.name): task.anchor for task in gallery},
+            notices=list(_notices(run, training)),
+            css=css,
+            js=js,
+            policy=_policy(css, js),
+            version=__version__,
+        )
+    )
+
+
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("muco", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals["words"] = words
+    return templates
+
+
+def _own(name: str) -> Markup:
+    return Markup((_PAGE / name).read_text(encoding="utf-8"))
+
+
+def _policy(css: str, js: str) -> str:
+    """Allow this style and this script and no other: what escaping missed would still not run."""
+    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
+    for suite in run.suites:
+        yield from (f"{suite.suite}: {warning}" for warning in suite.warnings)
+    if len({str(suite.depends_on.get("weights")) for suite in run.suites}) > 1:
+        scored = ", ".join(f"{suite.suite} after step {suite.depends_on.get('step')}" for suite in run.suites)
+        yield f"The suites were scored with different weights: {scored}."
+    if training and training.broken_steps:
+        steps = training.broken_steps
+        yield f"Logged steps whose loss is not finite: {len(steps)}, the first is step {steps[0]}."
+    if run.unreadable:
+        yield f"Training left out samples that could not be read: {len(run.unreadable)}."
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old page or the new one, whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""The training section: its curves, and the numbers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from statistics import median
+
+from muco.report.charts import Axis, Chart, draw, log_step_axis, step_axis, value_axis
+from muco.report.formatting import count, percent, title
+from muco.report.records import LoggedStep
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the section shows."""
+
+    last_step: int
+    loss: tuple[Chart, ...]
+    """Over the logarithm of the step, then over the step; none where no loss was logged."""
+    small: tuple[Chart, ...]
+    facts: tuple[tuple[str, str], ...]
+    broken_steps: tuple[int, ...]
+    """Logged steps whose loss is not finite."""
+    table: tuple[LoggedStep, ...]
+    """At most 24 of the logged steps, the last one included."""
+
+
+def training_of(log: Sequence[LoggedStep]) -> Training:
+    """Prepare the section from a log of at least one line."""
+    return Training(
+        last_step=log[-1].step,
+        loss=_loss_charts(_curve(log, "loss")),
+        small=tuple(_small_charts(log)),
+        facts=tuple(_facts(log)),
+        broken_steps=tuple(step for step, loss in _curve(log, "loss") if not isfinite(loss)),
+        table=tuple(reversed(log[:: -max(1, len(log) // 24)]))[-24:],
+    )
+
+
+def _curve(log: Sequence[LoggedStep], field: str) -> Curve:
+    return [(line.step, getattr(line, field)) for line in log if getattr(line, field) is not None]
+
+
+def _loss_charts(curve: Curve) -> tuple[Chart, ...]:
+    if not curve:
+        return ()
+    steps, losses = [step for step, _ in curve], [loss for _, loss in curve]
+    values = value_axis(losses)
+    axes = (log_step_axis(steps), step_axis(steps))
+    return tuple(draw("Loss", curve, steps=axis, values=values) for axis in axes)
+
+
+def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
+    wanted: list[tuple[str, str, Callable[[Sequence[float]], Axis]]] = [
+        ("In-batch precision@1", "precision", lambda _: Axis(0, 1, (0, 0.5, 1))),
+        ("Gradient norm", "grad_norm", _few_ticks),
+        ("Learning rate", "lr", _few_ticks),
+        ("Pairs a second", "pairs_per_second", _few_ticks),
+    ]
+    charts: list[Chart] = []
+    for name, field, axis in wanted:
+        if curve := _curve(log, field):
+            steps = step_axis([step for step, _ in curve], num_ticks=3)
+            values = axis([value for _, value in curve])
+            charts.append(draw(name, curve, steps=steps, values=values, is_noisy=field != "lr"))
+    return charts
+
+
+def _few_ticks(values: Sequence[float]) -> Axis:
+    return value_axis(values, num_ticks=2)
+
+
+def _facts(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
+    """Return medians over the log: one slow step does not change them."""
+    wanted: list[tuple[str, str, Callable[[float], str]]] = [
+        ("pairs a second", "pairs_per_second", count),
+        ("samples a second", "samples_per_second", count),
+        ("tokens a step", "tokens", count),
+        ("% of them padding", "padding_share", percent),
+        ("% of the time waiting for data", "wait_share", percent),
+    ]
+    facts: list[tuple[str, str]] = []
+    for label, field, write in wanted:
+        if values := [value for _, value in _curve(log, field) if isfinite(value)]:
+            facts.append((write(median(values)), label))
+    return facts + _masked(log)
+
+
+def _masked(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(name for line in log for name in line.counts)
+    middle = {name: median(line.counts.get(name, 0) for line in log) for name in names}
+    return [(count(number), f"{title(name).lower()} a step") for name, number in middle.items()]

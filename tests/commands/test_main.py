@@ -1,0 +1,220 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from muco.commands.main import main
+from muco.data.shards.reader import ShardReader
+
+MUCO = [sys.executable, "-c", "from muco.commands.main import main; main()"]
+MUCO_RUN = [sys.executable, "-c", "from muco.commands.main import run_main; run_main()"]
+
+
+@pytest.fixture
+def muco(capsys, tmp_path, monkeypatch):
+    """Run `muco` in an empty folder; check its exit code and return what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "dumb")
+
+    def muco(*arguments: str, code: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        assert stop.value.code == code, printed
+        return printed.out, printed.err
+
+    return muco
+
+
+@pytest.fixture
+def refused(muco):
+    """Return what is told of a command that cannot be done: on stderr alone, with exit code 2."""
+
+    def refused(*arguments: str) -> str:
+        out, err = muco(*arguments, code=2)
+        assert out == ""
+        return err
+
+    return refused
+
+
+def test_list_names_every_component_and_its_provider(muco, registry):
+    out, err = muco("list")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["kind", "name", "provider"]
+    assert rows[1:] == [[entry.kind, entry.name, *entry.provider.split()] for entry in registry]
+    assert err == ""
+
+
+def test_list_of_one_kind_names_it_alone(muco, registry):
+    out, _ = muco("list", "packer")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["packer", entry.name] for entry in registry.entries("packer")
+    ]
+
+
+def test_list_of_no_kind_is_told(refused):
+    told = refused("list", "packr")
+    assert "no kind named 'packr'. Did you mean 'packer'?" in told
+    assert "source, sampler, packer, backbone, pooler, loss, suite" in told
+
+
+def test_doctor_says_what_a_run_would_run_on(muco):
+    out, _ = muco("doctor")
+    found = {line.split()[0] for line in out.splitlines()}
+    assert found >= {"python", "muco", "torch", "transformers", "device", "precision", "attention", "cache"}
+    assert "GiB" in out
+
+
+def test_schema_is_json_schema(muco):
+    out, _ = muco("schema")
+    Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_make_scenes_writes_shards(muco, tmp_path):
+    out, _ = muco(
+        "data", "make", "scenes", "--to", "data/scenes", "--set", "num_samples=20", "--set", "seed=3"
+    )
+    assert "20 samples in data/scenes" in out
+    reader = ShardReader(tmp_path / "data/scenes")
+    assert len(reader) == 20
+    assert reader.index.about["settings"]["seed"] == 3
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["scenes"]
+
+
+def test_make_leaves_a_folder_that_exists_alone(refused, tmp_path):
+    (tmp_path / "here").mkdir()
+    assert "here exists; name a folder to be made" in refused("data", "make", "scenes", "--to", "here")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("num_sample=20", "num_sample: Extra inputs are not permitted. Did you mean 'num_samples'?"),
+        ("num_samples=0", "num_samples: Input should be greater than 0"),
+        ("num_samples", "--set num_samples: write KEY=VALUE"),
+        ("num_samples=[", "--set num_samples=[: the value is no YAML; quote it"),
+    ],
+)
+def test_a_setting_that_a_source_does_not_take_is_told(refused, tmp_path, setting, told):
+    assert told in refused("data", "make", "scenes", "--to", "new", "--set", setting)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_a_folder_that_is_no_run_is_told(refused, tmp_path):
+    told = refused("report", str(tmp_path))
+    assert f"{tmp_path}: no run folder" in told
+    assert "muco-run RECIPE" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["list", "--bogus"], "No such option: --bogus"),
+        (["list", "packer", "more"], "unexpected extra argument"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "quickstart", "--set"], "Option '--set' requires an argument"),
+        (["data", "make", "scenes"], "Missing option '--to'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_is_told(refused, arguments, told):
+    assert told.casefold() in refused(*arguments).casefold()
+
+
+def test_a_wrong_command_is_told_with_how_it_is_used(refused):
+    told = refused("list", "--bogus")
+    assert "Usage: muco list" in told
+    assert "muco list --help" in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["data", "make"]], ids=" ".join)
+def test_no_command_shows_what_there_is(muco, arguments):
+    out, err = muco(*arguments, code=2)
+    assert "Usage: muco" in out + err
+
+
+def test_help_of_a_run_names_its_options(muco):
+    out, _ = muco("run", "--help")
+    assert all(option in out for option in ("--set", "--only", "--resume", "--fresh", "--check"))
+
+
+def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
+    out, _ = muco("run", "quickstart", "--check", "--set", "name=mine")
+    assert out == "quickstart: fine; it runs as mine\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["quikstart"], "Did you mean 'quickstart.yaml'?"),
+        (["quickstart", "--only", "bogus"], "--only bogus: choose train or evaluate"),
+        (["quickstart", "--resume", "--fresh"], "--resume goes on and --fresh starts over: choose one"),
+        (["quickstart", "--only", "evaluate"], "runs/quickstart: no run to evaluate"),
+        (
+            ["quickstart", "--set", "train.num_step=1"],
+            "train.num_step: no such key. Did you mean 'num_steps'?",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_run_that_cannot_be_done_is_told_and_leaves_nothing(refused, tmp_path, arguments, told):
+    assert told in refused("run", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/thesis.tex").write_text("")
+    assert "holds no muco run; --fresh will not remove it" in refused("run", "quickstart", "--fresh")
+    assert (tmp_path / "runs/quickstart/thesis.tex").exists()
+
+
+def test_an_unknown_component_is_told_without_a_traceback(tmp_path):
+    """The short form, in a process of its own."""
+    (tmp_path / "r.yaml").write_text("name: x\nloss:\n  name: multi_turn_infonce\n")
+    command = [*MUCO_RUN, "r.yaml", "--check"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("r.yaml: 7 problems\n")
+    assert (
+        "  line 3   loss.name: no loss named 'multi_turn_infonce'. Did you mean 'multiturn_infonce'?"
+        in told.stderr
+    )
+    assert "Traceback" not in told.stderr
+
+
+def test_ctrl_c_stops_at_once_and_leaves_no_shards_that_look_whole(tmp_path):
+    command = [*MUCO, "data", "make", "scenes", "--to", "data/new", "--set", "num_samples=10000000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("data/.new.partial/shard-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert [path.name for path in Path(tmp_path, "data").iterdir()] == [".new.partial"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["schema"]], ids=" ".join)
+def test_a_reader_that_hangs_up_gets_no_traceback(command):
+    """`muco schema | head -1`"""
+    process = subprocess.Popen([*MUCO, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=30)
+    assert err == ""

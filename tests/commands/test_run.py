@@ -1,0 +1,302 @@
+"""Whole runs as a user starts them: `muco-run` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.helpers import processes
+from tests.helpers.small import QUICK
+
+MUCO_RUN = (sys.executable, "-c", "from muco.commands.main import run_main; run_main()")
+TORCHRUN = (*processes.TORCHRUN, "run")
+
+
+def start(
+    folder: Path,
+    *arguments: str,
+    recipe: str = "recipes/quickstart.yaml",
+    launcher: Sequence[str] = MUCO_RUN,
+    **popen: Any,
+) -> subprocess.Popen:
+    overrides = [part for setting in QUICK for part in ("--set", setting)]
+    return processes.start(folder, recipe, *overrides, *arguments, launcher=launcher, **popen)
+
+
+def finish(folder: Path, *arguments: str, code: int = 0, **options: Any) -> str:
+    """Run to the end, check the exit code, return all that was printed."""
+    return processes.ended(start(folder, *arguments, **options), code=code)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "runs/quickstart/model/model.safetensors")
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "runs/quickstart/train.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int, checkpoint: int = 0) -> None:
+    """Return once the run has logged `step` and written a checkpoint."""
+    deadline = time.monotonic() + 120
+    path = run / "train.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        done = len(path.read_text().splitlines()) if path.exists() else 0
+        if done >= step and (run / f"checkpoints/step-{checkpoint:06d}").exists() >= (checkpoint > 0):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(whole):
+    run = whole / "runs/quickstart"
+    left = {path.name for path in run.iterdir()}
+    assert left >= {"recipe.yaml", "environment.json", "train.jsonl", "tensorboard", "checkpoints", "model",
+                    "eval", "summary.json", "report.html"}  # fmt: skip
+    assert not list(run.rglob("*.partial"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 12
+    assert summary["samples_seen"] == 12 * 8 - (8 - 84 % 8)
+    assert summary["pairs_seen"] > summary["samples_seen"]
+    result = json.loads((run / "eval/scenes.json").read_text())
+    tasks = result["tasks"]
+    assert summary["metrics"]["scenes/mean"] == pytest.approx(
+        sum(task["score"] for task in tasks.values()) / len(tasks)
+    )
+    turns = [task["score"] for task in tasks.values() if "turns" in task["groups"]]
+    assert len(turns) == 7
+    assert summary["metrics"]["scenes/turns"] == pytest.approx(sum(turns) / 7)
+    assert {task["meta_task"] for task in tasks.values()} == {
+        "classification",
+        "vqa",
+        "retrieval",
+        "grounding",
+    }
+    assert all(task["chance"] <= 0.1 for task in tasks.values())
+    assert [line["step"] for line in log(whole)] == list(range(1, 13))
+
+
+def test_the_resolved_recipe_runs_again_as_it_is(whole, tmp_path):
+    recipe = yaml.safe_load((whole / "runs/quickstart/recipe.yaml").read_text())
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    finish(tmp_path, recipe="again.yaml")
+    same(weights(tmp_path), weights(whole))
+    old, new = (
+        json.loads((folder / "runs/quickstart/summary.json").read_text()) for folder in (whole, tmp_path)
+    )
+    assert old["metrics"] == new["metrics"]
+
+
+def test_a_finished_run_prints_its_result_and_is_not_run_again(whole):
+    before = (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns
+    assert "this run is done" in finish(whole)
+    assert (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_run_in_the_folder_is_not_overwritten(whole):
+    told = finish(whole, "--set", "train.learning_rate=0.5", code=2)
+    assert "train.learning_rate: 0.0004 -> 0.5" in told
+    assert "--fresh" in told
+
+
+def test_evaluation_alone_gives_the_same_figures(whole):
+    path = whole / "runs/quickstart/eval/scenes.json"
+    before = json.loads(path.read_text())
+    finish(whole, "--only", "evaluate")
+    assert json.loads(path.read_text())["tasks"] == before["tasks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole, tmp_path, num_workers):
+    """Promise 4: bit for bit, also when the number of data workers changes."""
+    workers = ("--set", f"train.num_workers={num_workers}")
+    moment = random.Random(time.time_ns())
+    process = start(tmp_path, *workers, start_new_session=True)
+    wait_for_step(process, tmp_path / "runs/quickstart", moment.randrange(1, 12))
+    time.sleep(moment.random() * 0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finish(tmp_path, "--resume", *workers)
+    same(weights(tmp_path), weights(whole))
+    steady = ("step", "loss", "lr", "grad_norm", "tokens", "precision", "counts", "epoch")
+    assert [[line[key] for key in steady] for line in log(tmp_path)] == [
+        [line[key] for key in steady] for line in log(whole)
+    ]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path / "runs/quickstart", 5)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert "unfinished run" in finish(tmp_path, code=2)
+    finish(tmp_path, "--resume")
+    same(weights(tmp_path), weights(whole))
+
+
+def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    folder = tmp_path / "runs/quickstart/checkpoints"
+    before = sorted(path.name for path in folder.iterdir())
+    # A file of more than 20 kB cannot be written: the system's own error, as on a full disk.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # noqa: E731
+    told = finish(tmp_path, "--resume", code=2, preexec_fn=limit)
+    assert "cannot be written" in told
+    assert before[-1] in told
+    assert sorted(path.name for path in folder.iterdir()) == before
+    finish(tmp_path, "--resume")
+    same(weights(tmp_path), weights(whole))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path):
+    told = finish(tmp_path, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", code=2)
+    assert "not finite" in told or "the loss is nan" in told
+    assert re.search(r"(turns|pairs)/shard-000000\.tar:", told)
+
+
+def test_a_batch_of_one_at_the_end_of_an_epoch_is_told_beforehand(tmp_path):
+    told = finish(tmp_path, "--set", "data.turns.source.num_samples=67", code=2)
+    assert "leave one for" in told
+
+
+ADAMW = ("--set", "train.optimizer=adamw")
+"""What shards need in place of the quickstart's Muon."""
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("one")
+    finish(folder)
+    return weights(folder)
+
+
+@pytest.fixture(scope="module")
+def one_process_of_adamw(tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("adamw")
+    finish(folder, *ADAMW)
+    return weights(folder)
+
+
+def near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("gradients", ["plain", "cached"])
+def test_a_quarter_of_the_chunk_budget_gives_the_same_weights(one_process, tmp_path, gradients):
+    finish(tmp_path, "--set", "train.chunk_tokens=256", "--set", f"train.gradients={gradients}")
+    near(weights(tmp_path), one_process)
+
+
+def test_two_processes_give_the_weights_of_one(one_process, tmp_path):
+    told = finish(tmp_path, launcher=TORCHRUN)
+    near(weights(tmp_path), one_process)
+    assert told.count("scenes/mean") == 1, "the main process alone tells"
+    assert [line["step"] for line in log(tmp_path)] == list(range(1, 13))
+
+
+def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    finish(tmp_path, "--resume", launcher=TORCHRUN)
+    near(weights(tmp_path), one_process)
+
+
+def sharded(version: str = "2") -> dict[str, str]:
+    """Return an environment with what `accelerate launch --use_fsdp --fsdp_version 2` sets."""
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    return {**os.environ, **told}
+
+
+@pytest.mark.slow
+def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process_of_adamw, tmp_path):
+    def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
+        process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
+        wait_for_step(process, tmp_path / "runs/quickstart", step, checkpoint=checkpoint)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    until(5, 4, launcher=TORCHRUN, env=sharded())
+    until(9, 8, "--resume")
+    finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN, env=sharded())
+    near(weights(tmp_path), one_process_of_adamw)
+
+
+def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
+    assert "train.optimizer: muon" in finish(tmp_path, "--set", "train.optimizer=muon", code=2, env=sharded())
+    assert "--fsdp_version 2" in finish(tmp_path, *ADAMW, code=2, env=sharded(version="1"))
+    assert not (tmp_path / "runs").exists()
+
+
+def by_hand(folder: Path, *arguments: str) -> list[subprocess.Popen]:
+    """Start two processes that no launcher watches, as on two nodes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [start(folder, *arguments, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(2)]
+
+
+def failed(process: subprocess.Popen) -> str:
+    """Return what a process said that ended with an error, within the minute that it has for it."""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, out + err
+    assert "Traceback" not in err, err
+    return err
+
+
+@pytest.mark.slow
+def test_one_of_two_killed_the_other_names_it_and_both_go_on(one_process, tmp_path):
+    """Either of them: with the first one goes the store that the two met in."""
+    victim = random.Random(time.time_ns()).randrange(2)
+    processes = by_hand(tmp_path)
+    wait_for_step(processes[0], tmp_path / "runs/quickstart", 5, checkpoint=4)
+    processes[victim].kill()
+    told = failed(processes[1 - victim])
+    assert f"process {victim} of 2 (host {socket.gethostname()}, pid {processes[victim].pid}) is gone" in told
+    assert "--resume" in told
+    processes[victim].communicate()
+    for each in by_hand(tmp_path, "--resume"):
+        assert each.communicate(timeout=120)
+        assert each.returncode == 0
+    near(weights(tmp_path), one_process)
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -1,0 +1,458 @@
+"""Reading recipes: what is accepted, and what a user is told about the rest."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from muco.config.json_schema import recipe_schema
+from muco.config.load import find_recipe, load_recipe, validate_recipe
+from muco.core import ComponentConfig, MucoError, RecipeError, hookimpl
+from muco.core.registry import Registry
+from muco.plugins import hooks
+from muco.plugins.backbones.qwen_vl import QwenVL
+
+SHIPPED = sorted(path.name for path in Path(str(files("muco.recipes"))).glob("*.yaml"))
+
+RECIPE = """\
+name: small
+seed: 0
+data:
+  scenes:
+    source:
+      name: scenes
+      num_samples: 20
+sampler:
+  name: mixture
+packer:
+  name: multi_turn
+  context: isolated
+backbone:
+  name: qwen_vl
+  scratch:
+    hidden_dim: 32
+pooler:
+  name: turn_token
+loss:
+  name: multiturn_infonce
+  temperature: 0.05
+train:
+  num_steps: 10
+  samples_per_step: 8
+  learning_rate: 1.0e-3
+evaluate:
+  suites:
+    - name: scenes
+      num_queries: 8
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load a recipe from its text."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str | bytes, *overrides: str, **options: Any):
+        Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_recipe("r.yaml", overrides, **options)
+
+    return load
+
+
+@pytest.fixture
+def refusal(load):
+    """Return what is said of a recipe that is refused."""
+
+    def refusal(text: str | bytes, *overrides: str, **options: Any) -> str:
+        with pytest.raises(MucoError) as caught:
+            load(text, *overrides, **options)
+        return str(caught.value)
+
+    return refusal
+
+
+def changed(old: str, new: str) -> str:
+    assert RECIPE.count(old) == 1
+    return RECIPE.replace(old, new)
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_and_its_resolved_dump_are_one_recipe(name, tmp_path):
+    recipe = load_recipe(f"recipes/{name}")
+    again = tmp_path / "resolved.yaml"
+    again.write_text(yaml.safe_dump(recipe.dump(), sort_keys=False))
+    assert load_recipe(str(again)) == recipe
+    assert load_recipe(str(again)).dump() == recipe.dump()
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "quickstart.yaml", "recipes/quickstart.yaml", "recipes/quickstart"]
+)
+def test_a_shipped_recipe_is_found_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name).name == "quickstart.yaml"
+
+
+def test_a_file_on_disk_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    Path("recipes/quickstart.yaml").write_text(RECIPE)
+    assert load_recipe("recipes/quickstart.yaml").name == "small"
+    assert load_recipe("quickstart.yaml").name == "quickstart"
+
+
+def test_a_recipe_differs_from_one_with_another_setting(load):
+    assert load(RECIPE) == load(RECIPE, "loss.temperature=0.05")
+    assert load(RECIPE) != load(RECIPE, "loss.temperature=0.06")
+    assert load(RECIPE) != load(RECIPE, "loss.name=infonce")
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-3", 1e-3), ("5E-5", 5e-5), ("1.0e-3", 1e-3), ("1", 1.0)])
+def test_a_float_may_be_written_as_people_do(load, written, value):
+    assert load(changed("1.0e-3", written)).train.learning_rate == value
+    assert load(RECIPE, f"train.learning_rate={written}").train.learning_rate == value
+
+
+def test_an_override_reaches_every_depth(load):
+    recipe = load(
+        RECIPE,
+        "name=other",
+        "train.num_steps=3",
+        "backbone.scratch.num_layers=2",
+        "data.scenes.source.seed=7",
+        "evaluate.suites.0.num_queries=4",
+        "evaluate.ties=first",
+        "train.betas=[0.8, 0.9]",
+        "sampler.weights.scenes=2",
+        "pooler=mean",
+        "train.chunk_tokens=null",
+    )
+    assert (recipe.name, recipe.train.num_steps, recipe.evaluate.ties) == ("other", 3, "first")
+    assert recipe.backbone.config.scratch.num_layers == 2
+    assert recipe.backbone.config.scratch.hidden_dim == 32
+    assert recipe.data["scenes"].source.config.seed == 7
+    assert recipe.evaluate.suites[0].config.num_queries == 4
+    assert recipe.train.betas == (0.8, 0.9)
+    assert recipe.sampler.config.weights == {"scenes": 2}
+    assert recipe.pooler.name == "mean"
+
+
+def test_a_byte_order_mark_is_no_problem(load):
+    assert load("\ufeff" + RECIPE) == load(RECIPE)
+
+
+def test_a_recipe_is_frozen(load):
+    recipe = load(RECIPE)
+    for part, name in [(recipe, "seed"), (recipe.train, "num_steps"), (recipe.loss.config, "temperature")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, 1)
+
+
+# What is refused. `# <-` marks the line that the message must name.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("multiturn_infonce", "multi_turn_infonce # <-",
+         "loss.name: no loss named 'multi_turn_infonce'. Did you mean 'multiturn_infonce'?"),
+        ("pooler:\n  name: turn_token", "pooler: # <-\n  name: 3",
+         "pooler: must be a mapping with the `name` of a pooler"),
+        ("pooler:\n  name: turn_token", "pooler: [mean] # <-",
+         "pooler: must be a mapping with the `name` of a pooler"),
+        ("pooler:\n  name: turn_token\n", "", "pooler: missing; it has no default"),
+        ("seed: 0", "sed: 0 # <-", "sed: no such key. Did you mean 'seed'?"),
+        ("seed: 0", "zzz: 0 # <-", "zzz: no such key. Allowed: name, seed, data, sampler,"),
+        ("seed: 0", "seed: -1 # <-", "seed: must be greater than or equal to 0, not -1"),
+        ("seed: 0", "seed: 0.5 # <-", "seed: must be a valid integer"),
+        ("temperature", "temprature", "loss.temprature: no such key. Did you mean 'temperature'?"),
+        ("temperature: 0.05", "temperature: warm # <-", "loss.temperature: must be a valid number"),
+        ("temperature: 0.05", "temperature: .inf # <-", "loss.temperature: must be a finite number"),
+        ("temperature: 0.05", "temperature: 0 # <-", "loss.temperature: must be greater than 0, not 0"),
+        ("hidden_dim: 32", "hiden_dim: 32 # <-",
+         "backbone.scratch.hiden_dim: no such key. Did you mean 'hidden_dim'?"),
+        ("hidden_dim: 32", "hidden_dim: wide # <-", "backbone.scratch.hidden_dim: must be a valid integer"),
+        ("num_queries: 8", "num_querys: 8 # <-",
+         "evaluate.suites.0.num_querys: no such key. Did you mean 'num_queries'?"),
+        ("    - name: scenes\n", "    - name: scenery # <-\n",
+         "evaluate.suites.0.name: no suite named 'scenery'. Did you mean 'scenes'?"),
+        ("    - name: scenes\n      num_queries: 8", "    - num_queries: 8 # <-",
+         "evaluate.suites.0: must be a mapping with the `name` of a suite"),
+        ("num_samples: 20", "num_sample: 20 # <-",
+         "data.scenes.source.num_sample: no such key. Did you mean 'num_samples'?"),
+        ("    source:", "    sorce: # <-", "data.scenes.sorce: no such key. Did you mean 'source'?"),
+        ("  scenes:\n", "  scenes: # <-\n    shards: here\n",
+         "data.scenes: give either `source` or `shards`, not both or neither"),
+        ("train:\n  num_steps: 10\n", "train: # <-\n", "train.num_steps: missing; it has no default"),
+        ("learning_rate: 1.0e-3", "learning_rate: 1.0e-3\n  betas: [0.9, 1.5] # <-",
+         "train.betas.1: must be less than 1, not 1.5"),
+        ("name: small", "name: ../small # <-", "name: use letters, digits, '.', '_' and '-' only"),
+        ("name: small", "name: .. # <-", "name: use letters, digits"),
+        ("name: small", 'name: "" # <-', "name: use letters, digits"),
+        ("name: small", 'name: "a\\n" # <-', "name: use letters, digits"),
+        ("name: small", "name: 2024-01-01 # <-", "name: must be a valid string"),
+        ("packer:\n", "packer: # <-\n  targets: dialogue\n",
+         "packer: `context: isolated` goes with `targets: independent`"),
+        ("  num_steps: 10", "  num_steps: 10\n  num_steps: 20 # <-",
+         "train.num_steps: given twice, first in line 23"),
+        ("seed: 0", "seed: 0\nname: again # <-", "name: given twice, first in line 1"),
+    ],
+)  # fmt: skip
+def test_one_problem_is_told_with_its_line(refusal, old, new, told):
+    text = changed(old, new).replace("temprature: 0.05", "temprature: 0.05 # <-")
+    message = refusal(text)
+    assert message.startswith("r.yaml: 1 problem\n")
+    assert told in message
+    marked = [number for number, line in enumerate(text.splitlines(), 1) if "# <-" in line]
+    assert re.findall(r"^  line (\d+) ", message, re.MULTILINE) == [str(number) for number in marked]
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file(refusal):
+    text = changed("multiturn_infonce", "infonc")
+    text = text.replace("num_steps: 10", "num_step: ten").replace("hidden_dim: 32", "hidden_dim: -1")
+    text = text.replace("seed: 0", "seed: x").replace("pooler:\n  name: turn_token\n", "")
+    told = refusal(text).splitlines()
+    assert told[0] == "r.yaml: 6 problems"
+    places = [line.split(":")[0].split() for line in told[1:] if not line.startswith(" " * 11)]
+    assert places == [
+        ["pooler"],
+        ["line", "2", "seed"],
+        ["line", "16", "backbone.scratch.hidden_dim"],
+        ["line", "18", "loss.name"],
+        ["line", "20", "train.num_steps"],
+        ["line", "21", "train.num_step"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "this is an empty file"),
+        ("# a comment\n", "this is an empty file"),
+        ("- name: small\n", "this is a list"),
+        ("quickstart", "this is a str"),
+        ("a: [1,\nb: 2", "line 2   not YAML: expected ',' or ']'"),
+        ("train:\n\tnum_steps: 1", "line 2   not YAML: found character '\\t'"),
+        (RECIPE + "---\na: 1\n", "not YAML"),
+        (RECIPE + "x: \x07\n", "not YAML"),
+        (RECIPE.encode() + b"# caf\xe9\n", "r.yaml: cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        ("when: 2024-13-45\n", "not YAML: month must be in 1..12"),
+        ("x: !!python/object/apply:os.system [id]\n", "line 1   not YAML: could not determine a constructor"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("a: " + "[" * 2000, "nested too deeply"),
+        ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(
+            f"{new}: &{new} [{','.join([f'*{old}'] * 8)}]\n"
+            for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+        ), "too large once its aliases are written out"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_recipe_is_refused(refusal, text, told):
+    assert told in refusal(text)
+
+
+@pytest.mark.parametrize("name", ["quikstart", "recipes/quikstart.yaml", "elsewhere/quickstart.yaml"])
+def test_a_missing_file_is_told_with_the_nearest_shipped_recipe(name):
+    with pytest.raises(MucoError) as caught:
+        load_recipe(name)
+    assert f"{name}: no such file" in str(caught.value)
+    assert "Did you mean 'quickstart" in str(caught.value)
+    _, _, shipped = str(caught.value).partition("Shipped: ")
+    assert "recipes/quickstart.yaml" in shipped.split(", ")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "recipes", "recipes/../recipes/quickstart", "/quickstart"])
+def test_a_name_that_leads_outside_the_shipped_recipes_finds_none(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MucoError, match="no such file"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed", "--set seed: write KEY=VALUE"),
+        ("=3", "--set =3: write KEY=VALUE"),
+        ("name.x=1", "--set name.x: name of r.yaml holds no keys"),
+        ("data.scenes.source.name.x=1", "data.scenes.source.name of r.yaml holds no keys"),
+        ("evaluate.suites.1.num_queries=4", "evaluate.suites.1 of r.yaml holds no keys"),
+        ("evaluate.suites.first.num_queries=4", "evaluate.suites.first of r.yaml holds no keys"),
+        ("evaluate.suites.1=scenes", "evaluate.suites has entries 0 to 0"),
+        ("evaluate.suites.-1=scenes", "evaluate.suites has entries 0 to 0"),
+        ("evaluate.suites.²=scenes", "evaluate.suites has entries 0 to 0"),
+        ("train.num_steps=[", "the value is no YAML; quote it"),
+        ("name=2024-13-45", "the value is no YAML; quote it"),
+        ("train.num_step=4", "  train.num_step: no such key. Did you mean 'num_steps'?"),
+        ("train.num_steps=many", "  train.num_steps: must be a valid integer"),
+        ("loss=multi_turn_infonce", "loss.name: no loss named 'multi_turn_infonce'"),
+        ("seed=-1", "  seed: must be greater than or equal to 0, not -1"),
+        ("train=3", "  train: must be a valid dictionary"),
+        ("data={}", "  data: "),
+    ],
+)
+def test_an_override_that_does_not_fit_is_told(refusal, override, told):
+    assert told in refusal(RECIPE, override)
+
+
+def test_a_problem_that_an_override_made_names_no_line_of_the_file(refusal):
+    assert "\n  train.num_steps: must be" in refusal(RECIPE, "train.num_steps=0")
+
+
+# What does not fit together
+
+
+def test_merging_duplicates_needs_targets_of_their_own(load, refusal):
+    merge = ("packer.context=causal", "loss.duplicates=merge")
+    message = refusal(RECIPE, *merge)
+    assert "loss `multiturn_infonce` as set here needs independent_targets" in message
+    assert "no other component offers" in message
+    load(RECIPE, *merge, "packer.targets=independent")
+    load(RECIPE, "loss.duplicates=merge")
+
+
+class TextOnly(QwenVL):
+    """A backbone that takes no image for a target."""
+
+    Config = ComponentConfig
+
+    @classmethod
+    def offers(cls, config):
+        return frozenset({"isolated_turns"})
+
+
+@pytest.fixture
+def with_text_only(load, refusal):
+    """Add the backbone to our own components."""
+    registry = Registry()
+    registry.add(hooks, provider="muco")
+
+    class Plugin:
+        __name__ = "plugin"
+        muco_contract = 1
+
+        @hookimpl
+        def muco_backbones(self):
+            return {"text_only": f"{__name__}:TextOnly"}
+
+    registry.add(Plugin(), provider="tests")
+    return registry
+
+
+TURNS_ALONE = ("data.scenes.source.turn_share=1", "evaluate.suites.0.tasks=[classification]")
+
+
+@pytest.mark.parametrize(
+    ("spared", "told"),
+    [
+        (TURNS_ALONE[:1], "suite `scenes` as set here needs image_targets"),
+        (TURNS_ALONE[1:], "source `scenes` as set here needs image_targets"),
+    ],
+)
+def test_data_and_suites_need_a_backbone_that_takes_their_images(load, refusal, with_text_only, spared, told):
+    text_only = ("backbone={name: text_only}",)
+    assert told in refusal(RECIPE, *text_only, *spared, registry=with_text_only)
+    load(RECIPE, *text_only, *TURNS_ALONE, registry=with_text_only)
+
+
+def test_context_is_asked_of_the_backbone(refusal, with_text_only):
+    settings = ("backbone={name: text_only}", *TURNS_ALONE, "packer.context=causal")
+    message = refusal(RECIPE, *settings, registry=with_text_only)
+    assert "packer `multi_turn` as set here needs causal_context" in message
+    assert "(offered: isolated_turns)" in message
+
+
+@pytest.mark.parametrize(
+    ("direction", "context", "needed"),
+    [
+        ("bidirectional", "causal", "causal_context"),
+        ("bidirectional_isolated", "causal", "causal_context"),
+        ("bidirectional", "isolated", "isolated_turns"),
+    ],
+)
+def test_no_turn_may_see_what_a_later_one_asks(load, refusal, direction, context, needed):
+    settings = (f"backbone.direction={direction}", f"packer.context={context}")
+    message = refusal(RECIPE, *settings)
+    assert f"packer `multi_turn` as set here needs {needed}" in message
+    assert "`backbone.direction: causal`" in message
+    load(RECIPE, "backbone.direction=bidirectional_isolated", "packer.context=isolated")
+
+
+# Whatever is written
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_file_is_a_recipe_or_told(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(data)
+    with pytest.raises(MucoError):
+        load_recipe(str(path))
+
+
+KEYS = ["name", "data", "scenes", "source", "train", "betas", "evaluate", "suites", "0", "1", "loss", "x", ""]
+
+
+@given(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4), st.text("[]{}:,-0.1e&*!x'\" \n", max_size=8))
+def test_any_override_is_taken_or_told(tmp_path_factory, keys, value):
+    path = tmp_path_factory.getbasetemp() / "recipe.yaml"
+    path.write_text(RECIPE)
+    with suppress(MucoError):
+        load_recipe(str(path), [f"{'.'.join(keys)}={value}"])
+
+
+# The schema for editors
+
+
+@pytest.fixture(scope="module")
+def schema(registry):
+    schema = recipe_schema(registry)
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_schema_accepts_shipped_recipes_and_their_dumps(schema, name):
+    schema.validate(yaml.safe_load(find_recipe(name).read_text()))
+    schema.validate(load_recipe(name).dump())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("sed", 0),
+        ("train.num_step", 1),
+        ("loss.name", "multi_turn_infonce"),
+        ("loss.temprature", 1),
+        ("backbone.scratch.hiden_dim", 1),
+        ("pooler", None),
+    ],
+)
+def test_the_schema_refuses_what_the_loader_refuses(schema, path, value):
+    values = yaml.safe_load(RECIPE)
+    schema.validate(values)
+    *parents, last = path.split(".")
+    place = values
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    assert not schema.is_valid(values)
+    with pytest.raises(RecipeError):
+        validate_recipe(values, title="r.yaml")
+
+
+def test_the_schema_explains_its_keys(schema):
+    options = schema.schema["$defs"]
+    assert options["TrainSettings"]["properties"]["num_steps"]["description"]
+    assert options["loss.infonce"]["properties"]["temperature"]["description"]

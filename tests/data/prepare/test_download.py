@@ -1,0 +1,288 @@
+"""Downloading from a server of this machine that is slow, breaks off, lies and answers errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from muco.core import DataError
+from muco.core.ids import url_name
+from muco.data.prepare.download import FAILURES_FILE, Manners, download, is_public
+from muco.io.image_files import ImageFiles
+from tests.helpers.outside_data import bomb, image_bytes, write_jsonl
+
+QUICK = {"first_wait_seconds": 0.01, "tries": 3, "timeout_seconds": 1.0}
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: Counter[str] = Counter()
+        self.at_once = 0
+        self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Server]:
+        server = cls()
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def redirect(self, to: str) -> str:
+        return self.url(f"to/{to.encode().hex()}")
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.asked[self.path] += 1
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+        try:
+            self.answer(*self.path.strip("/").split("/"))
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            with self.server.lock:
+                self.server.at_once -= 1
+
+    def answer(self, kind: str, detail: str = "") -> None:
+        data = image_bytes(int(detail) if detail.isdecimal() else 0)
+        times = self.server.asked[self.path]
+        if kind == "image":
+            self.send(200, data)
+        elif kind == "slow":
+            time.sleep(0.1)
+            self.send(200, data)
+        elif kind == "hangs":
+            time.sleep(5)
+        elif kind == "status":
+            self.send(int(detail), b"no")
+        elif kind == "twice":  # well only when asked again
+            self.send(200 if times > 1 else 503, data, {"Retry-After": "0"})
+        elif kind == "breaks":
+            self.send(200, data[: len(data) // 2], {"Content-Length": str(len(data))})
+        elif kind == "short":  # says that it is shorter than it is
+            self.send(200, data, {"Content-Length": str(len(data) // 2)})
+        elif kind == "endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b"\0" * 65536)
+        elif kind == "claims":
+            self.send(200, data, {"Content-Length": str(10**12)})
+        elif kind == "html":
+            self.send(200, b"<html>not here any more</html>")
+        elif kind == "bomb":
+            self.send(200, bomb())
+        elif kind == "to":
+            self.send(302, b"", {"Location": bytes.fromhex(detail).decode()})
+
+    def send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server.running() as server:
+        yield server
+
+
+def fetch(urls: list[str], folder: Path, *, allow: tuple[str, ...] = ("127.0.0.1",), **options):
+    return download(urls, folder, Manners(**(QUICK | options), allowed_hosts=frozenset(allow)))
+
+
+def had(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found |= {entry.name: tar.extractfile(entry).read() for entry in tar}
+    return found
+
+
+def failures(folder: Path) -> dict[str, str]:
+    lines = (folder / FAILURES_FILE).read_text().splitlines()
+    return {json.loads(line)["url"]: json.loads(line)["reason"] for line in lines}
+
+
+def test_images_lie_under_the_hash_of_their_url_each_once(server, tmp_path):
+    urls = [server.url(f"image/{number}") for number in range(20)]
+    done = fetch(urls + urls, tmp_path)
+    assert (done.num_new, done.num_failed) == (20, 0)
+    assert had(tmp_path) == {url_name(url): image_bytes(number) for number, url in enumerate(urls)}
+    assert set(server.asked.values()) == {1}
+
+
+def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path):
+    urls = [server.url("image/1"), server.url("status/404")]
+    fetch(urls, tmp_path)
+    done = fetch([*urls, server.url("image/2")], tmp_path)
+    assert (done.num_new, done.num_had, done.num_failed) == (1, 1, 1)
+    assert server.asked == {"/image/1": 1, "/image/2": 1, "/status/404": 2}
+    assert len(had(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "times"),
+    [
+        ("status/404", "status 404", 1),
+        ("status/500", "status 500", 3),
+        ("hangs", "no answer within 0.3 s", 3),
+        ("breaks", "ClientPayloadError", 3),
+        ("short", "", None),
+        ("endless", "more than 1,000,000 bytes", 1),
+        ("claims", "1,000,000,000,000 bytes; at most 1,000,000 are fetched", 1),
+        ("html", "no PNG, JPEG or WebP image", 1),
+        ("bomb", "decompression bomb", 1),
+    ],
+)
+def test_what_cannot_be_had_is_named_with_the_reason_and_the_rest_is_fetched(
+    server, tmp_path, path, told, times
+):
+    bad, good = server.url(path), server.url("image/7")
+    done = fetch([bad, good], tmp_path, max_bytes=10**6, timeout_seconds=0.3)
+    assert (done.num_new, done.num_failed) == (1, 1)
+    assert told in failures(tmp_path)[bad]
+    assert times in (None, server.asked[f"/{path}"])
+    assert had(tmp_path) == {url_name(good): image_bytes(7)}
+
+
+def test_large_images_are_refused_by_their_pixels(server, tmp_path):
+    fetch([server.url("image/1")], tmp_path, max_pixels=3599)
+    assert "image of 60 x 60 pixels; at most 3,599 are kept" in failures(tmp_path)[server.url("image/1")]
+
+
+def test_a_server_that_asks_to_come_again_is_asked_again(server, tmp_path):
+    assert fetch([server.url("twice/3")], tmp_path).num_new == 1
+    assert server.asked["/twice/3"] == 2
+
+
+def test_few_requests_go_to_one_host_at_a_time(server, tmp_path):
+    urls = [server.url(f"slow/{number}") for number in range(12)]
+    began = time.monotonic()
+    assert fetch(urls, tmp_path, per_host=3, concurrency=50).num_new == 12
+    assert server.most_at_once <= 3
+    assert time.monotonic() - began < 12 * 0.1 * 0.9, "they are made side by side"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0"])
+def test_private_addresses_are_refused_by_number_and_by_name(server, tmp_path, host):
+    url = server.url("image/1", host)
+    fetch([url], tmp_path, allow=())
+    assert "is at a private or loopback address" in failures(tmp_path)[url]
+    assert not server.asked
+
+
+def test_a_redirect_leads_nowhere_that_is_not_allowed(server, tmp_path):
+    url = server.redirect(server.url("image/1", "localhost"))
+    fetch([url], tmp_path)
+    assert failures(tmp_path)[url] == "localhost is at a private or loopback address"
+    assert server.asked["/image/1"] == 0
+    done = fetch([url], tmp_path, allow=("127.0.0.1", "localhost"))
+    assert done.num_new == 1
+
+
+def test_redirects_end_and_lead_to_no_file(server, tmp_path):
+    to_file, relative = server.redirect("file:///etc/passwd"), server.redirect("/image/4")
+    around = server.redirect("")  # to itself
+    assert fetch([to_file, relative, around], tmp_path).num_new == 1
+    assert failures(tmp_path) == {
+        to_file: "only http and https are fetched, not file:///etc/passwd",
+        around: "more than 5 redirects",
+    }
+    assert had(tmp_path) == {url_name(relative): image_bytes(4)}
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True), ("2606:4700::1111", True), ("10.1.2.3", False), ("192.168.0.1", False),
+        ("169.254.169.254", False), ("100.64.0.1", False), ("::1", False), ("fe80::1%eth0", False),
+        ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False), ("224.0.0.1", False), ("0.0.0.0", False), ("fd00::1", False),
+        ("fec0::1", False), ("::10.0.0.1", False), ("::ffff:0:10.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_public_addresses(address, public):
+    assert is_public(address) is public
+
+
+def test_other_urls_are_refused(tmp_path):
+    urls = ["ftp://example.org/a.jpg", "http:///a.jpg", "http://[::1", "pipe:touch owned"]
+    assert fetch(urls, tmp_path).num_failed == 4
+
+
+def test_a_folder_is_written_by_one_download_alone(server, tmp_path):
+    def urls() -> Iterator[str]:
+        with pytest.raises(DataError, match="another download writes there"):
+            fetch([server.url("image/1")], tmp_path)
+        yield server.url("image/2")
+
+    assert download(urls(), tmp_path, Manners(**QUICK, allowed_hosts=frozenset({"127.0.0.1"}))).num_new == 1
+
+
+def test_a_tar_that_a_killed_download_had_just_begun_is_gone(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUCO_CACHE", str(tmp_path / "cache"))
+    fetch([server.url("image/1")], tmp_path / "to")
+    (tmp_path / "to/images-000001.tar").write_bytes(b"x" * 700)
+    fetch([], tmp_path / "to")
+    assert ImageFiles([tmp_path / "to"]).image(server.url("image/1")).data == image_bytes(1)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_has_every_image_once(server, tmp_path):
+    rows = [{"text": "t", "image": server.url(f"slow/{number}")} for number in range(400)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    command = [
+        sys.executable, "-m", "muco", "data", "download", "pairs", "--from", str(tmp_path / "mine.jsonl"),
+        "--to", str(tmp_path / "images"), "--allow-host", "127.0.0.1", "--per-host", "16",
+        "--set", "columns={query_text: text, target_image: image}",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while sum(server.asked.values()) < 150 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    assert "there before, 0 failed" in told.stdout
+    assert not told.stdout.split("fetched, ")[1].startswith("0 there"), "it went on"
+    assert had(tmp_path / "images") == {
+        url_name(row["image"]): image_bytes(number) for number, row in enumerate(rows)
+    }

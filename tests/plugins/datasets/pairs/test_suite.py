@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from muco.core.errors import DataError
+from muco.plugins.datasets.pairs.suite import PairsSuite
+from tests.helpers.eval_files import write_lines, write_pairs
+
+
+def suite_of(folder, **settings) -> PairsSuite:
+    return PairsSuite(PairsSuite.Config(data=str(folder), **settings))
+
+
+def test_queries_are_searched_among_all_or_among_their_own(tmp_path):
+    write_pairs(tmp_path)
+    (task,) = suite_of(tmp_path).tasks()
+    assert len(task.pool) == 8
+    assert list(map(list, task.candidates or ())) == [list(range(8)), list(range(8)), [0, 2, 7]]
+    assert task.relevant == [[0], [6, 1], [2]]
+    assert (task.queries[0].text, len(task.queries[0].images)) == ("what is it?", 1)
+
+
+def test_tables_may_be_csv(tmp_path):
+    write_pairs(tmp_path)
+    (tmp_path / "c.csv").write_text("id,text\na,red\nb,blue\n")
+    (tmp_path / "q.csv").write_text("text,relevant\nwarm,\"['a', 'b']\"\ncold,b\n")
+    (task,) = suite_of(tmp_path, queries="q.csv", candidates="c.csv").tasks()
+    assert task.relevant == [[0, 1], [1]]
+    assert task.candidates is None
+
+
+@pytest.mark.parametrize(
+    ("query", "candidate", "told"),
+    [
+        ({"text": "x", "relevant": "c"}, {"id": "d", "text": "d"}, "'c' is not among the candidates"),
+        ({"text": "x"}, {"id": "c", "text": "c"}, "no right candidate in column 'relevant'"),
+        ({"relevant": "c"}, {"id": "c", "text": "c"}, "neither text in column 'text'"),
+        ({"text": ["x"], "relevant": "c"}, {"id": "c", "text": "c"}, "text is a list, not text"),
+        ({"text": "\ud800", "relevant": "c"}, {"id": "c", "text": "c"}, "text is not valid Unicode"),
+        ({"text": "x", "relevant": "c"}, {"text": "c"}, "no id in column 'id'"),
+        (
+            {"text": "x", "relevant": "c", "image": "none.png"},
+            {"id": "c", "text": "c"},
+            "1 images are missing",
+        ),
+        (
+            {"text": "x", "relevant": "[__import__('os')]"},
+            {"id": "c", "text": "c"},
+            "relevant is no list",
+        ),
+        ({"text": "x", "relevant": "c", "among": ["d"]}, {"id": "c", "text": "c"}, "'d' is not among"),
+    ],
+)
+def test_tables_that_do_not_fit_are_told(tmp_path, query, candidate, told):
+    write_lines(tmp_path / "queries.jsonl", [query])
+    write_lines(tmp_path / "candidates.jsonl", [candidate])
+    with pytest.raises(DataError, match=told):
+        suite_of(tmp_path).verify_data()
+
+
+def test_a_number_is_a_text_and_nought_too(tmp_path):
+    write_lines(tmp_path / "queries.jsonl", [{"text": "how many?", "relevant": 0}])
+    write_lines(tmp_path / "candidates.jsonl", [{"id": 0, "text": 0}, {"id": 1, "text": 1}])
+    (task,) = suite_of(tmp_path).tasks()
+    assert [content.text for content in task.pool] == ["0", "1"]
+    assert task.relevant == [[0]]
+
+
+def test_no_candidates_are_told(tmp_path):
+    write_pairs(tmp_path)
+    (tmp_path / "candidates.jsonl").write_text("")
+    with pytest.raises(DataError, match="no candidate"):
+        list(suite_of(tmp_path).tasks())
+    (tmp_path / "candidates.jsonl").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        list(suite_of(tmp_path).tasks())

@@ -148,7 +148,7 @@ def measure(packer: str, rows: str, args: argparse.Namespace, device: torch.devi
     return Figures(
         packer=packer,
         rows=rows,
-        attention=encoder.backbone.about(device, half=on_gpu),
+        attention=encoder.backbone.startup_summary(device, half=on_gpu),
         pairs_per_second=len(inputs.queries.ids) / seconds,
         tokens_per_second=tokens / seconds,
         padding_share=padding / (tokens + padding),

@@ -62,10 +62,10 @@ def samples(number: int, *, turns: int, side_pixels: int, lengths: Sequence[int]
     return made
 
 
-def encoder_of(settings: Mapping[str, Any], scratch: Mapping[str, Any]) -> TurnEncoder:
+def encoder_of(settings: Mapping[str, Any], random_init: Mapping[str, Any]) -> TurnEncoder:
     """Return a Qwen2-VL of random weights whose tokens are bytes."""
     torch.manual_seed(0)
-    config = {"template": "bare", **settings, "scratch": {"vocab_size": 265, **scratch}}
+    config = {"template": "bare", **settings, "random_init": {"vocab_size": 265, **random_init}}
     backbone = QwenVL.build(QwenVL.Config.model_validate(config), texts=["a"])
     return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim)).train()
 
@@ -87,11 +87,11 @@ def step_of(
         sampler=Mixture(Mixture.Config()),
         packer=packer,
         processor=encoder.backbone.processor,
-        samples_per_step=len(data),
+        global_batch_size=len(data),
         seed=0,
         chunk_tokens=chunk_tokens,
         rank=ranks.rank,
-        num_ranks=ranks.number,
+        num_ranks=ranks.world_size,
     )
     inputs = batches[0]
     device = next(encoder.parameters()).device

@@ -39,7 +39,7 @@ def test_a_frozen_vision_tower_that_dominates(benchmark, way, monkeypatch):
 
 PEAK = """
 from benchmarks.steps import *
-encoder = encoder_of({{"min_pixels": 56**2, "max_pixels": 56**2}}, {scratch})
+encoder = encoder_of({{"min_pixels": 56**2, "max_pixels": 56**2}}, {random_init})
 data = samples({number}, turns=7, side_pixels=56, lengths=[12])
 go = step_of(encoder, data, cached={cached}, chunk_tokens=4096)[0]
 """
@@ -54,7 +54,9 @@ def test_peak_memory_at_8_times_the_batch(benchmark, cached):
         step, _ = step_of(encoder, data, cached=cached, chunk_tokens=4096)
         step()
         tensors[number] = peak_bytes(torch.device("cpu"), step) / 2**20
-        _, resident[number] = resident_mib(PEAK.format(scratch=SMALL, cached=cached, number=number), "go()")
+        _, resident[number] = resident_mib(
+            PEAK.format(random_init=SMALL, cached=cached, number=number), "go()"
+        )
     benchmark.pedantic(lambda: None)
     told = {"tensors": tensors, "resident": resident}
     for name, found in told.items():

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.steps import ISOLATED, encoder_of, noise, text
 from muco.core import Content, TurnEncoder
-from muco.evaluation.embedding_store import VectorStore
-from muco.evaluation.encode import Encoder
+from muco.evaluation.embedding_store import EmbeddingStore
+from muco.evaluation.encode import CachedEmbedder
 
 NUM_IMAGES, NUM_TURNS, TEXT_TOKENS = 4, 7, 12
 SIDE_PIXELS = 28 * 15
@@ -44,15 +44,15 @@ VECTORS: dict[bool, torch.Tensor] = {}
 
 @pytest.mark.parametrize("join_turns", [False, True], ids=["one_by_one", "one_pass_an_image"])
 def test_questions_on_the_same_images(benchmark, model, contents, join_turns, tmp_path_factory):
-    def encode() -> Encoder:
-        with VectorStore(tmp_path_factory.mktemp("store"), {}, dim=256) as store:
-            coder = Encoder(model, ISOLATED, store, batch_tokens=4096, join_turns=join_turns)
-            found = coder.encode(contents).vectors
+    def encode() -> CachedEmbedder:
+        with EmbeddingStore(tmp_path_factory.mktemp("store"), {}, dim=256) as store:
+            embedder = CachedEmbedder(model, ISOLATED, store, batch_tokens=4096, join_turns=join_turns)
+            found = embedder.encode(contents).vectors
             VECTORS[join_turns] = found.block(0, len(found))
-            return coder
+            return embedder
 
-    coder = benchmark.pedantic(encode, rounds=3, warmup_rounds=1)
-    benchmark.extra_info |= asdict(coder.passes)
-    print(f"\n{coder.passes}")
+    embedder = benchmark.pedantic(encode, rounds=3, warmup_rounds=1)
+    benchmark.extra_info |= asdict(embedder.passes)
+    print(f"\n{embedder.passes}")
     if len(VECTORS) == 2:
         torch.testing.assert_close(VECTORS[True], VECTORS[False], atol=1e-5, rtol=0)

@@ -70,7 +70,7 @@ def encoder() -> TurnEncoder:
             "template": "bare",
             "min_pixels": IMAGE_SIDE_PIXELS**2,
             "max_pixels": IMAGE_SIDE_PIXELS**2,
-            "scratch": {
+            "random_init": {
                 "hidden_dim": 256,
                 "num_layers": 6,
                 "mlp_dim": 1024,

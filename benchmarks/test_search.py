@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from muco.core import Content, Task
 from muco.evaluation.embedding_store import MappedVectors
-from muco.evaluation.search.search import best_of, rank_all
+from muco.evaluation.search.search import rank_all, top_k
 
 NUM_QUERIES, NUM_CANDIDATES, DIM, NUM_BEST = 1_000, int(os.environ.get("CANDIDATES", 1_000_000)), 256, 10
 ROUNDS = 3
@@ -67,7 +67,7 @@ def test_search_keeps_up_with_faiss(pool, dtype):
                 [[place] for place in right.tolist()])  # fmt: skip
 
     before = own_memory()
-    found, rankings = best_of(query, candidates, NUM_BEST), rank_all(task, query, candidates)
+    found, rankings = top_k(query, candidates, NUM_BEST), rank_all(task, query, candidates)
     added = own_memory() - before
     index = faiss.IndexFlatIP(DIM)
     index.add(np.fromfile(pool / "float32", dtype=np.float32).reshape(-1, DIM))
@@ -80,7 +80,7 @@ def test_search_keeps_up_with_faiss(pool, dtype):
     times: dict[str, list[float]] = {"faiss": [], "best": [], "ranks": []}
     for _ in range(ROUNDS):
         times["faiss"].append(timed(lambda: index.search(query.numpy(), NUM_BEST)))
-        times["best"].append(timed(lambda: best_of(query, candidates, NUM_BEST)))
+        times["best"].append(timed(lambda: top_k(query, candidates, NUM_BEST)))
         times["ranks"].append(timed(lambda: rank_all(task, query, candidates)))
     best = {name: min(each) for name, each in times.items()}
     print(

@@ -15,7 +15,7 @@ def tell(metrics: dict[str, float], console: Console) -> None:
         console.print(f"{name:<36} {value:.3f}", highlight=False)
 
 
-def show(items: Iterable[Any], number: int, what: str, console: Console) -> Iterable[Any]:
+def progress_bar(items: Iterable[Any], number: int, what: str, console: Console) -> Iterable[Any]:
     """Show a bar on a terminal, else a line at the start."""
     if not number:
         return items

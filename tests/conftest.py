@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from hypothesis import settings
 from muco.core.registry import Registry, default_registry
 from muco.data.shards.writer import write_shards
 
-# A busy machine is no failure.
-settings.register_profile("muco", deadline=None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker, in its child processes too. Before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no failure, and a run of the tests is the same every time.
+settings.register_profile("muco", deadline=None, derandomize=True)
 settings.load_profile("muco")
 
 

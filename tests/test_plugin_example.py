@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from muco.config.load import load_recipe
-from muco.core import TurnPlaces, TurnStates
+from muco.core import TurnSpans, TurnStates
 from muco.core.registry import Registry
 from muco.testing import check_loss, check_pooler
 from tests.helpers.turns import random_turns
@@ -49,8 +49,8 @@ def test_its_recipe_is_valid_and_names_its_components(plugins):
 def test_the_pooler_weighs_later_tokens_more(plugins):
     cls = plugins.component("pooler", "weighted_mean")
     hidden = torch.randn(5, 4)
-    places = TurnPlaces(token=torch.tensor([3]), start=torch.tensor([1]), stop=torch.tensor([4]))
-    pooled = cls(cls.Config(), hidden_dim=4).pool(TurnStates(hidden=hidden, places=places, ids=None))
+    spans = TurnSpans(token=torch.tensor([3]), start=torch.tensor([1]), stop=torch.tensor([4]))
+    pooled = cls(cls.Config(), hidden_dim=4).pool(TurnStates(hidden=hidden, spans=spans, ids=None))
     torch.testing.assert_close(pooled[0], hidden[1] + 2 * hidden[2] + 3 * hidden[3])
 
 

@@ -13,7 +13,7 @@ from muco.core.errors import MucoError
 
 if TYPE_CHECKING:
     from muco.core.source import Source
-    from muco.data.prepare.convert import Conversion, Show
+    from muco.data.prepare.convert import Conversion, ShowProgress
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and show training data.")
 make_app = typer.Typer(no_args_is_help=True, help="Make shards of data that muco draws itself.")
@@ -80,7 +80,7 @@ def _foretell(conversion: Conversion, console: Console) -> None:
     """Say what will be written, and stop where the disk is too small for it."""
     from muco.data.prepare.convert import gib
 
-    need = conversion.need(_show(console))
+    need = conversion.need(_progress(console))
     told = f"{len(conversion.source):,} records, {gib(need.num_bytes)} of shards at most"
     if need.num_missing:
         told += f"; {need.num_missing:,} records lack an image"
@@ -91,24 +91,24 @@ def _foretell(conversion: Conversion, console: Console) -> None:
 def _write(conversion: Conversion, engine: Any, workers: int, console: Console) -> None:
     from muco.data.prepare.convert import SKIPPED_FILE
 
-    made = conversion.run(engine=engine, workers=workers, show=_show(console))
+    made = conversion.run(engine=engine, workers=workers, progress=_progress(console))
     console.print(f"{made.num_samples:,} samples in {conversion.folder}", highlight=False, soft_wrap=True)
     if made.num_skipped:
         where = conversion.folder / SKIPPED_FILE
         console.print(f"{made.num_skipped:,} records left out, named in {where}", soft_wrap=True)
 
 
-def _show(console: Console) -> Show:
+def _progress(console: Console) -> ShowProgress:
     """Return what shows items go by: a bar on a terminal, else a line."""
     from rich.progress import track
 
-    def show(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
+    def progress(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
         if not console.is_terminal:
             console.print(f"{what}: {number:,}", highlight=False)
             return items
         return track(items, description=what, total=number, console=console, transient=True)
 
-    return show
+    return progress
 
 
 @app.command()
@@ -129,14 +129,14 @@ def download(
     """Fetch the images that a source's tables name by URL; started again, it fetches what is missing."""
     from itertools import chain
 
-    from muco.data.prepare.download import FAILURES_FILE, Manners, download
+    from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
     console = Console()
     found = conversion_of(source, to, settings or [], path=path).source
     names = chain.from_iterable(map(_names(found), found.records()))
     urls = (name for name in names if name.startswith(("http://", "https://")))
-    manners = Manners(
+    manners = DownloadLimits(
         concurrency=concurrency,
         per_host=per_host,
         max_bytes=max_mib * 2**20,
@@ -144,7 +144,7 @@ def download(
         max_shorter_side_pixels=max_shorter_side,
         allowed_hosts=frozenset(allow_host or ()),
     )
-    done = download(_show(console)(urls, len(found), "fetching images of records"), to, manners)
+    done = download(_progress(console)(urls, len(found), "fetching images of records"), to, manners)
     if not (done.num_new or done.num_had or done.num_failed):
         raise MucoError(
             f"no record of {path} names an image by URL; say which column does, "
@@ -183,7 +183,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
     from muco.data.shards.webdataset import index_folder
 
     console = Console()
-    number = index_folder(folder, _show(console))
+    number = index_folder(folder, _progress(console))
     console.print(f"{number:,} samples in {folder}", highlight=False, soft_wrap=True)
 
 
@@ -203,7 +203,7 @@ def check(
             "whenever it is fetched"
         )
     console, folder = Console(), Path(place)
-    found = check_shards(folder, columns=_columns(columns), decode=decode, show=_show(console))
+    found = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress(console))
     if found.num_problems:
         more = found.num_problems - len(found.problems)
         rest = f"\n  and {more:,} more, {MOST_NAMED} are named" if more else ""
@@ -230,7 +230,7 @@ def show(
 
     console = Console()
     reader = ShardReader(place, columns=_columns(columns), dataset=Path(place).name)
-    found = summarize(reader, most=most, show=_show(console))
+    found = summarize(reader, most=most, progress=_progress(console))
     shards = len(reader.index.shards)
     size = f"{gib(found.num_bytes)} in {shards:,} {'shard' if shards == 1 else 'shards'}"
     console.print(f"{found.num_samples:,} samples, {size}", highlight=False)

@@ -73,8 +73,10 @@ def mine(
     model: Annotated[str, typer.Argument(help="The teacher: a run folder, a model folder, a backbone.")],
     to: Annotated[Path | None, typer.Option("--to", help="Where it goes; else RUN/mined.")] = None,
     shards: Annotated[Path | None, typer.Option("--shards", help="Samples; else the run's own.")] = None,
-    skip: Annotated[int, typer.Option(min=0, help="Nearest neighbours that are likely right.")] = 30,
-    keep: Annotated[int, typer.Option(min=1, help="Neighbours after those.")] = 100,
+    range_min: Annotated[
+        int, typer.Option(min=0, help="Leave out this many nearest neighbours: they are likely positives.")
+    ] = 30,
+    range_max: Annotated[int, typer.Option(min=1, help="Keep neighbours up to this rank.")] = 130,
     negatives: Annotated[int, typer.Option(min=0, help="Hard negatives a pair, as new shards.")] = 0,
     overrides: Overrides = None,
 ) -> None:
@@ -82,7 +84,7 @@ def mine(
     from muco.commands.mine import mine as run_mining
 
     run_mining(
-        model, to=to, shards=shards, skip=skip, keep=keep, num_negatives=negatives,
+        model, to=to, shards=shards, range_min=range_min, range_max=range_max, num_negatives=negatives,
         overrides=overrides or [], console=Console(),
     )  # fmt: skip
 

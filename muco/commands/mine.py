@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from muco.config.load import validate_evaluation, validate_recipe
-from muco.console import show
+from muco.console import progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
-from muco.evaluation.score import open_coder
+from muco.evaluation.score import open_embedder
 from muco.io.lazy import LazyContents
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.model.source import Parts, find_model
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from muco.data.shards.reader import ShardReader
-    from muco.evaluation.encode import Embedded, Encoder
+    from muco.evaluation.encode import CachedEmbedder, Embedded
     from muco.evaluation.search.vectors import Vectors
 
 _MOST_EQUAL = 1024
@@ -41,8 +41,8 @@ def mine(
     *,
     to: Path | None = None,
     shards: Path | None = None,
-    skip: int = 30,
-    keep: int = 100,
+    range_min: int = 30,
+    range_max: int = 130,
     num_negatives: int = 0,
     overrides: Sequence[str] = (),
     console: Console | None = None,
@@ -56,8 +56,8 @@ def mine(
         model: the teacher: a run folder, a model folder, or a backbone's name.
         to: the folder to write to; by default `mined` in the run's folder.
         shards: a folder of shards; by default the data sets of the run.
-        skip: the nearest neighbours that are likely right answers; hard negatives come after them.
-        keep: how many neighbours after those the graph holds.
+        range_min: leave out this many nearest neighbours, which are likely positives.
+        range_max: keep neighbours up to this rank.
         num_negatives: hard negatives of each pair; 0 writes no shards.
         overrides: `KEY=VALUE` each, of `packer`, `backbone`, `pooler` and `evaluate`.
         console: what is told; by default the terminal.
@@ -81,13 +81,15 @@ def mine(
     if folder is None:
         raise MucoError(f"{model} is no run folder; say where the graph goes with --to")
     readers = _readers(source.results, shards)
-    _check_room(readers, folder, skip, keep, num_negatives)
+    _check_room(readers, folder, range_min, range_max, num_negatives)
     encoder, weights = source.load(Parts.of(asked))
     written: dict[str, Path] = {}
-    opened = open_coder(encoder, Parts.of(asked), weights, asked.evaluate, folder / "vectors", console, ranks)
-    with opened as (coder, _):
+    opened = open_embedder(
+        encoder, Parts.of(asked), weights, asked.evaluate, folder / "vectors", console, ranks
+    )
+    with opened as (embedder, _):
         for name, reader in readers.items():
-            neighbours = _neighbours(reader, coder, skip + keep, name, console)
+            neighbours = _neighbours(reader, embedder, range_max, name, console)
             if neighbours is None:
                 continue
             graph = NeighbourGraph(neighbours, reader.index.fingerprint, weights["weights"])
@@ -98,22 +100,27 @@ def mine(
             )
             if num_negatives:
                 with_them = folder / f"{name}-negatives"
-                _write_negatives(reader, graph, with_them, skip, num_negatives)
+                _write_negatives(reader, graph, with_them, range_min, num_negatives)
                 console.print(f"{name}: the same with hard negatives, {with_them}", soft_wrap=True)
     return written
 
 
 def _check_room(
-    readers: Mapping[str, ShardReader], folder: Path, skip: int, keep: int, num_negatives: int
+    readers: Mapping[str, ShardReader], folder: Path, range_min: int, range_max: int, num_negatives: int
 ) -> None:
     """Raise MucoError for what would only be found after hours of encoding."""
-    if num_negatives > keep:
-        raise MucoError(f"--negatives {num_negatives}: more than the neighbours that --keep {keep} keeps")
+    if range_max <= range_min:
+        raise MucoError(f"--range-max {range_max} must be greater than --range-min {range_min}")
+    if num_negatives > range_max - range_min:
+        raise MucoError(
+            f"--negatives {num_negatives}: more than the {range_max - range_min} neighbours from --range-min "
+            f"{range_min} to --range-max {range_max}"
+        )
     for name, reader in readers.items():
-        if len(reader) - 1 <= skip:
+        if len(reader) - 1 <= range_min:
             raise MucoError(
-                f"{name}: {len(reader):,} samples, and --skip {skip} leaves out the nearest {skip} of each: "
-                "no neighbour is left. Give a smaller --skip."
+                f"{name}: {len(reader):,} samples, and --range-min {range_min} leaves out the nearest of "
+                "each: no neighbour is left. Give a smaller --range-min."
             )
         if num_negatives and (folder / f"{name}-negatives").exists():
             raise MucoError(f"{folder / name}-negatives is there already; remove it, or take another --to")
@@ -151,23 +158,23 @@ def _side(reader: ShardReader, owners: NDArray[np.int64], *, is_query: bool) -> 
 
 
 def _neighbours(
-    reader: ShardReader, coder: Encoder, num_ranks: int, name: str, console: Console
+    reader: ShardReader, embedder: CachedEmbedder, num_ranks: int, name: str, console: Console
 ) -> NDArray[np.int32] | None:
     """Return the ranked neighbours, int32 [samples, ranks]; None in a process that only encodes."""
     import numpy as np
 
-    from muco.evaluation.search.search import best_of
+    from muco.evaluation.search.search import top_k
 
     numbers = [len(reader[number].pairs) for number in range(len(reader))]
     owners = np.repeat(np.arange(len(reader)), numbers)
     sides: list[Embedded] = [
-        coder.encode(
+        embedder.encode(
             _side(reader, owners, is_query=is_query),
-            lambda windows, number, what=what: show(windows, number, f"{name}: {what}", console),
+            lambda windows, number, what=what: progress_bar(windows, number, f"{name}: {what}", console),
         )
         for is_query, what in ((True, "queries"), (False, "answers"))
     ]
-    if not coder.is_main:
+    if not embedder.is_main:
         return None
     images, answers = _alike(sides, owners, len(reader))
     alike = _most_equal(answers) + _most_equal(images[images != 0])
@@ -180,7 +187,7 @@ def _neighbours(
         )
         for first in range(0, len(reader), _QUERIES):
             stop = min(first + _QUERIES, len(reader))
-            _, rows = best_of(query.block(first, stop), answer, wanted, device=coder.device)
+            _, rows = top_k(query.block(first, stop), answer, wanted, device=embedder.device)
             for sample, near in zip(range(first, stop), rows.numpy(), strict=True):
                 others = (near != sample) & (answers[near] != answers[sample])
                 others &= (images[near] != images[sample]) | (images[sample] == 0)
@@ -230,24 +237,24 @@ def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path)
 
 
 def _write_negatives(
-    reader: ShardReader, graph: NeighbourGraph, folder: Path, skip: int, number: int
+    reader: ShardReader, graph: NeighbourGraph, folder: Path, range_min: int, number: int
 ) -> None:
     """Write the samples again, each pair with answers of its sample's neighbours as hard negatives.
 
-    Nearest first, after those that `skip` leaves out; beside the shards goes their graph.
+    Nearest first, from rank `range_min` on; beside the shards goes their graph.
     """
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.writer import write_shards
 
     about: dict[str, Any] = {
         **reader.index.about,
-        "negatives": {"teacher": graph.teacher, "data": graph.data, "skip": skip, "number": number},
+        "negatives": {"teacher": graph.teacher, "data": graph.data, "range_min": range_min, "number": number},
     }
 
     def samples() -> Iterator[Sample]:
         for place in range(len(reader)):
             sample = reader[place]
-            near = [reader[int(row)] for row in graph.neighbours[place, skip:] if row >= 0]
+            near = [reader[int(row)] for row in graph.neighbours[place, range_min:] if row >= 0]
             pairs = tuple(
                 replace(pair, negatives=(*pair.negatives, *islice(_wrong(pair, turn, near), number)))
                 for turn, pair in enumerate(sample.pairs)

@@ -169,7 +169,7 @@ def _run(
 
 
 def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
-    from muco.console import show as show_progress
+    from muco.console import progress_bar
     from muco.model.build import build_model, make
     from muco.model.folder import start_from
     from muco.training.batches import StepBatches
@@ -177,13 +177,13 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     from muco.training.checkpoint import Progress, checkpoints, restore
     from muco.training.trainer import Trainer
 
-    def show(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
-        return show_progress(items, number, what, console)
+    def show_progress(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
+        return progress_bar(items, number, what, console)
 
     if ranks.is_main:  # the shards that are missing are made once
-        open_data(recipe, show)
+        open_data(recipe, show_progress)
     ranks.wait()
-    readers = open_data(recipe, show)
+    readers = open_data(recipe, show_progress)
     sampler = build_sampler(recipe, readers)
     saved = checkpoints(place.path)
     optimizer_state = None
@@ -200,11 +200,11 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
         sampler=sampler,
         packer=build_packer(recipe),
         processor=model.encoder.backbone.processor,
-        samples_per_step=recipe.train.samples_per_step,
+        global_batch_size=recipe.train.global_batch_size,
         seed=recipe.seed,
         max_dialogue_tokens=recipe.train.max_dialogue_tokens,
         rank=ranks.rank,
-        num_ranks=ranks.number,
+        num_ranks=ranks.world_size,
     )
     size = sum(weight.numel() for weight in model.encoder.parameters())
     samples = sum(map(len, readers.values()))

@@ -23,6 +23,17 @@ Path_ = tuple[str | int, ...]
 Lines = dict[Path_, int | None]
 """The line of each key and entry; None where an override put it."""
 
+_RENAMED = {
+    "checkpoint_activations": "gradient_checkpointing",
+    "direction": "attention_direction",
+    "get": "how_to_get",
+    "gradients": "grad_cache: true",
+    "samples_per_step": "global_batch_size",
+    "scratch": "random_init",
+    "store": "embedding_dtype",
+}
+"""Keys of version 0.1.0 and what they are called now."""
+
 _MOST_KEYS = 10_000
 """Keys and entries of a recipe, aliases written out: a few lines of YAML can stand for billions."""
 
@@ -213,6 +224,9 @@ def _problem(
     line = next((lines[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
     if kind == "extra_forbidden":
         known = _fields_at(loc[:-1], schema, values, registry)
+        renamed = _RENAMED.get(str(loc[-1]), "")
+        if renamed.split(":")[0] in known:
+            return Problem(_dotted(loc), f"this key is now `{renamed}`", lines.get(loc))
         near = did_you_mean(str(loc[-1]), known)
         allowed = f" Allowed: {', '.join(known)}" if known and not near else ""
         return Problem(_dotted(loc), f"no such key.{near}{allowed}", lines.get(loc))

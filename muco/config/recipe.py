@@ -36,7 +36,7 @@ class DatasetSettings(ComponentConfig):
     """Made into shards in the cache folder on first use, and reused."""
     shards: str | None = None
     """Folder of WebDataset shards with their index, or the URL of one that fsspec can open."""
-    get: str | None = None
+    how_to_get: str | None = None
     """How to get the shards and how large they are; told where they are missing."""
     columns: PairColumns | None = None
     """What makes a pair of a record, where another tool wrote the shards."""
@@ -69,7 +69,7 @@ class TrainSettings(ComponentConfig):
 
     num_steps: PositiveInt
     """Optimizer updates; the run stops there, within an epoch or after several."""
-    samples_per_step: PositiveInt
+    global_batch_size: PositiveInt
     """Samples of a step's global batch, over all ranks."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the weights of linear maps, AdamW for all others; learns from random weights sooner."""
@@ -96,9 +96,9 @@ class TrainSettings(ComponentConfig):
     """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
     at once: dialogues of like lengths go together. auto: what fits the device's memory, measured on the
     first batch. None encodes a side at once."""
-    gradients: Literal["plain", "cached"] = "plain"
-    """plain: the activations of the whole batch are kept. cached: those of one chunk of `chunk_tokens`, and
-    every chunk is encoded twice; the gradient is the same."""
+    grad_cache: bool = False
+    """Keep the activations of one chunk of `chunk_tokens` at a time and encode every chunk twice; the
+    gradient is the same. False keeps the activations of the whole batch."""
     offload_image_features: bool = False
     """With cached gradients and a frozen vision tower: keep its features on the host between the passes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -116,16 +116,16 @@ class TrainSettings(ComponentConfig):
 
     @model_validator(mode="after")
     def _cached_in_chunks(self) -> TrainSettings:
-        if self.gradients == "cached" and self.chunk_tokens is None:
+        if self.grad_cache and self.chunk_tokens is None:
             raise PydanticCustomError(
-                "cached", "`gradients: cached` needs `chunk_tokens`, the size of a chunk"
+                "cached", "`grad_cache: true` needs `chunk_tokens`, the size of a chunk"
             )
-        if self.gradients == "plain" and self.chunk_tokens == "auto":
+        if not self.grad_cache and self.chunk_tokens == "auto":
             raise PydanticCustomError(
-                "auto_chunks", "`chunk_tokens: auto` needs `gradients: cached`: plain ones keep every chunk"
+                "auto_chunks", "`chunk_tokens: auto` needs `grad_cache: true`: without it every chunk is kept"
             )
-        if self.offload_image_features and self.gradients != "cached":
-            raise PydanticCustomError("offload", "`offload_image_features` needs `gradients: cached`")
+        if self.offload_image_features and not self.grad_cache:
+            raise PydanticCustomError("offload", "`offload_image_features` needs `grad_cache: true`")
         return self
 
 
@@ -149,7 +149,7 @@ class EvaluateSettings(ComponentConfig):
     join_turns: bool = True
     """Contents with the same images are encoded in one pass, isolated from each other, where the backbone
     offers `isolated_turns`; each embedding is that of a pass of its own."""
-    store: Literal["float32", "float16"] = "float32"
+    embedding_dtype: Literal["float32", "float16"] = "float32"
     """How embeddings are kept on disk; float16 is half as large and rounds them."""
     ties: Literal["share", "first"] = "share"
     """share: candidates that tie at the top share the credit. first: the one listed first has it all,

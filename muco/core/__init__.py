@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
     from muco.core.source import Source
     from muco.core.suite import Suite, Task
-    from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings, TurnIds, TurnPlaces, TurnStates
+    from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings, TurnIds, TurnSpans, TurnStates
     from muco.core.video import Video, Visual, stills
 
 _HOMES = {
@@ -54,7 +54,7 @@ _HOMES = {
         "ImageFeatures",
         "TurnEmbeddings",
         "TurnIds",
-        "TurnPlaces",
+        "TurnSpans",
         "TurnStates",
     ),
     "video": ("Video", "Visual", "stills"),

@@ -97,7 +97,7 @@ class Backbone(Component, nn.Module, ABC):
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         """Return the vision tower's output for the chunk's images; None where it has none."""
 
-    def about(self, device: torch.device, *, half: bool) -> str:
+    def startup_summary(self, device: torch.device, *, half: bool) -> str:
         """Return what a run should say about itself at its start, its kernels say; empty for nothing.
 
         Args:

@@ -84,7 +84,7 @@ class TurnEmbeddings(TurnIds):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnPlaces:
+class TurnSpans:
     """Where N turns lie in a chunk's tokens, as indices into rows laid end to end; int64 [N].
 
     A turn's span is its own tokens, `start` to before `stop`; the shared prefix is not in it.
@@ -102,7 +102,7 @@ class EncoderInputs:
 
     tensors: dict[str, Tensor]
     """What this backbone's `encode` reads, by its own names."""
-    places: TurnPlaces
+    spans: TurnSpans
     ids: TurnIds
     num_tokens: int
     """Language-model tokens, padding left out."""
@@ -118,9 +118,9 @@ class EncoderInputs:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        places = TurnPlaces(**{f.name: move(getattr(self.places, f.name)) for f in fields(TurnPlaces)})
+        spans = TurnSpans(**{f.name: move(getattr(self.spans, f.name)) for f in fields(TurnSpans)})
         tensors = {name: move(tensor) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=tensors, places=places, ids=self.ids.to(device))
+        return replace(self, tensors=tensors, spans=spans, ids=self.ids.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class TurnStates:
 
     hidden: Tensor
     """[T, H]: the last hidden state of every token, rows laid end to end."""
-    places: TurnPlaces
+    spans: TurnSpans
     ids: TurnIds
 
 

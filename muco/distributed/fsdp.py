@@ -75,7 +75,7 @@ class Shards:
             raise MucoError(
                 f"backbone {type(encoder.backbone).__name__} cannot be sharded; launch without FSDP"
             )
-        mesh = init_device_mesh(device.type, (ranks.number,))
+        mesh = init_device_mesh(device.type, (ranks.world_size,))
         for module in modules:
             sharded = fully_shard(module, mesh=mesh, reshard_after_forward=False)
             sharded.set_requires_gradient_sync(False)

@@ -29,7 +29,7 @@ _GRACE_SECONDS = 5.0
 """The time to end by oneself, and for the others to hear why."""
 _NOTE, _LEFT, _HEARD = "note", b"left", b"heard"
 
-unbroken = threading.Lock()
+checkpoint_lock = threading.Lock()
 """Whoever holds it is not ended because another process is gone: a checkpoint is written whole."""
 
 
@@ -40,10 +40,10 @@ def watched(ranks: Ranks) -> Iterator[None]:
     Raises:
         MucoError: another process is gone or failed, and which.
     """
-    if ranks.number == 1:
+    if ranks.world_size == 1:
         yield
         return
-    presence = _Presence(_get_default_store().clone(), ranks.rank, ranks.number)
+    presence = _Presence(_get_default_store().clone(), ranks.rank, ranks.world_size)
     try:
         yield
     except Interrupted:
@@ -146,7 +146,7 @@ class _Presence:
                 return
         if self._left.wait(_GRACE_SECONDS + _SILENCE_SECONDS):
             return
-        with unbroken:
+        with checkpoint_lock:
             if self._can_talk():
                 self._store.compare_set(_NOTE, "", told)
             print(self.farewell(told), file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ class Ranks:
     """The processes of a run, and which one this is; alone, no method communicates."""
 
     rank: int = 0
-    number: int = 1
+    world_size: int = 1
 
     @classmethod
     def join(cls) -> Ranks:
@@ -56,12 +56,12 @@ class Ranks:
 
     def wait(self) -> None:
         """Return when every process has come here."""
-        if self.number > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def sums(self, values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
         """Return each value summed over the processes, which all give the same names."""
-        if self.number == 1:
+        if self.world_size == 1:
             return {name: float(value) for name, value in values.items()}
         names = sorted(values)
         column = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
@@ -71,7 +71,7 @@ class Ranks:
     def greatest(self, value: int) -> int:
         """Return the greatest of the processes' values."""
         found = torch.tensor([value])
-        if self.number > 1:
+        if self.world_size > 1:
             found = found.to("cuda" if dist.get_backend() == "nccl" else "cpu")
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
@@ -81,7 +81,7 @@ class Ranks:
 
         Processes may hold different numbers of turns, none included; no padding row is returned.
         """
-        if self.number == 1:
+        if self.world_size == 1:
             return turns
         ids = torch.stack([getattr(turns, name).long() for name in _ID_COLUMNS], dim=1)
         sizes = self._sizes(len(turns), ids.device)
@@ -92,7 +92,7 @@ class Ranks:
 
     def join_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of the ranks, without gradient, on the CPU."""
-        if self.number == 1:
+        if self.world_size == 1:
             return rows
         rows = rows.to("cuda" if dist.get_backend() == "nccl" else "cpu")
         sizes = self._sizes(len(rows), rows.device)
@@ -103,7 +103,7 @@ class Ranks:
 
         A weight that no process has a gradient for keeps none, as it would in one process.
         """
-        if self.number == 1:
+        if self.world_size == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
         for bucket in _buckets(trained):
@@ -117,13 +117,13 @@ class Ranks:
 
     def share_weights(self, module: nn.Module) -> None:
         """Give every process the main one's weights and buffers."""
-        if self.number > 1:
+        if self.world_size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
     def _sizes(self, size: int, device: torch.device) -> list[int]:
         mine = torch.tensor([size], device=device)
-        found = [torch.empty_like(mine) for _ in range(self.number)]
+        found = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(found, mine)
         return [int(each) for each in found]
 

@@ -18,14 +18,14 @@ class Interrupted(MucoError):  # noqa: N818 - a wish fulfilled, no error
         self.exit_code = 128 + signum
 
 
-class StopWish:
+class GracefulShutdown:
     """While entered, notes the first SIGINT or SIGTERM; a second one acts at once."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopWish:
+    def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._note)

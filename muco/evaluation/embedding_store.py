@@ -87,7 +87,7 @@ class StoredVectors:
         return found
 
 
-class VectorStore:
+class EmbeddingStore:
     """A folder of embeddings that all depend on the same things; a context manager that writes one part."""
 
     def __init__(

@@ -19,7 +19,7 @@ from muco.core.packer import Packer
 from muco.core.sample import Content
 from muco.core.video import stills
 from muco.distributed.ranks import Ranks
-from muco.evaluation.embedding_store import StoredVectors, VectorStore
+from muco.evaluation.embedding_store import EmbeddingStore, StoredVectors
 from muco.model.batching import plan_chunks
 
 Track = Callable[[Iterable[NDArray[np.int64]], int], Iterable[NDArray[np.int64]]]
@@ -67,14 +67,14 @@ class _Unit:
     alone: Cost
 
 
-class Encoder:
+class CachedEmbedder:
     """A trained encoder, the words that it was trained with, and the store of what it has embedded."""
 
     def __init__(
         self,
         encoder: TurnEncoder,
         packer: Packer,
-        store: VectorStore,
+        store: EmbeddingStore,
         *,
         batch_tokens: int,
         join_turns: bool = False,
@@ -130,7 +130,7 @@ class Encoder:
         mine = [
             window
             for number, window in enumerate(windows, start=self._num_windows)
-            if number % self._ranks.number == self._ranks.rank
+            if number % self._ranks.world_size == self._ranks.rank
         ]
         self._num_windows += len(windows)
         for window in track(mine, len(mine)):
@@ -150,7 +150,7 @@ class Encoder:
 
     def _identify(self, contents: Sequence[Content]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return content ids and image ids; each process reads its share."""
-        number, rank = self._ranks.number, self._ranks.rank
+        number, rank = self._ranks.world_size, self._ranks.rank
         mine = range(len(contents) * rank // number, len(contents) * (rank + 1) // number)
         ids = [(content.content_id, _image_id(content)) for content in map(contents.__getitem__, mine)]
         found = self._ranks.join_rows(torch.tensor(ids, dtype=torch.int64).view(-1, 2)).numpy()

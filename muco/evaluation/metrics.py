@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from muco.evaluation.search.ranking import Ranking, Standing
+from muco.evaluation.search.ranking import Ranking, RelevantRank
 
 Ties = Literal["share", "first"]
 
@@ -61,7 +61,7 @@ def chance(ranking: Ranking, metric: str) -> float:
 
 @lru_cache
 def _chance(num_candidates: int, num_right: int, metric: str) -> float:
-    equal = Standing(score=0.0, above=0, tied=num_candidates - num_right, tied_before=0)
+    equal = RelevantRank(score=0.0, above=0, tied=num_candidates - num_right, tied_before=0)
     return score(Ranking((equal,) * num_right, num_candidates), metric, "share")
 
 

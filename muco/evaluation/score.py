@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from muco.config.recipe import EvaluateSettings
-from muco.console import show
+from muco.console import progress_bar
 from muco.model.build import make
 from muco.model.source import Parts, device_of_this_process
 from muco.run_folder import RunFolder, versions
@@ -21,7 +21,7 @@ from muco.run_folder import RunFolder, versions
 if TYPE_CHECKING:
     from muco.core.encoder import TurnEncoder
     from muco.distributed.ranks import Ranks
-    from muco.evaluation.encode import Encoder
+    from muco.evaluation.encode import CachedEmbedder
 
 
 def score(
@@ -50,18 +50,18 @@ def score(
     from muco.evaluation.suite import run_suite, write_result
 
     metrics: dict[str, float] = {}
-    with open_coder(encoder, parts, weights, settings, place.eval / "vectors", console, ranks) as (
-        coder,
+    with open_embedder(encoder, parts, weights, settings, place.eval / "vectors", console, ranks) as (
+        embedder,
         about,
     ):
         for ref in settings.suites:
             result = run_suite(
                 ref.name,
                 make(ref),
-                coder,
+                embedder,
                 ties=settings.ties,
                 gallery_queries=settings.gallery_queries,
-                track=lambda task: lambda windows, number: show(windows, number, task, console),
+                track=lambda task: lambda windows, number: progress_bar(windows, number, task, console),
             )
             if result is None:
                 continue
@@ -74,7 +74,7 @@ def score(
 
 
 @contextmanager
-def open_coder(
+def open_embedder(
     encoder: TurnEncoder,
     parts: Parts,
     weights: dict[str, Any],
@@ -82,14 +82,14 @@ def open_coder(
     folder: Path,
     console: Console,
     ranks: Ranks,
-) -> Iterator[tuple[Encoder, dict[str, Any]]]:
+) -> Iterator[tuple[CachedEmbedder, dict[str, Any]]]:
     """Yield what embeds contents, with a store of its own in `folder`, and what its vectors depend on.
 
     Raises:
         MucoError: the store is damaged, or another process is writing it.
     """
-    from muco.evaluation.embedding_store import VectorStore
-    from muco.evaluation.encode import Encoder
+    from muco.evaluation.embedding_store import EmbeddingStore
+    from muco.evaluation.encode import CachedEmbedder
 
     device = device_of_this_process()
     join_turns = settings.join_turns and "isolated_turns" in parts.backbone.cls.offers(parts.backbone.config)
@@ -97,16 +97,18 @@ def open_coder(
         "weights": weights["weights"],
         **parts.dump(),
         "join_turns": join_turns,
-        "store": settings.store,
+        "store": settings.embedding_dtype,
         "device": device.type,
         "versions": versions(),
     }
     key = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
     dim = encoder.pooler.embedding_dim
     ranks.wait()
-    with VectorStore(folder / key, about, dim=dim, dtype=settings.store, part=ranks.rank) as store:
+    with EmbeddingStore(
+        folder / key, about, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank
+    ) as store:
         ranks.wait()  # no process adds before all have seen what there was
-        coder = Encoder(
+        embedder = CachedEmbedder(
             encoder.to(device),
             make(parts.packer),
             store,
@@ -114,8 +116,8 @@ def open_coder(
             join_turns=join_turns,
             ranks=ranks,
         )
-        yield coder, about
-    passes = ranks.sums(asdict(coder.passes), device)
+        yield embedder, about
+    passes = ranks.sums(asdict(embedder.passes), device)
     _tell_cuts(passes, console)
     _tell_passes(passes, console)
 

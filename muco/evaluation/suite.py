@@ -20,7 +20,7 @@ from muco.core.sample import Content
 from muco.core.suite import Suite, Task
 from muco.core.video import Video
 from muco.evaluation import metrics
-from muco.evaluation.encode import Embedded, Encoder, Track
+from muco.evaluation.encode import CachedEmbedder, Embedded, Track
 from muco.evaluation.geometry import Coherence, CoherenceMeter
 from muco.evaluation.metrics import Ties, mean
 from muco.evaluation.search.ranking import Ranking
@@ -81,7 +81,7 @@ class SuiteResult:
 def run_suite(
     name: str,
     suite: Suite,
-    encoder: Encoder,
+    encoder: CachedEmbedder,
     *,
     ties: Ties,
     gallery_queries: int,

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-from muco.io.cache import kept, kept_tables
+from muco.io.cache import cached_database, cached_file
 from muco.io.tar import tar_files
 
 MAX_FILE_BYTES = 2**28
@@ -149,7 +149,7 @@ class Archives:
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
-        return kept_tables(
+        return cached_database(
             f"archives/{_digest(self.paths)}.sqlite",
             lambda beside: _write_index(beside, self.paths, self._plain),
         )
@@ -207,7 +207,9 @@ def _digest(paths: Iterable[Path]) -> str:
 
 def _written(path: Path) -> Path:
     """Return the plain tar of a compressed one, in the cache folder."""
-    return kept(f"archives/{stem_of(path)}-{_digest([path])}.tar", lambda beside: _decompress(path, beside))
+    return cached_file(
+        f"archives/{stem_of(path)}-{_digest([path])}.tar", lambda beside: _decompress(path, beside)
+    )
 
 
 def _decompress(path: Path, to: Path) -> None:

@@ -18,7 +18,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MUCO_CACHE") or user_cache_path("muco"))
 
 
-def kept(name: str, write: Callable[[Path], None]) -> Path:
+def cached_file(name: str, write: Callable[[Path], None]) -> Path:
     """Return a file of the cache folder, written now unless it was before; other processes wait for it.
 
     Args:
@@ -41,9 +41,9 @@ def kept(name: str, write: Callable[[Path], None]) -> Path:
     return place
 
 
-def kept_tables(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:
+def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:
     """Return the SQLite file that `kept` keeps, open for reading."""
-    place = kept(name, write)
+    place = cached_file(name, write)
     return sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 

@@ -13,7 +13,7 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Pair
 from muco.core.video import Video, Visual
-from muco.io.table_text import listed, negatives_of, said, text_of
+from muco.io.table_text import listed, negatives_of, text_content, text_of
 
 Frames = Callable[[str], Sequence[Any]]
 """Gives the frames of the folder of that name, each as a column of images would name it, in their order."""
@@ -107,11 +107,13 @@ def pair_from(
 
     images = shown("query")
     wordings = [columns.instruction + text for text in listed(value("query_text"), "the query")]
-    queries = [said(text, has_image=bool(images), what="query") for text in wordings or [columns.instruction]]
+    queries = [
+        text_content(text, has_image=bool(images), what="query") for text in wordings or [columns.instruction]
+    ]
     if not images and not all(queries):
         raise DataError(f"the query has neither text nor image{_in(names, 'query')}")
     answer = shown("target")
-    words = said(text_of(value("target_text"), "the target"), has_image=bool(answer), what="target")
+    words = text_content(text_of(value("target_text"), "the target"), has_image=bool(answer), what="target")
     caption = text_of(value("target_caption"), "the caption")
     target = Content(words.text, answer, caption if answer else "")
     if not target:

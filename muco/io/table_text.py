@@ -44,7 +44,7 @@ def without_token(text: str) -> str:
     return text.removesuffix("\n")
 
 
-def said(text: str, *, has_image: bool, what: str) -> Content:
+def text_content(text: str, *, has_image: bool, what: str) -> Content:
     """Return a text for an image that stands elsewhere, or for none.
 
     Raises:
@@ -68,7 +68,7 @@ def content_of(text: str, image: Any, read: Read, *, what: str, caption: str = "
     Raises:
         DataError: the text asks for an image and there is none, or it cannot be read.
     """
-    words = said(text, has_image=bool(image), what=what)
+    words = text_content(text, has_image=bool(image), what=what)
     return Content(words.text, (read(image),), caption) if image else words
 
 

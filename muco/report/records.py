@@ -43,7 +43,7 @@ class LoggedStep(_Record):
     loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None
-    precision: float | None = None
+    in_batch_accuracy: float | None = None
     pairs_per_second: float | None = None
     samples_per_second: float | None = None
     tokens: float | None = None

@@ -56,7 +56,7 @@ def _loss_charts(curve: Curve) -> tuple[Chart, ...]:
 
 def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
     wanted: list[tuple[str, str, Callable[[Sequence[float]], Axis]]] = [
-        ("In-batch precision@1", "precision", lambda _: Axis(0, 1, (0, 0.5, 1))),
+        ("In-batch accuracy", "in_batch_accuracy", lambda _: Axis(0, 1, (0, 0.5, 1))),
         ("Gradient norm", "grad_norm", _few_ticks),
         ("Learning rate", "lr", _few_ticks),
         ("Pairs a second", "pairs_per_second", _few_ticks),

@@ -20,7 +20,7 @@ from muco.core.sample import Content, Sample
 from muco.core.sampler import Sampler
 from muco.core.source import Source
 from muco.core.suite import Suite
-from muco.core.turns import TurnEmbeddings, TurnIds, TurnPlaces, TurnStates
+from muco.core.turns import TurnEmbeddings, TurnIds, TurnSpans, TurnStates
 
 
 def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -102,10 +102,8 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     pooler: Pooler = cls(config, hidden_dim=6)
     hidden = torch.randn(10, 6, requires_grad=True)
     # Tokens 0 to 3 are a shared prefix; turns are 4 to 6 and 7 to 9, their embedding tokens 5 and 8.
-    places = TurnPlaces(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
-    found: TurnEmbeddings = pooler(
-        TurnStates(hidden=hidden, places=places, ids=TurnIds.of([_key(0), _key(1)]))
-    )
+    spans = TurnSpans(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
+    found: TurnEmbeddings = pooler(TurnStates(hidden=hidden, spans=spans, ids=TurnIds.of([_key(0), _key(1)])))
     assert found.vectors.shape == (2, pooler.embedding_dim)
     torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(2))
     (gradient,) = torch.autograd.grad(found.vectors[0].sum(), hidden)

@@ -80,7 +80,7 @@ def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: A
 def states(backbone: Backbone, dialogues: Sequence[Dialogue]) -> Tensor:
     """Return the hidden state of each turn's embedding token, [N, H]."""
     found = backbone.encode(backbone.processor.collate(dialogues))
-    return found.hidden[found.places.token]
+    return found.hidden[found.spans.token]
 
 
 def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
@@ -96,8 +96,8 @@ def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: f
     assert inputs.num_patches <= sum(cost.patches for cost in costs), "a chunk has patches of nobody"
     keys = [turn.key.turn_id for dialogue in dialogues for turn in dialogue.turns]
     assert inputs.ids.turn_ids.tolist() == keys, "turns left their order"
-    places = inputs.places
-    assert ((places.start <= places.token) & (places.token < places.stop)).all()
+    spans = inputs.spans
+    assert ((spans.start <= spans.token) & (spans.token < spans.stop)).all()
     with torch.no_grad():
         whole = backbone.encode(inputs).hidden
         given = backbone.encode(inputs, backbone.encode_images(inputs)).hidden

@@ -21,7 +21,7 @@ from muco.core.sampler import Catalog, Sampler
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.data.shards.reader import ShardReader
 from muco.model.batching import plan_chunks
-from muco.training.dialogue_budget import Fitted, fit
+from muco.training.dialogue_budget import Fitted, drop_overlong_turns
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class StepBatches(Dataset[StepInputs]):
         sampler: Sampler,
         packer: Packer,
         processor: Processor,
-        samples_per_step: int,
+        global_batch_size: int,
         seed: int,
         chunk_tokens: int | None = None,
         max_dialogue_tokens: int | None = None,
@@ -89,13 +89,13 @@ class StepBatches(Dataset[StepInputs]):
         self.sampler = sampler
         self.packer = packer
         self.processor = processor
-        self.samples_per_step = samples_per_step
+        self.global_batch_size = global_batch_size
         self.seed = seed
         self.budget = _budget(chunk_tokens)
         self.max_dialogue_tokens = max_dialogue_tokens
         self.rank = rank
         self.num_ranks = num_ranks
-        self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=samples_per_step)
+        self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=global_batch_size)
 
     def chunked(self, chunk_tokens: int | None) -> StepBatches:
         """Return the same batches in chunks of at most so many tokens or patches."""
@@ -107,7 +107,7 @@ class StepBatches(Dataset[StepInputs]):
         epoch, position = divmod(step, self.steps_per_epoch)
         plan = self.sampler.plan(
             self.catalog,
-            batch_size=self.samples_per_step,
+            batch_size=self.global_batch_size,
             seed=self.seed,
             epoch=epoch,
             position=position,
@@ -157,7 +157,9 @@ class StepBatches(Dataset[StepInputs]):
         if self.max_dialogue_tokens is None:
             return Fitted(pair, 0)
         count = self.processor.count
-        return fit(pair, max_tokens=self.max_dialogue_tokens, count=lambda dialogue: count(dialogue).tokens)
+        return drop_overlong_turns(
+            pair, max_tokens=self.max_dialogue_tokens, count=lambda dialogue: count(dialogue).tokens
+        )
 
     def _sides(self, packed: Sequence[Packed]) -> tuple[SideInputs, SideInputs]:
         queries = [dialogue for each in packed for dialogue in each.pair.queries]

@@ -13,12 +13,12 @@ from muco.core.sampler import Sampler
 from muco.core.source import Source
 from muco.core.suite import Suite
 from muco.data.prepare.cached import cached_shards
-from muco.data.prepare.convert import Show
+from muco.data.prepare.convert import ShowProgress
 from muco.data.shards.reader import ShardReader
 from muco.model.build import make
 
 
-def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
+def open_data(recipe: Recipe, progress: ShowProgress) -> dict[str, ShardReader]:
     """Return a reader for each data set, making shards that a source is to provide.
 
     Raises:
@@ -29,7 +29,7 @@ def open_data(recipe: Recipe, show: Show) -> dict[str, ShardReader]:
     for name, settings in recipe.data.items():
         if settings.source is not None:
             source: Source = make(settings.source)
-            place = cached_shards(settings.source.name, settings.source.config, source, show)
+            place = cached_shards(settings.source.name, settings.source.config, source, progress)
         else:
             place = cast(str, settings.shards)
         readers[name] = ShardReader(
@@ -65,7 +65,7 @@ def _missing_shards(recipe: Recipe) -> list[str]:
     for name, settings in recipe.data.items():
         place = settings.shards or ""
         if place and "://" not in place and not Path(place).expanduser().is_dir():
-            how = settings.get or "`muco data prepare` makes shards; docs/shards.md has the layout."
+            how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
             missing.append(f"  data.{name}: {place} is not there.\n    {how.strip()}")
     return missing
 
@@ -80,12 +80,12 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
     sampler: Sampler = make(recipe.sampler)
     sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
     catalog = {name: len(reader) for name, reader in readers.items()}
-    size = recipe.train.samples_per_step
+    size = recipe.train.global_batch_size
     last = sampler.num_batches(catalog, batch_size=size) - 1
     plan = sampler.plan(catalog, batch_size=size, seed=recipe.seed, epoch=0, position=last)
     if len(plan.samples) == 1 and recipe.train.num_steps > last:
         raise MucoError(
-            f"train.samples_per_step: {sum(catalog.values()):,} samples in batches of {size} leave one for "
+            f"train.global_batch_size: {sum(catalog.values()):,} samples in batches of {size} leave one for "
             "the last batch of an epoch, and one sample has no negatives. Take another batch size."
         )
     return sampler

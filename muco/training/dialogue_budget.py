@@ -21,7 +21,7 @@ class Fitted:
     """Query turns, with their targets, and hard negatives that were left out."""
 
 
-def fit(pair: DialoguePair, *, max_tokens: int, count: Callable[[Dialogue], int]) -> Fitted:
+def drop_overlong_turns(pair: DialoguePair, *, max_tokens: int, count: Callable[[Dialogue], int]) -> Fitted:
     """Leave out the turns by which a dialogue grows beyond `max_tokens`.
 
     Those that do not fit even alone go first; then a dialogue keeps each turn, in order, that fits beside

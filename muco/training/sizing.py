@@ -131,7 +131,7 @@ def describe(inputs: StepInputs, stepper: Stepper, ranks: Ranks) -> list[str]:
     }
     found = ranks.sums(mine, stepper.device)
     negatives = found["targets"] - found["own"] / max(found["pairs"], 1)
-    processes = f", over {ranks.number} processes" if ranks.number > 1 else ""
+    processes = f", over {ranks.world_size} processes" if ranks.world_size > 1 else ""
     chunks = _chunks(inputs)
     largest = max(map(size_of, chunks), default=0)
     tokens = sum(chunk.num_tokens for chunk in chunks)

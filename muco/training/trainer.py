@@ -20,9 +20,9 @@ from muco.config.recipe import Recipe
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.distributed.fsdp import Shards, clip_gradients, sharding_wished, split_states, whole_states
-from muco.distributed.heartbeat import unbroken
+from muco.distributed.heartbeat import checkpoint_lock
 from muco.distributed.ranks import Ranks
-from muco.distributed.shutdown import Interrupted, StopWish
+from muco.distributed.shutdown import GracefulShutdown, Interrupted
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Progress, save_checkpoint
@@ -63,7 +63,7 @@ class Trainer:
         parts.train().to(accelerator.device)
         self.ranks.share_weights(parts)
         self._shards = Shards()
-        if sharding_wished() and self.ranks.number > 1:
+        if sharding_wished() and self.ranks.world_size > 1:
             self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device)
         self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
@@ -75,7 +75,7 @@ class Trainer:
             self.ranks,
             self._shards,
             lambda: accelerator.autocast(),
-            cached=settings.gradients == "cached",
+            cached=settings.grad_cache,
             offload_images=settings.offload_image_features,
         )
 
@@ -85,7 +85,7 @@ class Trainer:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
         with (
-            StopWish() as wish,
+            GracefulShutdown() as wish,
             self._open_log(start) as log,
         ):
             began = time.perf_counter()
@@ -145,9 +145,9 @@ class Trainer:
         num_steps = self.recipe.train.num_steps
         return TrainLog(self.folder, start=start, num_steps=num_steps, console=self.console)
 
-    def _wished(self, wish: StopWish) -> int | None:
+    def _wished(self, wish: GracefulShutdown) -> int | None:
         """Return the signal that any process was sent, so that all stop after the same step."""
-        if self.ranks.number == 1:
+        if self.ranks.world_size == 1:
             return wish.signum
         found = self.ranks.greatest(wish.signum or 0)
         return found or None
@@ -247,7 +247,7 @@ class Trainer:
                 "samples_per_second": sums["samples"] / seconds,
                 "tokens": round(sums["tokens"] / steps),
                 "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
-                "precision": None if hits is None else hits * steps / sums["pairs"],
+                "in_batch_accuracy": None if hits is None else hits * steps / sums["pairs"],
                 "wait_share": sums["wait"] / seconds,
                 "counts": counts,
             }
@@ -258,7 +258,7 @@ class Trainer:
         states = whole_states(self._optimizers.state_dict(), keep=self.ranks.is_main)
         with self._shards.saved_whole(keep=self.ranks.is_main):
             if self.ranks.is_main:
-                with unbroken:
+                with checkpoint_lock:
                     save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
         self.ranks.wait()
 

@@ -32,7 +32,7 @@ from tests.helpers.eval_files import write_lines, write_mbeir, write_mmeb, write
 from tests.helpers.small import QUICK, SMALL
 
 MODEL = [
-    "--set", f"backbone.scratch={json.dumps(SMALL['scratch'])}",
+    "--set", f"backbone.random_init={json.dumps(SMALL['random_init'])}",
     "--set", "backbone.template=bare",
     "--set", "backbone.min_pixels=3136",
     "--set", "backbone.max_pixels=3136",
@@ -166,7 +166,7 @@ def test_a_run_trains_and_evaluates_in_one_go_and_its_model_on_others(files, mon
 def test_mbeir_from_files_to_result(files, monkeypatch):
     monkeypatch.chdir(files)
     muco("evaluate", "qwen_vl", "--suite", "mbeir", "--data", "mbeir", "--to", "beir", *MODEL,
-         "--set", "evaluate.suites.0.pool=both", "--set", "evaluate.store=float16")  # fmt: skip
+         "--set", "evaluate.suites.0.pool=both", "--set", "evaluate.embedding_dtype=float16")  # fmt: skip
     found = result(files, "beir", "mbeir")
     assert len(found["tasks"]) == 8
     assert found["tasks"]["oven_task6"]["metric"] == "hit@5"
@@ -297,7 +297,7 @@ def test_texts_that_were_cut_are_told(capsys, monkeypatch, tmp_path):
         tmp_path / "pairs/candidates.jsonl", [{"id": 0, "text": "a disc"}, {"id": 1, "text": f"b {long}"}]
     )
     write_lines(tmp_path / "pairs/queries.jsonl", [{"text": long, "relevant": 1}])
-    clip = ["--set", "backbone.scratch={}", "--set", "backbone.truncate=true"]
+    clip = ["--set", "backbone.random_init={}", "--set", "backbone.truncate=true"]
     muco("evaluate", "clip", "--suite", "pairs", "--data", "pairs", *clip)
     assert "of 3 encoded contents 2 have a text longer" in capsys.readouterr().out
 

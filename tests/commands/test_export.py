@@ -71,7 +71,7 @@ def test_transformers_and_another_run_start_from_it(tmp_path):
     whole = export(str(saved("adapters", tmp_path / "model")), tmp_path / "exported")
     _, report = AutoModel.from_pretrained(whole, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    settings = {**SMALL, "scratch": None, "pretrained": str(whole)}
+    settings = {**SMALL, "random_init": None, "pretrained": str(whole)}
     started = QwenVL.build(QwenVL.Config.model_validate(settings), texts=())
     source = find_model(str(whole))
     encoder, _ = source.load(Parts.of(validate_evaluation(source.values, title="a test")))

@@ -19,7 +19,8 @@ from muco.io.neighbor_graph import NeighbourGraph
 from muco.model.source import Parts, find_model
 from tests.helpers.small import QUICK, SMALL, picture
 
-MODEL = [f"backbone.scratch={json.dumps(SMALL['scratch'])}", "backbone.template=bare", "pooler=turn_token",
+MODEL = [f"backbone.random_init={json.dumps(SMALL['random_init'])}", "backbone.template=bare",
+         "pooler=turn_token",
          "backbone.min_pixels=3136", "backbone.max_pixels=3136"]  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def slow_neighbours(reader):
 
 
 def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_path):
-    written = mine("qwen_vl", to=tmp_path / "mined", shards=shards, skip=2, keep=4, num_negatives=2,
+    written = mine("qwen_vl", to=tmp_path / "mined", shards=shards, range_min=2, range_max=6, num_negatives=2,
                    overrides=MODEL, console=Console(quiet=True))  # fmt: skip
     assert list(written) == ["scenes"]
     graph, reader = NeighbourGraph.read(written["scenes"]), ShardReader(shards)
@@ -109,10 +110,10 @@ def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
 
     few = ["train.num_steps=3", "evaluate.suites=[]"]
     quick = [each for each in QUICK if not each.startswith(("train.num_steps", "evaluate"))]
-    with pytest.raises(MucoError, match=r"(?s)data\.turns: .*`muco mine runs/quickstart --skip 5"):
+    with pytest.raises(MucoError, match=r"(?s)data\.turns: .*`muco mine runs/quickstart --range-min 5"):
         muco("run", "recipes/quickstart_mined.yaml")
     muco("run", "recipes/quickstart.yaml", *settings(*quick, *few))
-    muco("mine", "runs/quickstart", "--skip", "2", "--keep", "6", "--negatives", "1")
+    muco("mine", "runs/quickstart", "--range-min", "2", "--range-max", "8", "--negatives", "1")
 
     quick = [each for each in quick if not each.startswith(("data", "sampler"))]
     sampler = ["sampler.skip=2", "sampler.keep=6", "sampler.community_size=4"]
@@ -138,7 +139,7 @@ def test_many_samples_on_one_image_do_not_hide_the_others(tmp_path):
         for number in range(26)
     ]
     write_shards(samples, tmp_path / "shards", about={"source": "test"})
-    written = mine("qwen_vl", to=tmp_path / "mined", shards=tmp_path / "shards", skip=0, keep=5,
+    written = mine("qwen_vl", to=tmp_path / "mined", shards=tmp_path / "shards", range_min=0, range_max=5,
                    overrides=MODEL, console=Console(quiet=True))  # fmt: skip
     for place, row in enumerate(NeighbourGraph.read(written["shards"]).neighbours.tolist()):
         assert len(set(row) - {-1}) == 5
@@ -150,11 +151,13 @@ def test_what_cannot_be_mined_is_told(shards, tmp_path):
         mine("qwen_vl", shards=shards, overrides=MODEL)
     with pytest.raises(MucoError, match="--shards"):
         mine("qwen_vl", to=tmp_path, overrides=MODEL)
-    with pytest.raises(MucoError, match=r"14 samples, and --skip 13 .* no neighbour is left"):
-        mine("qwen_vl", to=tmp_path, shards=shards, skip=13, overrides=MODEL)
+    with pytest.raises(MucoError, match=r"14 samples, and --range-min 13 .* no neighbour is left"):
+        mine("qwen_vl", to=tmp_path, shards=shards, range_min=13, overrides=MODEL)
     with pytest.raises(MucoError, match="--negatives 3: more than"):
-        mine("qwen_vl", to=tmp_path, shards=shards, skip=2, keep=2, num_negatives=3, overrides=MODEL)
+        mine(
+            "qwen_vl", to=tmp_path, shards=shards, range_min=2, range_max=4, num_negatives=3, overrides=MODEL
+        )
     (tmp_path / "scenes-negatives").mkdir()
     with pytest.raises(MucoError, match="is there already"):
-        mine("qwen_vl", to=tmp_path, shards=shards, skip=2, num_negatives=1, overrides=MODEL)
+        mine("qwen_vl", to=tmp_path, shards=shards, range_min=2, num_negatives=1, overrides=MODEL)
     assert not (tmp_path / "vectors").exists(), "told before anything is encoded"

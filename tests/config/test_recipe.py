@@ -39,7 +39,7 @@ packer:
   context: isolated
 backbone:
   name: qwen_vl
-  scratch:
+  random_init:
     hidden_dim: 32
 pooler:
   name: turn_token
@@ -48,7 +48,7 @@ loss:
   temperature: 0.05
 train:
   num_steps: 10
-  samples_per_step: 8
+  global_batch_size: 8
   learning_rate: 1.0e-3
 evaluate:
   suites:
@@ -131,7 +131,7 @@ def test_an_override_reaches_every_depth(load):
         RECIPE,
         "name=other",
         "train.num_steps=3",
-        "backbone.scratch.num_layers=2",
+        "backbone.random_init.num_layers=2",
         "data.scenes.source.seed=7",
         "evaluate.suites.0.num_queries=4",
         "evaluate.ties=first",
@@ -141,8 +141,8 @@ def test_an_override_reaches_every_depth(load):
         "train.chunk_tokens=null",
     )
     assert (recipe.name, recipe.train.num_steps, recipe.evaluate.ties) == ("other", 3, "first")
-    assert recipe.backbone.config.scratch.num_layers == 2
-    assert recipe.backbone.config.scratch.hidden_dim == 32
+    assert recipe.backbone.config.random_init.num_layers == 2
+    assert recipe.backbone.config.random_init.hidden_dim == 32
     assert recipe.data["scenes"].source.config.seed == 7
     assert recipe.evaluate.suites[0].config.num_queries == 4
     assert recipe.train.betas == (0.8, 0.9)
@@ -183,8 +183,9 @@ def test_a_recipe_is_frozen(load):
         ("temperature: 0.05", "temperature: .inf # <-", "loss.temperature: must be a finite number"),
         ("temperature: 0.05", "temperature: 0 # <-", "loss.temperature: must be greater than 0, not 0"),
         ("hidden_dim: 32", "hiden_dim: 32 # <-",
-         "backbone.scratch.hiden_dim: no such key. Did you mean 'hidden_dim'?"),
-        ("hidden_dim: 32", "hidden_dim: wide # <-", "backbone.scratch.hidden_dim: must be a valid integer"),
+         "backbone.random_init.hiden_dim: no such key. Did you mean 'hidden_dim'?"),
+        ("hidden_dim: 32", "hidden_dim: wide # <-",
+         "backbone.random_init.hidden_dim: must be a valid integer"),
         ("num_queries: 8", "num_querys: 8 # <-",
          "evaluate.suites.0.num_querys: no such key. Did you mean 'num_queries'?"),
         ("    - name: scenes\n", "    - name: scenery # <-\n",
@@ -230,7 +231,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(refusal):
     assert places == [
         ["pooler"],
         ["line", "2", "seed"],
-        ["line", "16", "backbone.scratch.hidden_dim"],
+        ["line", "16", "backbone.random_init.hidden_dim"],
         ["line", "18", "loss.name"],
         ["line", "20", "train.num_steps"],
         ["line", "21", "train.num_step"],
@@ -382,11 +383,11 @@ def test_context_is_asked_of_the_backbone(refusal, with_text_only):
     ],
 )
 def test_no_turn_may_see_what_a_later_one_asks(load, refusal, direction, context, needed):
-    settings = (f"backbone.direction={direction}", f"packer.context={context}")
+    settings = (f"backbone.attention_direction={direction}", f"packer.context={context}")
     message = refusal(RECIPE, *settings)
     assert f"packer `multi_turn` as set here needs {needed}" in message
-    assert "`backbone.direction: causal`" in message
-    load(RECIPE, "backbone.direction=bidirectional_isolated", "packer.context=isolated")
+    assert "`backbone.attention_direction: causal`" in message
+    load(RECIPE, "backbone.attention_direction=bidirectional_isolated", "packer.context=isolated")
 
 
 # Whatever is written
@@ -435,7 +436,7 @@ def test_the_schema_accepts_shipped_recipes_and_their_dumps(schema, name):
         ("train.num_step", 1),
         ("loss.name", "multi_turn_infonce"),
         ("loss.temprature", 1),
-        ("backbone.scratch.hiden_dim", 1),
+        ("backbone.random_init.hiden_dim", 1),
         ("pooler", None),
     ],
 )

@@ -128,11 +128,11 @@ def test_check_and_show_count_frames(tmp_path):
     bad = Video((FRAMES[0], picture("red", (24, 40))))
     samples = [sample_of(VIDEO), replace(sample_of(bad), sample_id="two")]
     write_shards(samples, tmp_path / "films", about={})
-    found = check_shards(tmp_path / "films", columns=None, decode=True, show=plain)
+    found = check_shards(tmp_path / "films", columns=None, decode=True, progress=plain)
     assert found.num_problems == 1
     assert "000000001: the frames of a video differ in size" in found.problems[0]
     reader = ShardReader(tmp_path / "films")
-    summary = summarize(reader, most=10, show=plain)
+    summary = summarize(reader, most=10, progress=plain)
     assert summary.frames_a_video == [3, 2]
     assert summary.directions == {"image + video + text -> text": 2}
     write_page(tmp_path / "page.html", reader, summary, name="films", size="1", most=2)
@@ -175,11 +175,11 @@ def recipe(tmp_path):
         "loss": {"name": "multiturn_infonce", "temperature": 0.1},
         "train": {
             "num_steps": 3,
-            "samples_per_step": 4,
+            "global_batch_size": 4,
             "learning_rate": 0.001,
             "num_workers": 0,
             "log_every": 1,
-            "gradients": "cached",
+            "grad_cache": True,
             "chunk_tokens": 30,
         },
     }
@@ -212,15 +212,15 @@ def test_videos_in_tars_of_another_tool_are_refused(recipe, tmp_path):
         ShardReader(tmp_path / "films", columns=PairColumns.model_validate(columns))
 
 
-CLIP = {"name": "clip", "scratch": {}}
-LLAVA = {"name": "llava", "scratch": {"family": "llava_next"}}
+CLIP = {"name": "clip", "random_init": {}}
+LLAVA = {"name": "llava", "random_init": {"family": "llava_next"}}
 
 
 @pytest.mark.parametrize(
     ("backbone", "works"),
     [
         (CLIP, "`backbone.name: llava` or `backbone.name: qwen_vl`"),
-        (LLAVA, "`backbone.scratch.family: llava_onevision`"),
+        (LLAVA, "`backbone.random_init.family: llava_onevision`"),
     ],
 )
 def test_a_recipe_of_videos_for_what_reads_none_is_refused_before_it_runs(recipe, backbone, works):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from muco.core import TurnEmbeddings, TurnEncoder
-from muco.evaluation.embedding_store import VectorStore
-from muco.evaluation.encode import Encoder
+from muco.evaluation.embedding_store import EmbeddingStore
+from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.suite import run_suite
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.datasets.scenes.suite import TASKS, ScenesSuite
@@ -30,9 +30,9 @@ def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
     backbone = QwenVL.build(QwenVL.Config(**SMALL), texts=TEXTS)
     packer = MultiTurn(MultiTurn.Config(system=""))
     suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
-    with VectorStore(tmp_path / "vectors", {}, dim=8) as store:
+    with EmbeddingStore(tmp_path / "vectors", {}, dim=8) as store:
         model = TurnEncoder(backbone, OnePoint())
-        encoder = Encoder(model, packer, store, batch_tokens=4096, join_turns=True)
+        encoder = CachedEmbedder(model, packer, store, batch_tokens=4096, join_turns=True)
         shared, first = (
             run_suite(
                 "scenes",

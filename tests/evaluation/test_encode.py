@@ -12,8 +12,8 @@ import torch
 from muco.core import Content, DataError, MucoError, TurnEncoder
 from muco.core.image import EncodedImage
 from muco.evaluation import encode
-from muco.evaluation.embedding_store import VectorStore
-from muco.evaluation.encode import Encoder
+from muco.evaluation.embedding_store import EmbeddingStore
+from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.geometry import CoherenceMeter
 from muco.evaluation.search.search import rank_all
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -29,8 +29,8 @@ def model() -> TurnEncoder:
     return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim))
 
 
-def coder(model, store, **settings) -> Encoder:
-    return Encoder(model, MultiTurn(MultiTurn.Config(system="")), store, batch_tokens=128, **settings)
+def embedder(model, store, **settings) -> CachedEmbedder:
+    return CachedEmbedder(model, MultiTurn(MultiTurn.Config(system="")), store, batch_tokens=128, **settings)
 
 
 def contents() -> list[Content]:
@@ -43,15 +43,15 @@ def contents() -> list[Content]:
     return [*asked, Content("a red circle"), Content("", (images[0],)), Content("blue"), *asked[:5]]
 
 
-def open_store(path, **settings) -> VectorStore:
-    return VectorStore(path, settings.pop("about", {"weights": "a"}), dim=32, **settings)
+def open_store(path, **settings) -> EmbeddingStore:
+    return EmbeddingStore(path, settings.pop("about", {"weights": "a"}), dim=32, **settings)
 
 
 def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by_one(model, tmp_path):
     found = []
     for join_turns in (False, True):
         with open_store(tmp_path / str(join_turns)) as store:
-            encoder = coder(model, store, join_turns=join_turns)
+            encoder = embedder(model, store, join_turns=join_turns)
             found.append(encoder.encode(contents()))
             passes = encoder.passes
             assert passes.num_contents == len(set(contents()))
@@ -86,13 +86,13 @@ def test_each_distinct_content_is_encoded_once_and_never_again(model, tmp_path, 
 
     monkeypatch.setattr(type(processor), "collate", counted)
     with open_store(tmp_path) as store:
-        encoder = coder(model, store, join_turns=True)
+        encoder = embedder(model, store, join_turns=True)
         first = encoder.encode(given)
         assert sorted(seen) == sorted({content.content_id for content in given})
         again = encoder.encode(list(reversed(given)))
         assert torch.equal(again.vectors.block(0, len(given)).flip(0), first.vectors.block(0, len(given)))
     with open_store(tmp_path) as store:
-        later = coder(model, store, join_turns=True).encode(given)
+        later = embedder(model, store, join_turns=True).encode(given)
         assert torch.equal(later.vectors.block(0, 5), first.vectors.block(0, 5))
     assert len(seen) == len({content.content_id for content in given})
 
@@ -103,7 +103,7 @@ def stored(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     with pytest.MonkeyPatch.context() as patch, open_store(folder) as store:
         patch.setattr(encode, "WINDOW", 8)
-        return folder, coder(model, store, join_turns=True).encode(contents()).vectors
+        return folder, embedder(model, store, join_turns=True).encode(contents()).vectors
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 18])
@@ -119,7 +119,7 @@ def test_a_store_that_was_cut_short_is_completed_to_the_same_vectors(
             file.truncate(kept * size + torn)
     with open_store(tmp_path / "cut") as store:
         assert len(store) == kept
-        again = coder(model, store, join_turns=True).encode(contents()).vectors
+        again = embedder(model, store, join_turns=True).encode(contents()).vectors
         assert len(store) == len({content.content_id for content in contents()})
     assert torch.equal(again.block(0, len(again)), whole.block(0, len(whole)))
 
@@ -137,7 +137,7 @@ def test_a_damaged_row_is_never_used(model, tmp_path, stored):
     (tmp_path / "0000.rows").unlink()
     (tmp_path / "0000.vectors").unlink()
     with open_store(tmp_path) as store:
-        coder(model, store).encode(contents())
+        embedder(model, store).encode(contents())
 
 
 def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
@@ -160,8 +160,8 @@ def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
 
 def test_float16_is_kept_as_such_and_read_as_float32(model, tmp_path):
     with open_store(tmp_path / "32") as whole, open_store(tmp_path / "16", dtype="float16") as half:
-        expected = coder(model, whole).encode(contents()).vectors.block(0, 9)
-        found = coder(model, half).encode(contents()).vectors.block(0, 9)
+        expected = embedder(model, whole).encode(contents()).vectors.block(0, 9)
+        found = embedder(model, half).encode(contents()).vectors.block(0, 9)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected.half().float())
     assert (tmp_path / "16/0000.vectors").stat().st_size * 2 == (tmp_path / "32/0000.vectors").stat().st_size
@@ -182,13 +182,13 @@ def test_parts_of_several_processes_are_read_together(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"\x89PNG, cut", picture("red", (56, 56)).data[:-40]])
 def test_an_image_that_cannot_be_read_is_told_with_its_text(model, tmp_path, data):
     with open_store(tmp_path) as store, pytest.raises(DataError, match="image"):
-        coder(model, store).encode([Content("fine"), Content("what is it?", (EncodedImage(data),))])
+        embedder(model, store).encode([Content("fine"), Content("what is it?", (EncodedImage(data),))])
 
 
 def test_coherence_is_what_its_definitions_say(tmp_path, model):
     given = contents()
     with open_store(tmp_path) as store:
-        encoder = coder(model, store)
+        encoder = embedder(model, store)
         queries, pool = encoder.encode(given[:28]), encoder.encode(given[28:])
         from tests.evaluation.search.test_search import task_of
 

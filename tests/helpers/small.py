@@ -13,7 +13,7 @@ SMALL: dict[str, Any] = {
     "template": "bare",
     "min_pixels": 56 * 56,
     "max_pixels": 84 * 84,
-    "scratch": {
+    "random_init": {
         "hidden_dim": 32,
         "num_layers": 2,
         "num_heads": 2,
@@ -33,8 +33,8 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 def small(family: str, **options: Any) -> dict[str, Any]:
     """Return the settings of the smallest backbone of a family, with room for images of several windows."""
     patch = {"patch_size_pixels": 16} if family == "qwen3_vl" else {}
-    scratch = {**SMALL["scratch"], "family": family, **patch}
-    return {**SMALL, "max_pixels": 200 * 200, "scratch": scratch, **options}
+    random_init = {**SMALL["random_init"], "family": family, **patch}
+    return {**SMALL, "max_pixels": 200 * 200, "random_init": random_init, **options}
 
 
 TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
@@ -44,11 +44,11 @@ QUICK = [
     "data.pairs.source.num_samples=22",
     "sampler.run_length=4",
     "train.num_steps=12",
-    "train.samples_per_step=8",
+    "train.global_batch_size=8",
     "train.checkpoint_every=4",
     "train.log_every=1",
     "evaluate.suites.0.num_queries=8",
-    *(f"backbone.scratch.{key}={value}" for key, value in SMALL["scratch"].items()),
+    *(f"backbone.random_init.{key}={value}" for key, value in SMALL["random_init"].items()),
 ]
 """Overrides that make the quickstart a matter of seconds: 12 steps over an epoch's edge."""
 

@@ -140,7 +140,7 @@ def take_a_step(shards: Path, family: str, *, packer: str, pooler: str, loss: st
         sampler=Mixture(Mixture.Config()),
         packer=packer_cls(packer_config),
         processor=backbone.processor,
-        samples_per_step=4,
+        global_batch_size=4,
         seed=0,
         chunk_tokens=600,
     )

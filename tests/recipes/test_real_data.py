@@ -33,18 +33,18 @@ from tests.plugins.backbones.test_clip import SMALL as SMALL_CLIP
 from tests.plugins.backbones.test_llava import SIZES as LLAVA_SIZES
 
 QUICK_RUN = [
-    "train.num_steps=3", "train.samples_per_step=4", "train.warmup_steps=1", "train.chunk_tokens=512",
+    "train.num_steps=3", "train.global_batch_size=4", "train.warmup_steps=1", "train.chunk_tokens=512",
     "train.num_workers=0", "train.precision=float32", "train.log_every=1", "backbone.dtype=float32",
 ]  # fmt: skip
 SMALL_RUN = [*QUICK_RUN, "backbone.min_pixels=3136", "backbone.max_pixels=7056"]
 
 
-def scratch(sizes: dict[str, Any]) -> list[str]:
+def random_init(sizes: dict[str, Any]) -> list[str]:
     """Return the settings that take random weights of some sizes in the place of pretrained ones."""
-    return ["backbone.pretrained=null", f"backbone.scratch={json.dumps(sizes)}"]
+    return ["backbone.pretrained=null", f"backbone.random_init={json.dumps(sizes)}"]
 
 
-SCRATCH = scratch(SMALL["scratch"])
+RANDOM_INIT = random_init(SMALL["random_init"])
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def losses(run: Path) -> list[float]:
 def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     write_m3t(folder / "M3T", 12)
     muco("data", "prepare", "m3t", "--from", "M3T", "--to", "data/m3t", "--workers", "0")
-    first = run("m3t_qwen", [*SMALL_RUN, *SCRATCH])
+    first = run("m3t_qwen", [*SMALL_RUN, *RANDOM_INIT])
     assert json.loads((first / "summary.json").read_text())["pairs_seen"] == 3 * 4 * 7
     assert AutoConfig.from_pretrained(first / "model").model_type == "qwen2_vl"
     trained = load_file(first / "model/adapter.safetensors")
@@ -120,7 +120,7 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
 
     prepare_mmeb("--from", "MMEB-train", "--to", "data/plain")
     overrides = ["data.mmeb.shards=data/plain", "name=plain", "evaluate.suites=[]"]
-    plain = run("mmeb_qwen", [*SMALL_RUN, *SCRATCH, *overrides])
+    plain = run("mmeb_qwen", [*SMALL_RUN, *RANDOM_INIT, *overrides])
     assert json.loads((plain / "summary.json").read_text())["samples_seen"] == 12
 
 
@@ -137,7 +137,7 @@ def test_mmeb_on_two_towers(folder):
     write_mmeb(folder / "MMEB-train", 12)
     eval_files.write_mmeb(folder / "MMEB-eval", TWO_SETS, zipped=True)
     prepare_mmeb("--from", "MMEB-train", "--to", "data/mmeb_original")
-    done = run("mmeb_clip", [*QUICK_RUN, *scratch(SMALL_CLIP["scratch"])])
+    done = run("mmeb_clip", [*QUICK_RUN, *random_init(SMALL_CLIP["random_init"])])
     assert scored(done) >= {"mmeb/mean (2 of 36)", "mmeb/CIRR"}
     assert json.loads((done / "summary.json").read_text())["samples_seen"] == 12
     assert all(loss > 0 for loss in losses(done))
@@ -151,7 +151,7 @@ def test_mmeb_with_captions_on_llava(folder):
     eval_files.write_mmeb(folder / "MMEB-eval", TWO_SETS, zipped=True)
     prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
     sizes = LLAVA_SIZES | {"family": "llava_onevision", "image_size_pixels": 28}
-    done = run("mmeb_llava", [*QUICK_RUN, *scratch(sizes), "train.num_steps=2"])
+    done = run("mmeb_llava", [*QUICK_RUN, *random_init(sizes), "train.num_steps=2"])
     assert scored(done) >= {"mmeb/mean (2 of 36)", "mmeb/CIRR"}
     assert json.loads((done / "summary.json").read_text())["samples_seen"] == 8
     assert AutoConfig.from_pretrained(done / "model").model_type == "llava_onevision"
@@ -168,7 +168,7 @@ def test_pairs_of_ones_own(folder):
     columns = {"query_text": "question", "query_image": "photo", "target_text": "answer"}
     settings = [part for name, value in columns.items() for part in ("--set", f"columns.{name}={value}")]
     muco("data", "prepare", "pairs", "--from", "my.jsonl", "--to", "data/pairs", "--workers", "0", *settings)
-    done = run("pairs", [*SMALL_RUN, *SCRATCH])
+    done = run("pairs", [*SMALL_RUN, *RANDOM_INIT])
     assert json.loads((done / "summary.json").read_text())["pairs_seen"] == 3 * 4 * 2
 
 
@@ -192,7 +192,7 @@ def test_data_that_is_not_there_is_told_with_the_command_that_gets_it(tmp_path, 
 
 def test_all_data_that_is_missing_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe("pairs", ["data={a: {shards: x}, b: {shards: y, get: ask for it}}"])
+    recipe = load_recipe("pairs", ["data={a: {shards: x}, b: {shards: y, how_to_get: ask for it}}"])
     with pytest.raises(DataError, match=r"(?s)data\.a: x is not there.*data\.b: y is not there.*ask for it"):
         open_data(recipe, lambda items, number, what: items)
 

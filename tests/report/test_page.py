@@ -47,7 +47,13 @@ def picture(color: str) -> str:
 
 
 def log_line(step: int, **changes: object) -> dict[str, object]:
-    usual = {"loss": 3 / step, "lr": 1e-3, "grad_norm": 1.0, "precision": 0.4, "pairs_per_second": 512.0}
+    usual = {
+        "loss": 3 / step,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "in_batch_accuracy": 0.4,
+        "pairs_per_second": 512.0,
+    }
     return {"step": step, "epoch": 0, **usual, "counts": {"masked_siblings": 123}, **changes}
 
 

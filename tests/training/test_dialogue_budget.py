@@ -17,7 +17,7 @@ from muco.plugins.packers.reconstruction import Reconstruction
 from muco.plugins.packers.single_turn import SingleTurn
 from muco.plugins.samplers.mixture import Mixture
 from muco.training.batches import StepBatches
-from muco.training.dialogue_budget import fit
+from muco.training.dialogue_budget import drop_overlong_turns
 from tests.helpers.small import SMALL, TEXTS
 
 PACKERS = [
@@ -58,7 +58,7 @@ def keys(dialogues) -> list[tuple[int, int]]:
 )
 def test_what_is_left_fits_and_both_sides_keep_the_same_turns_whole(packer, lengths, max_tokens):
     whole = packed(packer, sample_of(lengths))
-    fitted = fit(whole, max_tokens=max_tokens, count=count)
+    fitted = drop_overlong_turns(whole, max_tokens=max_tokens, count=count)
     if fitted.pair is None:
         longest: dict[int, int] = {}
         for dialogue in whole.queries + whole.targets:
@@ -80,7 +80,9 @@ def test_what_is_left_fits_and_both_sides_keep_the_same_turns_whole(packer, leng
 
 def test_a_turn_that_does_not_fit_makes_room_for_those_after_it():
     sample = sample_of([(3, 1, 1), (50, 1, 1), (3, 1, 1), (3, 40, 1)])
-    fitted = fit(packed(MultiTurn(MultiTurn.Config(order="fixed")), sample), max_tokens=10, count=count)
+    fitted = drop_overlong_turns(
+        packed(MultiTurn(MultiTurn.Config(order="fixed")), sample), max_tokens=10, count=count
+    )
     assert fitted.pair is not None
     assert keys(fitted.pair.queries) == keys(fitted.pair.targets) == [(0, 0), (2, 0)]
     assert keys(fitted.pair.negatives) == [(0, 0), (2, 0)]
@@ -88,7 +90,9 @@ def test_a_turn_that_does_not_fit_makes_room_for_those_after_it():
 
 
 def test_a_hard_negative_that_is_too_long_goes_alone():
-    fitted = fit(packed(PACKERS[0], sample_of([(3, 1, 20), (3, 1, 2)])), max_tokens=10, count=count)
+    fitted = drop_overlong_turns(
+        packed(PACKERS[0], sample_of([(3, 1, 20), (3, 1, 2)])), max_tokens=10, count=count
+    )
     assert fitted.pair is not None
     assert keys(fitted.pair.queries) == [(0, 0), (1, 0)]
     assert keys(fitted.pair.negatives) == [(1, 0)]
@@ -113,7 +117,7 @@ def test_a_step_counts_what_the_backbones_tokens_leave_out(tmp_path):
             sampler=Mixture(Mixture.Config()),
             packer=MultiTurn(MultiTurn.Config()),
             processor=processor,
-            samples_per_step=4,
+            global_batch_size=4,
             seed=0,
             max_dialogue_tokens=max_dialogue_tokens,
         )[0]

@@ -52,7 +52,7 @@ def test_turns_a_matrix_to_singular_values_near_one(shape):
     ids=["matrices", "vectors", "both"],
 )
 def test_each_optimizer_is_made_where_it_has_weights(module, kinds):
-    settings = TrainSettings(num_steps=1, samples_per_step=2, learning_rate=0.1, optimizer="muon")
+    settings = TrainSettings(num_steps=1, global_batch_size=2, learning_rate=0.1, optimizer="muon")
     found = make_optimizers(module, settings)
     assert [type(part).__name__ for part, _ in found.parts] == kinds
     assert len(found.weights()) == len(list(module.parameters()))
@@ -60,6 +60,6 @@ def test_each_optimizer_is_made_where_it_has_weights(module, kinds):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_nothing_to_train_is_an_error(optimizer):
-    settings = TrainSettings(num_steps=1, samples_per_step=2, learning_rate=0.1, optimizer=optimizer)
+    settings = TrainSettings(num_steps=1, global_batch_size=2, learning_rate=0.1, optimizer=optimizer)
     with pytest.raises(MucoError, match="nothing would be trained"):
         make_optimizers(torch.nn.Linear(3, 2).requires_grad_(False), settings)

@@ -27,7 +27,7 @@ def batches(tmp_path_factory):
         sampler=Mixture(Mixture.Config()),
         packer=MultiTurn(MultiTurn.Config(context="isolated", system="")),
         processor=encoder().backbone.processor,
-        samples_per_step=7,
+        global_batch_size=7,
         seed=0,
     )
 
@@ -48,7 +48,7 @@ def test_peak_bytes_counts_what_is_held_at_once():
 
 def test_activation_checkpointing_lowers_what_is_predicted(batches):
     plain, fewer = (
-        rehearse(stepper(cached=True, checkpoint_activations=each), batches, batches.chunked(1)[0])
+        rehearse(stepper(cached=True, gradient_checkpointing=each), batches, batches.chunked(1)[0])
         for each in (False, True)
     )
     assert fewer.per_unit < 0.7 * plain.per_unit

@@ -107,11 +107,11 @@ def gradients(
         sampler=Mixture(Mixture.Config()),
         packer=packer,
         processor=model.backbone.processor,
-        samples_per_step=num_samples,
+        global_batch_size=num_samples,
         seed=0,
         chunk_tokens=budget,
         rank=ranks.rank,
-        num_ranks=ranks.number,
+        num_ranks=ranks.world_size,
     )
     torch.manual_seed(7)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
@@ -158,7 +158,7 @@ def test_float32_agrees_to_1e_5(model, reader, context):
 def test_activation_checkpointing_leaves_the_gradients_as_they_are(reader, cached):
     found, expected = (
         gradients(
-            encoder(lora=True, checkpoint_activations=each),
+            encoder(lora=True, gradient_checkpointing=each),
             reader,
             cached=cached,
             budget=120,
@@ -175,7 +175,7 @@ def test_adapters_of_any_family_have_the_gradients_of_a_plain_step(reader, famil
     settings = small(family, adapter={"rank": 4, "alpha": 8.0, "dropout": 0.3})
     plain, cached = (
         gradients(
-            encoder(**settings, checkpoint_activations=each),
+            encoder(**settings, gradient_checkpointing=each),
             reader,
             cached=each,
             budget=300,

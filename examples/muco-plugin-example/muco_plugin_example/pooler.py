@@ -18,7 +18,7 @@ class WeightedMean(Pooler):
 
     def pool(self, states: TurnStates) -> Tensor:
         """Return [N, H], not divided by the sum of the weights: the interface divides by the length."""
-        spans = zip(states.places.start.tolist(), states.places.stop.tolist(), strict=True)
+        spans = zip(states.spans.start.tolist(), states.spans.stop.tolist(), strict=True)
         return torch.stack([self._mean(states.hidden[start:stop]) for start, stop in spans])
 
     def _mean(self, hidden: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from muco.core.component import ComponentConfig
 from muco.core.source import Source
-from muco.data.prepare.convert import Conversion, Show, describe
+from muco.data.prepare.convert import Conversion, ShowProgress, describe
 from muco.io.cache import cache_folder
 
 
-def cached_shards(name: str, config: ComponentConfig, source: Source, show: Show) -> Path:
+def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
     """Return the folder of the source's shards, made now unless it was made before.
 
     Args:
@@ -20,10 +20,10 @@ def cached_shards(name: str, config: ComponentConfig, source: Source, show: Show
         config: its settings; they, the source's version and the files it reads decide which shards are
             the same.
         source: yields the samples when they are needed.
-        show: shows the samples go by while they are written.
+        progress: shows the samples go by while they are written.
     """
     key = blake2b(json.dumps(describe(name, config, source), sort_keys=True).encode(), digest_size=8)
     folder = cache_folder() / "shards" / f"{name}-{key.hexdigest()}"
     if not folder.is_dir():
-        Conversion(name, config, source, folder).run(show=show)
+        Conversion(name, config, source, folder).run(progress=progress)
     return folder

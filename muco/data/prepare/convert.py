@@ -38,7 +38,7 @@ _SPARE = 1.02
 
 Engine = Literal["local", "ray"]
 
-Show = Callable[[Iterable[Any], int, str], Iterable[Any]]
+ShowProgress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Shows that items go by: (items, their number, what they are) -> the same items."""
 
 
@@ -97,7 +97,7 @@ class Conversion:
     """The conversion stops where a larger share of the records so far (of 1,000 at least) makes no sample."""
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What made the shards; kept in their index."""
         return describe(self.name, self.config, self.source) | {"layout": vars(self.layout)}
 
@@ -106,11 +106,11 @@ class Conversion:
         """Where it is written until it is whole."""
         return self.folder.parent / f".{self.folder.name}.partial"
 
-    def need(self, show: Show) -> Need:
+    def need(self, progress: ShowProgress) -> Need:
         """Return what the shards will take: texts and tar headers, and each image file once."""
         total, missing = 0, 0
         seen = bytearray(2**25)  # a bit an image by the hash of its name: a few are taken for seen
-        for record in show(self.source.records(), len(self.source), "looking at records"):
+        for record in progress(self.source.records(), len(self.source), "looking at records"):
             total += _RECORD_BYTES + int(_AS_JSON * _text_bytes(record))
             try:
                 for name, num_bytes in self.source.files_of(record):
@@ -136,13 +136,13 @@ class Conversion:
                 "Name another folder with --to, or make room."
             )
 
-    def run(self, *, engine: Engine = "local", workers: int = 0, show: Show) -> Converted:
+    def run(self, *, engine: Engine = "local", workers: int = 0, progress: ShowProgress) -> Converted:
         """Write the shards, or find them written.
 
         Args:
             engine: local processes, or Ray.
             workers: processes of the local engine that read; 0 reads in this one.
-            show: shows the records go by.
+            progress: shows the records go by.
 
         Raises:
             DataError: too many records make no sample, the disk is full, the folder holds something else.
@@ -153,7 +153,7 @@ class Conversion:
                 if not self.folder.exists():
                     self.work.mkdir(parents=True, exist_ok=True)
                     if not self._is_whole():
-                        self._write(engine, workers, show)
+                        self._write(engine, workers, progress)
                     os.rename(self.work, self.folder)
                 return self._converted()
         except (OSError, sqlite3.Error) as error:
@@ -167,7 +167,7 @@ class Conversion:
         if not (self.folder / INDEX_JSON).is_file():
             raise DataError(f"{self.folder} exists, and is no folder of muco shards; name another one")
         index = read_index(self.folder)
-        if index.about != json.loads(json.dumps(self.about)):
+        if index.about != json.loads(json.dumps(self.metadata)):
             raise DataError(
                 f"{self.folder} holds other shards: of other settings, or the data changed since. "
                 "Name another folder, or remove that one."
@@ -176,8 +176,8 @@ class Conversion:
         lines = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0
         return Converted(len(index), lines)
 
-    def _write(self, engine: Engine, workers: int, show: Show) -> None:
-        journal = Journal(self.work / JOURNAL_FILE, self.about)
+    def _write(self, engine: Engine, workers: int, progress: ShowProgress) -> None:
+        journal = Journal(self.work / JOURNAL_FILE, self.metadata)
         try:
             _forget_open_shard(self.work, journal)
             start = journal.position
@@ -189,7 +189,7 @@ class Conversion:
                 outcomes = in_processes(maker, records, workers)
             else:
                 outcomes = in_this_process(maker, self.source, records)
-            shown = show(outcomes, len(self.source) - start, "writing shards")
+            shown = progress(outcomes, len(self.source) - start, "writing shards")
             position = self._write_shards(enumerate(shown, start), journal)
             self._finish(journal, position)
         finally:
@@ -257,7 +257,7 @@ class Conversion:
             for record, name, reason in journal.skipped():
                 line = {"record": record, "name": name, "reason": reason}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        write_index(self.work, journal.shards(), journal.rows(), self.about)
+        write_index(self.work, journal.shards(), journal.rows(), self.metadata)
 
 
 def describe(name: str, config: ComponentConfig, source: Source) -> dict[str, Any]:

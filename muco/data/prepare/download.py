@@ -38,7 +38,7 @@ _HIDES_IPV4 = tuple(
 
 
 @dataclass(frozen=True)
-class Manners:
+class DownloadLimits:
     """What a download takes of others and of this machine."""
 
     concurrency: int = 32
@@ -76,7 +76,7 @@ class RefusedError(Exception):
     """Why a URL was not fetched, though asking again would not help."""
 
 
-class ComeAgainError(Exception):
+class RetryableError(Exception):
     """Why a try failed that may succeed later."""
 
     def __init__(self, reason: str, after_seconds: float = 0.0) -> None:
@@ -88,7 +88,7 @@ class PrivateAddressError(OSError):
     """A connection to an address that is not on the public internet."""
 
 
-def download(urls: Iterable[str], folder: Path, manners: Manners) -> Fetched:
+def download(urls: Iterable[str], folder: Path, manners: DownloadLimits) -> Fetched:
     """Fetch images into `images-000000.tar` and so on below a folder, each under the hash of its URL.
 
     Started again, it fetches what is missing. `failures.jsonl` names what could not be had, and why.
@@ -199,7 +199,7 @@ class _Store:
 
 @dataclass
 class _Downloader:
-    manners: Manners
+    manners: DownloadLimits
     store: _Store
     _asked: set[bytes] = field(default_factory=set)
 
@@ -244,7 +244,7 @@ class _Downloader:
             except (RefusedError, DataError) as error:
                 reason = str(error)
                 break
-            except ComeAgainError as error:
+            except RetryableError as error:
                 reason = str(error)
                 if tries < self.manners.tries:
                     await asyncio.sleep(
@@ -269,11 +269,11 @@ class _Downloader:
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, PrivateAddressError) or PrivateAddressError.__name__ in str(error):
                 raise RefusedError(f"{urlsplit(url).hostname} is at a private or loopback address") from None
-            raise ComeAgainError(f"no connection: {error}") from None
+            raise RetryableError(f"no connection: {error}") from None
         except TimeoutError:
-            raise ComeAgainError(f"no answer within {self.manners.timeout_seconds:g} s") from None
+            raise RetryableError(f"no answer within {self.manners.timeout_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ComeAgainError(f"{type(error).__name__}: {error}") from None
+            raise RetryableError(f"{type(error).__name__}: {error}") from None
 
     async def _get(self, url: str) -> bytes | str:
         """Return the body, or where a redirect leads."""
@@ -285,7 +285,7 @@ class _Downloader:
             if answer.status in _REDIRECTS and "Location" in answer.headers:
                 return answer.headers["Location"]
             if answer.status in _LATER:
-                raise ComeAgainError(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
+                raise RetryableError(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
             if answer.status != 200:
                 raise RefusedError(f"status {answer.status}")
             return await self._body(answer)

@@ -24,7 +24,7 @@ _UNREAD = 0
 MOST_NAMED = 20
 """Problems that are told; the others are counted."""
 
-Show = Callable[[Iterable[Shard], int, str], Iterable[Shard]]
+ShowProgress = Callable[[Iterable[Shard], int, str], Iterable[Shard]]
 
 
 @dataclass
@@ -44,14 +44,16 @@ class Findings:
             self.problems.append(problem)
 
 
-def check_shards(folder: Path, *, columns: PairColumns | None, decode: bool, show: Show) -> Findings:
+def check_shards(
+    folder: Path, *, columns: PairColumns | None, decode: bool, progress: ShowProgress
+) -> Findings:
     """Read every shard and every sample of a folder.
 
     Args:
         folder: of shards.
         columns: of tars that another tool wrote.
         decode: decode the images too; else their headers are read.
-        show: shows the shards go by.
+        progress: shows the shards go by.
 
     Raises:
         DataError: there is no index, or it does not belong to the shards.
@@ -59,7 +61,7 @@ def check_shards(folder: Path, *, columns: PairColumns | None, decode: bool, sho
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
     found, first = Findings(), 0
     ids = np.zeros(len(reader), dtype=np.int64)
-    for shard in show(reader.index.shards, len(reader.index.shards), "checking shards"):
+    for shard in progress(reader.index.shards, len(reader.index.shards), "checking shards"):
         if digest_of(folder / shard.file) != shard.blake2b:
             found.note(f"{folder / shard.file} is not what its index says, by its checksum")
         for number in range(first, first + shard.num_samples):

@@ -14,7 +14,7 @@ from muco.core.video import Video, Visual
 from muco.data.shards.check import images_of
 from muco.data.shards.reader import ShardReader
 
-Show = Callable[[Iterable[int], int, str], Iterable[int]]
+ShowProgress = Callable[[Iterable[int], int, str], Iterable[int]]
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Summary:
                 yield name, _spread(values)
 
 
-def summarize(reader: ShardReader, *, most: int, show: Show) -> Summary:
+def summarize(reader: ShardReader, *, most: int, progress: ShowProgress) -> Summary:
     """Look at samples, `most` of them at most, spread evenly over the shards."""
     found = Summary(len(reader), num_bytes=sum(shard.num_bytes for shard in reader.index.shards))
     numbers = spread_over(len(reader), most)
-    for number in show(numbers, len(numbers), "looking at samples"):
+    for number in progress(numbers, len(numbers), "looking at samples"):
         found.num_seen += 1
         try:
             found.add(reader[number])

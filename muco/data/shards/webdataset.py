@@ -36,7 +36,7 @@ def key_number(key: str) -> int:
     return zlib.crc32(key.encode())
 
 
-def index_folder(folder: Path, show: Callable[[Iterable[Path], int, str], Iterable[Path]]) -> int:
+def index_folder(folder: Path, progress: Callable[[Iterable[Path], int, str], Iterable[Path]]) -> int:
     """Write the index of the tars in a folder beside them, and return the number of samples.
 
     Raises:
@@ -53,7 +53,7 @@ def index_folder(folder: Path, show: Callable[[Iterable[Path], int, str], Iterab
         raise DataError(f"{folder}: no *.tar in it{hint}")
     shards: list[Shard] = []
     rows: list[Row] = []
-    for number, path in enumerate(show(paths, len(paths), "indexing tars")):
+    for number, path in enumerate(progress(paths, len(paths), "indexing tars")):
         first = len(rows)
         rows += _rows(path, number)
         shards.append(Shard(path.name, path.stat().st_size, len(rows) - first, digest_of(path)))

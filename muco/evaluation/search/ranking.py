@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Standing:
+class RelevantRank:
     """How one right answer stands among its query's wrong candidates."""
 
     score: float
@@ -22,7 +22,7 @@ class Standing:
 class Ranking:
     """How one query's right answers stand among its candidates."""
 
-    right: tuple[Standing, ...]
+    right: tuple[RelevantRank, ...]
     """At least one, by (-score, position)."""
     num_candidates: int
     top: tuple[tuple[int, float], ...] = ()

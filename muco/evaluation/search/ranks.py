@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muco.evaluation.search.ranking import Standing
+from muco.evaluation.search.ranking import RelevantRank
 from muco.evaluation.search.scan import (
     PART_ROWS,
     Scorer,
@@ -30,7 +30,7 @@ from muco.evaluation.search.vectors import Vectors
 
 def rank_pool(
     query_QD: Tensor, pool: Vectors, relevant: Sequence[Sequence[int]], device: torch.device
-) -> list[tuple[Standing, ...]]:
+) -> list[tuple[RelevantRank, ...]]:
     """Return how each query's right answers stand, by (-score, position).
 
     Args:
@@ -62,7 +62,7 @@ def rank_pool(
     for having, counts in zip(slots, zip(*in_parts(over, len(pool), device), strict=True), strict=True):
         for each, tally in zip(having, torch.stack(counts).sum(0).T.tolist(), strict=True):
             tallies.setdefault(each.query, []).append(tally)
-    return [each.standings(tallies[each.query]) for each in rights]
+    return [each.relevant_ranks(tallies[each.query]) for each in rights]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class _Right:
         order = np.argsort(-scores, kind="stable")
         return cls(query, rows[order], scores[order])
 
-    def standings(self, tallies: Sequence[list[int]]) -> tuple[Standing, ...]:
+    def relevant_ranks(self, tallies: Sequence[list[int]]) -> tuple[RelevantRank, ...]:
         """Take the right answers themselves out of what was counted over the whole pool."""
-        found: list[Standing] = []
+        found: list[RelevantRank] = []
         for place, (above, tied, before) in enumerate(tallies):
             score = self.scores[place]
             same = self.scores == score
             found.append(
-                Standing(
+                RelevantRank(
                     score=float(score),
                     above=above - int((self.scores > score).sum()),
                     tied=tied - int(same.sum()),

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.suite import Task
-from muco.evaluation.search.ranking import Ranking, Standing
+from muco.evaluation.search.ranking import Ranking, RelevantRank
 from muco.evaluation.search.ranks import rank_pool
 from muco.evaluation.search.scan import NOT_FINITE, scores_of
-from muco.evaluation.search.top_k import best_of_pool
+from muco.evaluation.search.top_k import top_k_of_pool
 from muco.evaluation.search.vectors import Vectors, as_vectors
 
 _QUERIES = 2048
@@ -64,7 +64,7 @@ def rank_all(
     return found
 
 
-def best_of(
+def top_k(
     query_QD: Tensor, pool: Vectors | Tensor, num_best: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Return the best candidates of each query, by (-score, position).
@@ -83,7 +83,7 @@ def best_of(
     """
     pool = as_vectors(pool)
     parts = [
-        best_of_pool(query_QD[first : first + _QUERIES].to(device), pool, num_best)
+        top_k_of_pool(query_QD[first : first + _QUERIES].to(device), pool, num_best)
         for first in range(0, len(query_QD), _QUERIES)
     ]
     return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
@@ -94,7 +94,7 @@ def _tops(
 ) -> dict[int, tuple[tuple[int, float], ...]]:
     if not num_top or not num_queries:
         return {}
-    scores, rows = best_of(query.block(0, num_queries), pool, num_top, device=device)
+    scores, rows = top_k(query.block(0, num_queries), pool, num_top, device=device)
     pairs = zip(rows.tolist(), scores.tolist(), strict=True)
     return {row: tuple(zip(*each, strict=True)) for row, each in enumerate(pairs)}
 
@@ -138,12 +138,14 @@ def _rank_list(
     is_right = np.isin(places, np.asarray(relevant))
     right = np.flatnonzero(is_right)
     wrong_scores = np.sort(score_C[~is_right])
-    standings: list[Standing] = []
+    relevant_ranks: list[RelevantRank] = []
     for place in right[np.argsort(-score_C[right], kind="stable")]:
         score = score_C[place]
         low, high = np.searchsorted(wrong_scores, score), np.searchsorted(wrong_scores, score, "right")
         before = int(((score_C == score) & ~is_right)[:place].sum()) if high > low else 0
-        standings.append(Standing(float(score), len(wrong_scores) - int(high), int(high - low), before))
+        relevant_ranks.append(
+            RelevantRank(float(score), len(wrong_scores) - int(high), int(high - low), before)
+        )
     order = np.argsort(-score_C, kind="stable")[:num_top]
     top = tuple((int(places[place]), float(score_C[place])) for place in order)
-    return Ranking(tuple(standings), len(places), top)
+    return Ranking(tuple(relevant_ranks), len(places), top)

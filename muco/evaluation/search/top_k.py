@@ -13,7 +13,7 @@ from muco.evaluation.search.scan import PART_ROWS, Scorer, at_least, blocks, in_
 from muco.evaluation.search.vectors import Vectors
 
 
-def best_of_pool(query_QD: Tensor, pool: Vectors, num_best: int) -> tuple[Tensor, Tensor]:
+def top_k_of_pool(query_QD: Tensor, pool: Vectors, num_best: int) -> tuple[Tensor, Tensor]:
     """Return scores float32 [Q, K] and rows int64 [Q, K], on the CPU, by (-score, position).
 
     Raises:

@@ -20,4 +20,4 @@ class LastToken(Pooler):
         self.project, self.embedding_dim = projection(config, hidden_dim)
 
     def pool(self, states: TurnStates) -> Tensor:
-        return self.project(states.hidden[states.places.stop - 1])
+        return self.project(states.hidden[states.spans.stop - 1])

@@ -24,4 +24,4 @@ class TurnToken(Pooler):
         self.project, self.embedding_dim = projection(config, hidden_dim)
 
     def pool(self, states: TurnStates) -> Tensor:
-        return self.project(states.hidden[states.places.token])
+        return self.project(states.hidden[states.spans.token])

@@ -38,7 +38,7 @@ class Mined(Sampler):
         keep: PositiveInt = 100
         """The neighbours after those that count as near."""
         community_size: PositiveInt = 32
-        """Samples that stand together; divides `train.samples_per_step`."""
+        """Samples that stand together; divides `train.global_batch_size`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -103,7 +103,7 @@ class Mined(Sampler):
         size = self.config.community_size
         if batch_size % size:
             raise MucoError(
-                f"sampler.community_size: {size} does not divide train.samples_per_step {batch_size}"
+                f"sampler.community_size: {size} does not divide train.global_batch_size {batch_size}"
             )
         for name in self.config.graphs:
             if name not in catalog:

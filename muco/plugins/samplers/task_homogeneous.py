@@ -28,7 +28,7 @@ class TaskHomogeneous(Sampler):
 
     class Config(SharesConfig):
         run_length: PositiveInt
-        """Samples of one data set that stand together; divides `train.samples_per_step`."""
+        """Samples of one data set that stand together; divides `train.global_batch_size`."""
 
     def __init__(self, config: Config) -> None:
         self.run_length = config.run_length
@@ -55,5 +55,5 @@ class TaskHomogeneous(Sampler):
     def _check(self, batch_size: int) -> None:
         if batch_size % self.run_length:
             raise MucoError(
-                f"sampler.run_length: {self.run_length} does not divide train.samples_per_step {batch_size}"
+                f"sampler.run_length: {self.run_length} does not divide train.global_batch_size {batch_size}"
             )

@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def convert(source: str, path: Path, to: Path, *settings: str, workers: int = 0, **options):
     layout = Layout(**{key: options.pop(key) for key in vars(Layout()) if key in options})
     conversion = conversion_of(source, to, settings, path=path, layout=layout, **options)
-    return conversion.run(workers=workers, show=quiet)
+    return conversion.run(workers=workers, progress=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_conversion_of_changed_data_is_not_mixed_with_the_old(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        conversion.run(show=stop)
+        conversion.run(progress=stop)
     write_m3t(tmp_path / "M3T", 21)
     with pytest.raises(DataError, match="holds another conversion, unfinished"):
         convert("m3t", tmp_path / "M3T", tmp_path / "shards")
@@ -229,7 +229,7 @@ def test_the_disk_is_asked_for_what_will_be_written(tmp_path, kind):
     columns = ["columns.query_text=q", "columns.query_image=p", "columns.target_text=a"]
     conversion = conversion_of("pairs", tmp_path / "shards", columns, path=tmp_path / "mine.parquet")
     need = conversion.need(quiet).num_bytes
-    conversion.run(show=quiet)
+    conversion.run(progress=quiet)
     taken = sum(len(data) for name, data in contents(tmp_path / "shards").items() if name.endswith(".tar"))
     assert taken <= need <= 2 * taken
 

@@ -20,7 +20,7 @@ import pytest
 
 from muco.core import DataError
 from muco.core.ids import url_name
-from muco.data.prepare.download import FAILURES_FILE, Manners, download, is_public
+from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download, is_public
 from muco.io.image_files import ImageFiles
 from tests.helpers.outside_data import bomb, image_bytes, write_jsonl
 
@@ -124,7 +124,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(urls: list[str], folder: Path, *, allow: tuple[str, ...] = ("127.0.0.1",), **options):
-    return download(urls, folder, Manners(**(QUICK | options), allowed_hosts=frozenset(allow)))
+    return download(urls, folder, DownloadLimits(**(QUICK | options), allowed_hosts=frozenset(allow)))
 
 
 def had(folder: Path) -> dict[str, bytes]:
@@ -253,7 +253,10 @@ def test_a_folder_is_written_by_one_download_alone(server, tmp_path):
             fetch([server.url("image/1")], tmp_path)
         yield server.url("image/2")
 
-    assert download(urls(), tmp_path, Manners(**QUICK, allowed_hosts=frozenset({"127.0.0.1"}))).num_new == 1
+    assert (
+        download(urls(), tmp_path, DownloadLimits(**QUICK, allowed_hosts=frozenset({"127.0.0.1"}))).num_new
+        == 1
+    )
 
 
 def test_a_tar_that_a_killed_download_had_just_begun_is_gone(server, tmp_path, monkeypatch):

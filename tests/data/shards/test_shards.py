@@ -443,7 +443,7 @@ def step_of(folder: Path, processor, *, chunk_tokens: int | None = None):
         sampler=Mixture(Mixture.Config()),
         packer=SingleTurn(SingleTurn.Config(turns="all")),
         processor=processor,
-        samples_per_step=8,
+        global_batch_size=8,
         seed=0,
         chunk_tokens=chunk_tokens,
     )[0]

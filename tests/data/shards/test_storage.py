@@ -64,7 +64,7 @@ def test_tars_of_another_tool_are_read_by_columns(tmp_path):
     sample = ShardReader(folder, columns=backwards)[3]
     assert sample.pairs[0].queries[0].text == "other 3"
     assert sample.pairs[0].target.images[0].data == image_bytes(3)
-    found = check_shards(folder, columns=CAPTIONS, decode=True, show=quiet)
+    found = check_shards(folder, columns=CAPTIONS, decode=True, progress=quiet)
     assert (found.num_samples, found.num_images, found.problems) == (6, 6, [])
 
 
@@ -284,11 +284,11 @@ def test_checking_names_what_is_broken(shards, tmp_path):
     folder = write(tmp_path / "data", samples)
     path = folder / "shard-000000.tar"
     path.write_bytes(path.read_bytes().replace(b"thing 1", b"thing \xff").replace(b"picture 2", b"<|image_1"))
-    found = check_shards(folder, columns=None, decode=False, show=quiet)
+    found = check_shards(folder, columns=None, decode=False, progress=quiet)
     assert (found.num_samples, found.num_problems) == (3, 2)
     assert "is not what its index says, by its checksum" in found.problems[0]
     assert f"{path}:000000001: not a sample" in found.problems[1]
-    assert check_shards(shards, columns=None, decode=True, show=quiet).problems == []
+    assert check_shards(shards, columns=None, decode=True, progress=quiet).problems == []
     done = subprocess.run([*MUCO, "data", "check", str(folder)], capture_output=True, text=True)
     assert (done.returncode, "2 problems" in done.stderr) == (2, True)
     done = subprocess.run([*MUCO, "data", "check", str(shards)], capture_output=True, text=True)
@@ -304,7 +304,7 @@ def test_a_page_shows_samples_and_runs_nothing_of_theirs(tmp_path):
     broken = Sample("broken", evil, (EncodedImage(bomb()),), (pair,))
     folder = write(tmp_path / "data", [Sample(evil, "d", (), (pair,)), broken, *map(plain, range(30))])
     reader = ShardReader(folder)
-    found = summarize(reader, most=100, show=quiet)
+    found = summarize(reader, most=100, progress=quiet)
     assert (found.num_samples, found.num_seen, found.num_unreadable) == (32, 32, 1)
     assert found.directions["text -> image + text"] == 1
     page = tmp_path / "page.html"

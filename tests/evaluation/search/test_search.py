@@ -9,7 +9,7 @@ from hypothesis.strategies import booleans, integers
 from muco.core import Content, Task
 from muco.evaluation.metrics import score
 from muco.evaluation.search import scan, search
-from muco.evaluation.search.search import best_of, rank_all
+from muco.evaluation.search.search import rank_all, top_k
 
 
 def task_of(num_queries, pool, candidates, relevant):
@@ -34,7 +34,7 @@ def test_equal_vectors_score_chance(scale):
     whole = rank_all(task_of(3, 1037, None, [[5]] * 3), vector.expand(3, -1), vector.expand(1037, -1))
     assert [score(ranking, "precision@1", "share") for ranking in whole] == [1 / 1037] * 3
     assert [score(ranking, "precision@1", "first") for ranking in whole] == [0.0] * 3
-    _, rows = best_of(vector.expand(3, -1), vector.expand(1037, -1), 7)
+    _, rows = top_k(vector.expand(3, -1), vector.expand(1037, -1), 7)
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 3
 
 
@@ -51,14 +51,14 @@ def test_standings_are_those_of_a_full_sort(seed, levels, own_lists):
         order = sorted(lists[row], key=lambda place: (-scores[place], lists[row].index(place)))
         wrong = [place for place in lists[row] if place not in right[row]]
         assert ranking.num_candidates == len(lists[row])
-        for place, standing in zip(
+        for place, relevant_rank in zip(
             [place for place in order if place in right[row]], ranking.right, strict=True
         ):
-            assert standing.score == scores[place]
-            assert standing.above == sum(scores[other] > scores[place] for other in wrong)
-            assert standing.tied == sum(scores[other] == scores[place] for other in wrong)
+            assert relevant_rank.score == scores[place]
+            assert relevant_rank.above == sum(scores[other] > scores[place] for other in wrong)
+            assert relevant_rank.tied == sum(scores[other] == scores[place] for other in wrong)
             ahead = lists[row][: lists[row].index(place)]
-            assert standing.tied_before == sum(
+            assert relevant_rank.tied_before == sum(
                 scores[other] == scores[place] for other in wrong if other in ahead
             )
         assert [place for place, _ in ranking.top] == (order[:5] if row < 4 else [])
@@ -69,7 +69,7 @@ def test_the_best_are_those_of_a_full_sort(seed, levels, block, number):
     (query, pool), _ = levels_of(seed, levels, (5, 4), (29, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "BLOCK_ROWS", block)
-        scores, rows = best_of(query, pool, number)
+        scores, rows = top_k(query, pool, number)
     for row in range(5):
         order = sorted(range(29), key=lambda place: (-float(query[row] @ pool[place]), place))[:number]
         assert rows[row].tolist() == order
@@ -117,7 +117,7 @@ def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
     ranked = rank_all(task_of(40, len(pool), None, [[place] for place in places.tolist()]), query, pool)
     assert [each.right[0].above for each in ranked] == (exact > right).sum(1).tolist()
     assert [each.right[0].tied for each in ranked] == ((exact == right).sum(1) - 1).tolist()
-    scores, rows = best_of(query, pool, 7)
+    scores, rows = top_k(query, pool, 7)
     order = exact.sort(dim=1, descending=True, stable=True)
     assert torch.equal(rows, order.indices[:, :7])
     assert torch.equal(scores, order.values[:, :7])
@@ -134,7 +134,7 @@ def test_a_vector_that_is_not_finite_is_told_and_never_ranked(lists, broken, sid
     with pytest.raises(ValueError, match="not finite"):
         rank_all(task_of(3, 29, lists, [[0], [1], [2]]), *both)
     with pytest.raises(ValueError, match="not finite"):
-        best_of(*both, 3)
+        top_k(*both, 3)
     assert torch.get_num_threads() == threads
 
 

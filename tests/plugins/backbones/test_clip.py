@@ -44,7 +44,7 @@ from muco.training.step import Stepper
 from tests.helpers.small import TEXTS, picture
 
 SMALL: dict[str, Any] = {
-    "scratch": {
+    "random_init": {
         "embedding_dim": 32,
         "vision_dim": 32,
         "vision_layers": 2,
@@ -86,7 +86,7 @@ def saved(backbone, tmp_path) -> Path:
 
 
 def pretrained(folder: Path, **changes: Any) -> Clip:
-    return build(scratch=None, pretrained=str(folder), **changes)
+    return build(random_init=None, pretrained=str(folder), **changes)
 
 
 def towers_of(vision: dict[str, Any], text: dict[str, Any], folder: Path) -> Path:
@@ -307,7 +307,7 @@ def test_an_empty_turn_is_an_error(backbone):
 )
 def test_causal_turns_are_refused_with_the_setting_that_works(given, works):
     overrides = [
-        "backbone={name: clip, scratch: {}}",
+        "backbone={name: clip, random_init: {}}",
         "packer.context=causal",
         "loss.duplicates=mask",
         *given,
@@ -326,10 +326,13 @@ def test_causal_turns_that_reach_it_are_a_bug(backbone):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"scratch": None}, "either `pretrained` or `scratch`"),
-        ({"pretrained": "x"}, "either `pretrained` or `scratch`"),
-        ({"scratch": None, "pretrained": "x", "image_tower": {"name": "test_vit"}}, "image_tower.pretrained"),
-        ({"scratch": {"text_dim": 30}}, "text_dim 30 must be a multiple of text_heads 4"),
+        ({"random_init": None}, "either `pretrained` or `random_init`"),
+        ({"pretrained": "x"}, "either `pretrained` or `random_init`"),
+        (
+            {"random_init": None, "pretrained": "x", "image_tower": {"name": "test_vit"}},
+            "image_tower.pretrained",
+        ),
+        ({"random_init": {"text_dim": 30}}, "text_dim 30 must be a multiple of text_heads 4"),
         ({"image_weight": 1.0}, "less than 1"),
     ],
 )
@@ -419,7 +422,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(saved, gone, told):
 def test_a_hub_name_that_cannot_be_had_is_named(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MucoError, match=r"backbone\.pretrained: hf-hub:.* cannot be loaded"):
-        build(scratch=None, pretrained=name)
+        build(random_init=None, pretrained=name)
 
 
 # A timm tower
@@ -515,7 +518,7 @@ def stepper(reader, *, cached=False, budget=None, dtype=torch.float64, packer=No
         sampler=Mixture(Mixture.Config()),
         packer=packer or MultiTurn(MultiTurn.Config(context="isolated", system="")),
         processor=backbone.processor,
-        samples_per_step=7,
+        global_batch_size=7,
         seed=0,
         chunk_tokens=budget,
     )
@@ -565,17 +568,17 @@ def kept_bytes(step) -> int:
 @pytest.mark.parametrize("adapter", [None, {"vision": True, "dropout": 0.0}], ids=["whole", "adapters"])
 def test_activations_computed_again_give_the_same_gradients_of_less_memory(reader, tower, adapter):
     settings = {**tower, "adapter": adapter}
-    same(gradients(reader, **settings, checkpoint_activations=True), gradients(reader, **settings), 1e-10)
+    same(gradients(reader, **settings, gradient_checkpointing=True), gradients(reader, **settings), 1e-10)
     less, more = (
-        kept_bytes(stepper(reader, **settings, cached=False, checkpoint_activations=each)[1])
+        kept_bytes(stepper(reader, **settings, cached=False, gradient_checkpointing=each)[1])
         for each in (True, False)
     )
     assert less < 0.95 * more
 
 
 def test_a_tower_that_keeps_its_activations_is_told():
-    with pytest.raises(MucoError, match=r"checkpoint_activations: .*freeze_vision: true"):
-        build(image_tower={"name": "darknet17"}, checkpoint_activations=True)
+    with pytest.raises(MucoError, match=r"gradient_checkpointing: .*freeze_vision: true"):
+        build(image_tower={"name": "darknet17"}, gradient_checkpointing=True)
 
 
 def test_float32_agrees_to_1e_5(reader):
@@ -718,7 +721,7 @@ def test_adapters_are_saved_loaded_merged_and_started_from(tmp_path, adapter, dt
     whole = pretrained(tmp_path / "adapted", fusion="mlp", dtype=dtype)
     assert trained(whole) == {name for name, _ in whole.named_parameters() if "logit_scale" not in name}
     backbone.merge_adapters()
-    near = 2e-6 if dtype == "float32" else 5e-2
+    near = 5e-6 if dtype == "float32" else 5e-2
     torch.testing.assert_close(states(backbone, DIALOGUES), expected, rtol=0, atol=near)
     assert backbone.model.state_dict().keys() == build(**options).model.state_dict().keys()
     # Torch's closed attention takes another path, equal within rounding, where its weights are trained.

@@ -39,8 +39,8 @@ ASKED = ["a", "what is the colour of the circle?", "b", "where is it? " * 9]
 
 def small(family: str, **options: object) -> dict:
     decoder = options.pop("decoder", None)
-    scratch = {**SIZES, "family": family, "decoder": decoder}
-    return {"max_tiles": 3, "scratch": scratch, **options}
+    random_init = {**SIZES, "family": family, "decoder": decoder}
+    return {"max_tiles": 3, "random_init": random_init, **options}
 
 
 def build(family: str, **options: object) -> Llava:
@@ -385,7 +385,7 @@ def test_cached_gradients_equal_plain_ones_in_any_chunks(backbone, reader, conte
         same(gradients(model, reader, cached=True, budget=budget, context=context), whole, 1e-10)
 
 
-@pytest.mark.parametrize("options", [{"rows": "padded"}, {"checkpoint_activations": True}])
+@pytest.mark.parametrize("options", [{"rows": "padded"}, {"gradient_checkpointing": True}])
 def test_padded_rows_and_recomputed_activations_have_the_same_gradients(backbone, reader, options):
     found = encoder(build(backbone.model.config.model_type, **options))
     told = {"cached": True, "budget": 150, "context": "isolated"}

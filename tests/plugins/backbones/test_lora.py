@@ -182,7 +182,7 @@ STARTS = {
 def stage(family: str, *, start=None, **options):
     """Return a backbone with random weights, or with those of a folder."""
     cls, settings = STARTS[family]
-    origin = {} if start is None else {"scratch": None, "pretrained": str(start)}
+    origin = {} if start is None else {"random_init": None, "pretrained": str(start)}
     torch.manual_seed(0)
     return cls.build(cls.Config.model_validate({**settings, **origin, **options}), texts=TEXTS).eval()
 
@@ -216,7 +216,7 @@ def test_stage_2_starts_where_stage_1_with_adapters_ended(tmp_path, family, firs
     assert trained(two) == trained(stage(family, adapter=second))
     moved(two).save(tmp_path / "two")
     config = type(two).Config.model_validate(
-        {**STARTS[family][1], "scratch": None, "pretrained": "gone", "adapter": second, "dtype": dtype}
+        {**STARTS[family][1], "random_init": None, "pretrained": "gone", "adapter": second, "dtype": dtype}
     )
     assert torch.equal(unit(type(two).load(config, tmp_path / "two").eval()), unit(two))
 
@@ -252,7 +252,7 @@ def test_settings_that_are_missing_or_tampered_with_are_errors(tmp_path, told, e
     weights = load_file(tmp_path / ADAPTER_FILE)
     save_file(weights, tmp_path / ADAPTER_FILE, metadata=None if told is None else {"adapter": told})
     with pytest.raises(DataError, match=error):
-        build(None, scratch=None, pretrained=str(tmp_path))
+        build(None, random_init=None, pretrained=str(tmp_path))
 
 
 def test_files_that_are_broken_or_not_finite_are_errors(tmp_path):
@@ -261,10 +261,10 @@ def test_files_that_are_broken_or_not_finite_are_errors(tmp_path):
     next(w for name, w in made.named_parameters() if "lora_B" in name).data.fill_(float("nan"))
     made.save(tmp_path)
     with pytest.raises(DataError, match=r"backbone\.pretrained: .*NaN"):
-        build(None, scratch=None, pretrained=str(tmp_path))
+        build(None, random_init=None, pretrained=str(tmp_path))
     (tmp_path / ADAPTER_FILE).write_bytes(b"no tensors")
     with pytest.raises(DataError, match=r"adapter\.safetensors: it cannot be read"):
-        build(None, scratch=None, pretrained=str(tmp_path))
+        build(None, random_init=None, pretrained=str(tmp_path))
 
 
 def test_another_scale_than_the_one_it_was_made_with_is_an_error(tmp_path):

@@ -117,13 +117,13 @@ def test_an_image_too_long_for_the_processor_is_named(backbone):
 
 def test_another_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path)})
+    config = QwenVL.Config.model_validate({**SMALL, "random_init": None, "pretrained": str(tmp_path)})
     with pytest.raises(MucoError, match="bert model"):
         QwenVL.build(config, texts=())
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
-    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path / "no")})
+    config = QwenVL.Config.model_validate({**SMALL, "random_init": None, "pretrained": str(tmp_path / "no")})
     with pytest.raises(MucoError, match=r"backbone\.pretrained.*no"):
         QwenVL.build(config, texts=())
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_broken_or_not_whole_is_named(tmp_path, file, conte
     QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).save(tmp_path)
     for each in tmp_path.glob(file):
         each.unlink() if content is None else each.write_text(content)
-    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": str(tmp_path)})
+    config = QwenVL.Config.model_validate({**SMALL, "random_init": None, "pretrained": str(tmp_path)})
     for read in (lambda: QwenVL.build(config, texts=()), lambda: QwenVL.load(config, tmp_path)):
         with pytest.raises(MucoError, match=told):
             read()
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_the_home_folder_is_found(tmp_path, monkeypatch):
     made = QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).eval()
     made.save(tmp_path / "mine")
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = QwenVL.Config.model_validate({**SMALL, "scratch": None, "pretrained": "~/mine"})
+    config = QwenVL.Config.model_validate({**SMALL, "random_init": None, "pretrained": "~/mine"})
     found = QwenVL.build(config, texts=()).eval()
     dialogues = [dialogue_of(["what is it?"], IMAGES)]
     assert torch.equal(states(found, dialogues), states(made, dialogues))
@@ -173,7 +173,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_of_a_fixed_batch(family, op
 
     def loss() -> torch.Tensor:
         found = backbone.encode(inputs)
-        return (found.hidden[found.places.token] - goal).square().mean()
+        return (found.hidden[found.spans.token] - goal).square().mean()
 
     weights = [weight for weight in backbone.parameters() if weight.requires_grad]
     before = loss()

@@ -42,7 +42,7 @@ def scored(name: str, settings: dict, ranks: Ranks) -> dict[str, object]:
 
 def share(side: TurnEmbeddings, ranks: Ranks) -> TurnEmbeddings:
     """Return the turns of this rank's samples; the last of three ranks has none."""
-    mine = side.select(side.sample_ids % max(ranks.number - 1, 1) == ranks.rank)
+    mine = side.select(side.sample_ids % max(ranks.world_size - 1, 1) == ranks.rank)
     return replace(mine, vectors=mine.vectors.detach().requires_grad_())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from muco.core import Content, Message, Pair, Sample, TurnEncoder
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
-from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Said, pieces_of
+from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, UserText, pieces_of
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.losses.multiturn_infonce import MultiTurnInfoNCE
 from muco.plugins.packers.reconstruction import PROMPTS, REWRITE, Reconstruction
@@ -173,7 +173,7 @@ def test_a_mask_is_a_token_and_what_a_text_calls_one_is_not(template):
     pair = Pair("t", (Content("what?"),), Content(f"user's {MASK} text"))
     (query,) = pack(packer(mask_ratio=0, full_mask_share=0), Sample("1", "data", (), (pair,))).queries
     pieces = pieces_of(query, template).turns[1]
-    assert Said(f"user's {MASK} text") in pieces
+    assert UserText(f"user's {MASK} text") in pieces
     assert Markup(MASK) not in pieces
     (query,) = pack(packer(full_mask_share=1)).queries
     assert pieces_of(query, template).turns[1].count(Markup(MASK)) == 1
@@ -223,7 +223,7 @@ def test_training_on_a_batch_lowers_its_loss(encoder, tmp_path, forms):
         sampler=Mixture(Mixture.Config()),
         packer=packer(),
         processor=encoder.backbone.processor,
-        samples_per_step=4,
+        global_batch_size=4,
         seed=0,
     )
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, forms=forms))

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from muco.config.load import load_recipe
-from muco.core import Content, TurnIds, TurnKey, TurnPlaces, TurnStates
+from muco.core import Content, TurnIds, TurnKey, TurnSpans, TurnStates
 from muco.model.build import with_pooler
 from muco.model.folder import load_encoder, save_encoder, start_from
 from muco.testing import check_pooler
 from tests.helpers.small import SMALL, TEXTS
 
 # A row of 12 tokens: prefix 0 to 1, one turn of 4 tokens, one of 1, one of 5; embedding tokens 4, 6, 10.
-PLACES = TurnPlaces(
+SPANS = TurnSpans(
     token=torch.tensor([4, 6, 10]), start=torch.tensor([2, 6, 7]), stop=torch.tensor([6, 7, 12])
 )
 IDS = TurnIds.of([TurnKey(sample_id=0, turn_id=t, group_id=0, content_id=t, task_id=0) for t in range(3)])
@@ -37,7 +37,7 @@ def test_keeps_the_contract(registry, name, settings):
 def test_reads_the_tokens_that_its_name_says(registry, name, rows):
     cls = registry.component("pooler", name)
     hidden = torch.randn(12, 5)
-    found = cls(cls.Config(), hidden_dim=5)(TurnStates(hidden=hidden, places=PLACES, ids=IDS))
+    found = cls(cls.Config(), hidden_dim=5)(TurnStates(hidden=hidden, spans=SPANS, ids=IDS))
     expected = torch.stack([hidden[row].mean(0) for row in rows])
     torch.testing.assert_close(found.vectors, torch.nn.functional.normalize(expected, dim=1))
 
@@ -45,7 +45,7 @@ def test_reads_the_tokens_that_its_name_says(registry, name, rows):
 @pytest.mark.parametrize("name", POOLERS)
 def test_double_precision_is_kept(registry, name):
     cls = registry.component("pooler", name)
-    states = TurnStates(hidden=torch.randn(12, 5, dtype=torch.float64), places=PLACES, ids=IDS)
+    states = TurnStates(hidden=torch.randn(12, 5, dtype=torch.float64), spans=SPANS, ids=IDS)
     assert cls(cls.Config(), hidden_dim=5)(states).vectors.dtype == torch.float64
 
 
@@ -57,7 +57,7 @@ def test_a_projection_is_a_linear_map_of_what_is_pooled(registry, name, dtype):
     assert (plain.embedding_dim, projected.embedding_dim) == (5, 3)
     assert list(plain.state_dict()) == []
     assert [weight.shape for weight in projected.parameters()] == [(3, 5)]
-    states = TurnStates(hidden=torch.randn(12, 5).to(dtype), places=PLACES, ids=IDS)
+    states = TurnStates(hidden=torch.randn(12, 5).to(dtype), spans=SPANS, ids=IDS)
     expected = plain.pool(states).float() @ projected.project.weight.T
     found = projected(states).vectors
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=1))
@@ -67,7 +67,7 @@ def test_a_projection_is_a_linear_map_of_what_is_pooled(registry, name, dtype):
 
 @pytest.mark.parametrize("name", POOLERS)
 def test_a_projection_is_saved_with_the_model(registry, name, tmp_path):
-    settings = [f"pooler={{name: {name}, projection_dim: 6}}", f"backbone.scratch={SMALL['scratch']}"]
+    settings = [f"pooler={{name: {name}, projection_dim: 6}}", f"backbone.random_init={SMALL['random_init']}"]
     recipe = load_recipe("quickstart", settings, registry=registry)
     backbone = recipe.backbone.cls.build(recipe.backbone.config, texts=TEXTS)
     encoder = with_pooler(recipe, backbone)
@@ -84,11 +84,14 @@ def test_a_projection_is_saved_with_the_model(registry, name, tmp_path):
 @pytest.mark.parametrize(("dim", "is_taken"), [(6, True), (5, False)])
 def test_a_run_that_starts_from_a_model_folder_has_its_projection(registry, tmp_path, dim, is_taken):
     """Of the same settings; with others it is a new one."""
-    pooler, scratch = "pooler={name: mean, projection_dim: %d}", f"backbone.scratch={SMALL['scratch']}"
-    recipe = load_recipe("quickstart", [pooler % 6, scratch], registry=registry)
+    pooler, random_init = (
+        "pooler={name: mean, projection_dim: %d}",
+        f"backbone.random_init={SMALL['random_init']}",
+    )
+    recipe = load_recipe("quickstart", [pooler % 6, random_init], registry=registry)
     first = with_pooler(recipe, recipe.backbone.cls.build(recipe.backbone.config, texts=TEXTS))
     save_encoder(first, recipe, tmp_path / "model", step=1)
-    begun = ["backbone.scratch=null", f"backbone.pretrained={tmp_path / 'model'}"]
+    begun = ["backbone.random_init=null", f"backbone.pretrained={tmp_path / 'model'}"]
     recipe = load_recipe("quickstart", [pooler % dim, *begun], registry=registry)
     second = with_pooler(recipe, recipe.backbone.cls.build(recipe.backbone.config, texts=()))
     before = second.pooler.project.weight.detach().clone()

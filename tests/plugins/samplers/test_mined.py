@@ -187,7 +187,7 @@ def test_a_graph_of_other_data_is_refused(shards, tmp_path):
     rows = scattered(len(reader), 3)
     recipe = [
         f"data={{scenes: {{shards: {shards}}}}}",
-        "train.samples_per_step=8",
+        "train.global_batch_size=8",
         f"sampler={{name: mined, graphs: {{scenes: {tmp_path}/g}}, skip: 0, keep: 3, community_size: 4}}",
     ]
     NeighbourGraph(rows, data=reader.index.fingerprint, teacher="t").write(tmp_path / "g")
@@ -201,7 +201,7 @@ def test_a_graph_of_other_data_is_refused(shards, tmp_path):
 
 def test_settings_that_do_not_fit_are_refused(tmp_path):
     graphs = write(tmp_path, a=scattered(9, 4))
-    with pytest.raises(MucoError, match=r"community_size: 4 does not divide train\.samples_per_step 6"):
+    with pytest.raises(MucoError, match=r"community_size: 4 does not divide train\.global_batch_size 6"):
         mined(graphs).num_batches({"a": 9}, batch_size=6)
     with pytest.raises(MucoError, match="holds 4 neighbours a sample; `skip` 2 and `keep` 3 want 5"):
         mined(graphs, skip=2).num_batches({"a": 9}, batch_size=4)

@@ -222,7 +222,7 @@ def batches_of(shards: Path, processor):
             sampler=mixture(),
             packer=SingleTurn(SingleTurn.Config()),
             processor=processor,
-            samples_per_step=36,
+            global_batch_size=36,
             seed=5,
             rank=rank,
             num_ranks=num_ranks,

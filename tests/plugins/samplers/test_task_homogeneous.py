@@ -101,7 +101,7 @@ def test_a_far_position_costs_what_a_near_one_does():
 
 
 def test_a_run_that_does_not_divide_the_batch_is_refused():
-    with pytest.raises(MucoError, match=r"run_length: 5 does not divide train\.samples_per_step 8"):
+    with pytest.raises(MucoError, match=r"run_length: 5 does not divide train\.global_batch_size 8"):
         sampler(5).num_batches({"a": 10}, batch_size=8)
     with pytest.raises(ValueError, match="outside an epoch of 10"):
         sampler(5).plan({"a": 10}, batch_size=5, seed=0, epoch=0, position=2)

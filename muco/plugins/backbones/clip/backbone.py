@@ -24,7 +24,7 @@ from muco.plugins.backbones.clip.lora_attention import (
     open_attention,
 )
 from muco.plugins.backbones.clip.processor import ClipProcessor
-from muco.plugins.backbones.clip.random_init import ScratchSettings
+from muco.plugins.backbones.clip.random_init import RandomInitSettings
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
     FUSION_FILE,
@@ -53,7 +53,7 @@ class Clip(AdaptedBackbone):
     class Config(AdaptedSettings):
         pretrained: str | None = None
         """Folder with `open_clip_config.json` and its safetensors, or `hf-hub:` and a name."""
-        scratch: ScratchSettings | None = None
+        random_init: RandomInitSettings | None = None
         """Random weights of this size instead, and a tokenizer trained on the training texts."""
         image_tower: ImageTowerSettings | None = None
         """An image tower of timm beside the text tower; a new linear map joins it."""
@@ -68,7 +68,7 @@ class Clip(AdaptedBackbone):
         """Cut texts that are longer than the text tower's context and count them; else they are errors."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the towers' weights."""
-        checkpoint_activations: bool = False
+        gradient_checkpointing: bool = False
         """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
         fraction of the memory."""
         adapter: AdapterSettings | None = None
@@ -83,8 +83,8 @@ class Clip(AdaptedBackbone):
 
         @model_validator(mode="after")
         def _one_origin(self) -> Clip.Config:
-            if (self.pretrained is None) == (self.scratch is None):
-                raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+            if (self.pretrained is None) == (self.random_init is None):
+                raise ValueError("give either `pretrained` or `random_init`, not both or neither")
             if self.pretrained is not None and self.image_tower and self.image_tower.pretrained is None:
                 raise ValueError(
                     "an `image_tower` beside `pretrained` needs weights of its own: `image_tower.pretrained`"
@@ -111,7 +111,7 @@ class Clip(AdaptedBackbone):
         self.processor: ClipProcessor = _processor(towers, config)
         if not self.processor.texts.full_context:
             self.model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
-        if config.checkpoint_activations:
+        if config.gradient_checkpointing:
             self.model.text.set_grad_checkpointing()
             if not config.vision_is_frozen:
                 _checkpoint_activations(self._trunk)
@@ -119,8 +119,8 @@ class Clip(AdaptedBackbone):
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
         folder = None if config.pretrained is None else folder_of(config.pretrained)
-        if config.scratch is not None:
-            towers = random_towers(config.scratch, texts)
+        if config.random_init is not None:
+            towers = random_towers(config.random_init, texts)
         else:
             assert config.pretrained is not None
             towers = read_towers(config.pretrained)
@@ -207,7 +207,7 @@ class Clip(AdaptedBackbone):
             text_QD, image_QD = (part[tensors["both"]] for part in parts)
             joined_QD = self.fusion(image_QD, text_QD)
             hidden_ND = hidden_ND.index_copy(0, tensors["both"], joined_QD.to(hidden_ND.dtype))
-        return TurnStates(hidden=hidden_ND, places=inputs.places, ids=inputs.ids)
+        return TurnStates(hidden=hidden_ND, spans=inputs.spans, ids=inputs.ids)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
@@ -269,7 +269,7 @@ def _checkpoint_activations(trunk: Any) -> None:
         trunk.set_grad_checkpointing()
     except AssertionError:  # timm's way to say so
         raise MucoError(
-            "backbone.checkpoint_activations: this image tower keeps its activations; leave it at false, or "
+            "backbone.gradient_checkpointing: this image tower keeps its activations; leave it at false, or "
             "`freeze_vision: true` leaves the tower without any"
         ) from None
 

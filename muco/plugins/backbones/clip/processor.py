@@ -15,7 +15,7 @@ from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue, Turn
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
-from muco.core.turns import EncoderInputs, TurnIds, TurnPlaces
+from muco.core.turns import EncoderInputs, TurnIds, TurnSpans
 from muco.core.video import Visual
 from muco.plugins.backbones.aspect_ratio import refuse_elongated
 from muco.plugins.backbones.clip.texts import TextReader
@@ -84,7 +84,7 @@ class ClipProcessor(Processor):
         place = torch.arange(len(shown))
         return EncoderInputs(
             tensors=tensors,
-            places=TurnPlaces(token=place, start=place, stop=place + 1),
+            spans=TurnSpans(token=place, start=place, stop=place + 1),
             ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
             num_tokens=num_tokens,
             num_padding_tokens=num_padding_tokens,

@@ -15,7 +15,7 @@ SPECIAL_TOKENS = ("<pad>", "<start_of_text>", "<end_of_text>")
 _PAD, _START, _END = range(3)
 
 
-class ScratchSettings(ComponentConfig):
+class RandomInitSettings(ComponentConfig):
     """The size of a CLIP built from random weights."""
 
     embedding_dim: PositiveInt = 128
@@ -46,7 +46,7 @@ class ScratchSettings(ComponentConfig):
     """At most this many tokens are learnt from the data."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> ScratchSettings:
+    def _sizes_fit(self) -> RandomInitSettings:
         for small, large in (
             ("vision_heads", "vision_dim"),
             ("text_heads", "text_dim"),
@@ -59,7 +59,7 @@ class ScratchSettings(ComponentConfig):
         return self
 
 
-def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
+def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
     """Train the tokenizer; it is the one that open_clip makes of the saved folder."""
     from open_clip.tokenizer import HFTokenizer
     from tokenizers.processors import TemplateProcessing
@@ -74,7 +74,7 @@ def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
         return HFTokenizer(folder, context_length=settings.context_length)
 
 
-def scratch_config(settings: ScratchSettings, *, num_tokens: int) -> dict[str, Any]:
+def scratch_config(settings: RandomInitSettings, *, num_tokens: int) -> dict[str, Any]:
     """Return the `model_cfg` of that size, as it stands in open_clip_config.json."""
     return {
         "embed_dim": settings.embedding_dim,
@@ -100,7 +100,7 @@ def scratch_config(settings: ScratchSettings, *, num_tokens: int) -> dict[str, A
     }
 
 
-def scratch_preprocess(settings: ScratchSettings) -> dict[str, Any]:
+def scratch_preprocess(settings: RandomInitSettings) -> dict[str, Any]:
     """Return the `preprocess_cfg`, as it stands in open_clip_config.json."""
     return {
         "mean": [settings.image_mean] * 3,

@@ -15,7 +15,7 @@ from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError
 from muco.plugins.backbones.checkpoint import check_fit, read_weights
 from muco.plugins.backbones.clip.random_init import (
-    ScratchSettings,
+    RandomInitSettings,
     scratch_config,
     scratch_preprocess,
     scratch_tokenizer,
@@ -48,7 +48,7 @@ class ImageTowerSettings(ComponentConfig):
     """timm's name of the architecture, `vit_base_patch16_224`."""
     pretrained: str | None = None
     """Folder with timm's `config.json` and `model.safetensors`. Without one the tower is random, which goes
-    with `scratch` only."""
+    with `random_init` only."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ def read_towers(name: str) -> Towers:
     return Towers(towers, _tokenizer(folder, name), config, preprocess)
 
 
-def random_towers(settings: ScratchSettings, texts: Iterable[str]) -> Towers:
+def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
     """Return towers of random weights, from the global torch seed."""
     tokenizer = scratch_tokenizer(settings, texts)
     config = scratch_config(settings, num_tokens=len(tokenizer.tokenizer))
-    return Towers(_build(config, "scratch"), tokenizer, config, scratch_preprocess(settings))
+    return Towers(_build(config, "random_init"), tokenizer, config, scratch_preprocess(settings))
 
 
 def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:

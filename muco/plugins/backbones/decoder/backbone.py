@@ -25,8 +25,8 @@ from muco.plugins.backbones.decoder.attention import (
     contexts_of,
     layout_of,
 )
-from muco.plugins.backbones.decoder.packing import branch_mask
-from muco.plugins.backbones.decoder.processor import StrandProcessor
+from muco.plugins.backbones.decoder.packing import segment_mask
+from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.random_init import DecoderSizes
 from muco.plugins.backbones.lora import (
     AdaptedSettings,
@@ -44,18 +44,18 @@ class DecoderSettings(AdaptedSettings, RowSettings):
     pretrained: str | None = None
     """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
     family."""
-    scratch: DecoderSizes | None = None
+    random_init: DecoderSizes | None = None
     """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
     dtype: Dtype = "float32"
     """Of the weights."""
-    checkpoint_activations: bool = False
+    gradient_checkpointing: bool = False
     """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
     fraction of the memory."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DecoderSettings:
-        if (self.pretrained is None) == (self.scratch is None):
-            raise ValueError("give either `pretrained` or `scratch`, not both or neither")
+        if (self.pretrained is None) == (self.random_init is None):
+            raise ValueError("give either `pretrained` or `random_init`, not both or neither")
         return self
 
 
@@ -73,7 +73,7 @@ class DecoderBackbone(AdaptedBackbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        return contexts_of(config.direction).union({"image_targets"})
+        return contexts_of(config.attention_direction).union({"image_targets"})
 
     @classmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
@@ -105,21 +105,21 @@ class DecoderBackbone(AdaptedBackbone):
 
     @classmethod
     @abstractmethod
-    def make_processor(cls, config: Any, model: Any, tokenizer: Any, place: str | Path) -> StrandProcessor:
+    def make_processor(cls, config: Any, model: Any, tokenizer: Any, place: str | Path) -> DecoderProcessor:
         """Return the processor; `place` holds the image processor of what is not from scratch."""
 
     @classmethod
     def _model(cls, name: str, config: DecoderSettings) -> Any:
         return load_model(name, config.dtype, backbone=cls.name, families=cls.families)
 
-    def __init__(self, model: Any, processor: StrandProcessor, config: DecoderSettings) -> None:
+    def __init__(self, model: Any, processor: DecoderProcessor, config: DecoderSettings) -> None:
         super().__init__(model)
         self.processor: Any = processor
         self.kernel: Kernel = config.attention
-        self.causal = config.direction == "causal"
+        self.causal = config.attention_direction == "causal"
         if config.rows == "packed":
             attend_within(model.language_model)
-        if config.checkpoint_activations:
+        if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.hidden_dim = model.config.get_text_config().hidden_size
 
@@ -142,7 +142,7 @@ class DecoderBackbone(AdaptedBackbone):
         self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
         self.processor.save(folder)
 
-    def about(self, device: torch.device, *, half: bool) -> str:
+    def startup_summary(self, device: torch.device, *, half: bool) -> str:
         if self.processor.padded:
             return "attention: padded rows"
         return f"attention: {choose_kernel(self.kernel, device, half=half)}"
@@ -161,15 +161,23 @@ class DecoderBackbone(AdaptedBackbone):
         """Return the arguments of a decoder's forward that tell its layers who sees whom.
 
         Args:
-            tensors: of the chunk; `borders` where its rows are packed, `branches` where turns are isolated.
+            tensors: of the chunk; `cu_seqlens` where its rows are packed, `segment_ids` where turns are
+                isolated.
             dtype: of the embeddings.
         """
-        borders, branches = tensors.get("borders"), tensors.get("branches")
-        if borders is None:
-            return {"attention_mask": None if branches is None else branch_mask(branches, causal=self.causal)}
-        half = dtype.itemsize == 2 or torch.is_autocast_enabled(borders.device.type)
-        chosen = choose_kernel(self.kernel, borders.device, half=half)
-        return {"attention_mask": None, "layout": layout_of(chosen, borders, branches, causal=self.causal)}
+        cu_seqlens, segment_ids = tensors.get("cu_seqlens"), tensors.get("segment_ids")
+        if cu_seqlens is None:
+            return {
+                "attention_mask": None
+                if segment_ids is None
+                else segment_mask(segment_ids, causal=self.causal)
+            }
+        half = dtype.itemsize == 2 or torch.is_autocast_enabled(cu_seqlens.device.type)
+        chosen = choose_kernel(self.kernel, cu_seqlens.device, half=half)
+        return {
+            "attention_mask": None,
+            "layout": layout_of(chosen, cu_seqlens, segment_ids, causal=self.causal),
+        }
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings [R, L, H] of tokens int64 [R, L], the new ones' own rows among them."""

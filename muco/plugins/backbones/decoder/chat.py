@@ -31,13 +31,13 @@ class Markup:
 
 
 @dataclass(frozen=True)
-class Said:
+class UserText:
     """Text of a user or a data set: special tokens in it are ordinary characters."""
 
     text: str
 
 
-Piece = Markup | Said | Visual
+Piece = Markup | UserText | Visual
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def pieces_of(dialogue: Dialogue, template: TemplateName) -> Pieces:
 
 def _chatml(dialogue: Dialogue, *, defect: bool) -> Pieces:
     system = (
-        (Markup("<|im_start|>system\n"), Said(dialogue.system), Markup("<|im_end|>\n"))
+        (Markup("<|im_start|>system\n"), UserText(dialogue.system), Markup("<|im_end|>\n"))
         if dialogue.system
         else ()
     )
@@ -87,7 +87,7 @@ def _chatml_turn(turn: Turn, *, defect: bool) -> Iterator[Piece]:
 
 
 def _bare(dialogue: Dialogue) -> Pieces:
-    system = (Said(dialogue.system),) if dialogue.system else ()
+    system = (UserText(dialogue.system),) if dialogue.system else ()
     turns = tuple(
         (*(piece for message in turn.messages for piece in _content(message, "")), Markup(EMB))
         for turn in dialogue.turns
@@ -101,11 +101,11 @@ def _content(message: Message, end: str) -> Iterator[Piece]:
     yield from _images(message.content.images, end)
     for place in message.blanks:
         if place > start:
-            yield Said(text[start:place])
+            yield UserText(text[start:place])
         yield Markup(MASK)
         start = place
     if text[start:]:
-        yield Said(text[start:].removesuffix(end) if end else text[start:])
+        yield UserText(text[start:].removesuffix(end) if end else text[start:])
     if end and (text or message.blanks):
         yield Markup(end)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from muco.core.dialogue import Dialogue, Message, Turn
 from muco.core.errors import MucoError
-from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, Said
+from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
 
 TemplateName = Literal["auto", "vicuna", "mistral", "chatml", "bare"]
 
@@ -88,7 +88,7 @@ def pieces_of(dialogue: Dialogue, template: Template) -> Pieces:
     prefix: list[Piece] = []
     if dialogue.system:
         before, after = template.system
-        prefix += [Markup(before), Said(dialogue.system), Markup(after)]
+        prefix += [Markup(before), UserText(dialogue.system), Markup(after)]
     prefix.append(Markup(template.user[0]))
     if dialogue.images:
         prefix.append(Markup(template.gap))
@@ -123,12 +123,12 @@ def _content(message: Message, template: Template, gap: str) -> Iterator[Piece]:
     text, start = message.content.text, 0
     for place in message.blanks:
         if text[start:place]:
-            yield Said(gap + text[start:place])
+            yield UserText(gap + text[start:place])
             gap = ""
         yield Markup(gap + MASK)
         start, gap = place, ""
     if text[start:]:
-        yield Said(gap + text[start:])
+        yield UserText(gap + text[start:])
 
 
 def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:

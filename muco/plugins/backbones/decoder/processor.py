@@ -1,4 +1,4 @@
-"""The processor of a decoder backbone: dialogues as strands of tokens, strands as the rows of a chunk."""
+"""The processor of a decoder backbone: dialogues as sequences of tokens, sequences as the rows of a chunk."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from muco.core.backbone import Cost, Processor
 from muco.core.dialogue import Dialogue
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.core.video import Visual
-from muco.plugins.backbones.decoder.attention import Direction, begins_branches
-from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, Said
+from muco.plugins.backbones.decoder.attention import AttentionDirection, isolates_turns
+from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
-from muco.plugins.backbones.decoder.token_sequence import Strand
+from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 
 _MOST_COUNTED = 4096
-"""Dialogues whose strands are kept between `count` and `collate`."""
+"""Dialogues whose sequences are kept between `count` and `collate`."""
 
 
-class StrandProcessor(Processor):
+class DecoderProcessor(Processor):
     """A tokenizer and an image processor; a subclass knows the chat template and how images become tokens."""
 
     num_axes: ClassVar[int]
     """Axes of position: three for M-RoPE, one elsewhere."""
 
     def __init__(
-        self, tokenizer: Any, image_processor: Any, *, padded: bool = False, direction: Direction = "causal"
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        padded: bool = False,
+        attention_direction: AttentionDirection = "causal",
     ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.padded = padded
-        self.direction: Direction = direction
+        self.attention_direction: AttentionDirection = attention_direction
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
@@ -47,7 +52,7 @@ class StrandProcessor(Processor):
         """Return the dialogue in the words of the chat template."""
 
     @abstractmethod
-    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
         """Append the tokens of `images[place]`; `images` are those of the prefix, or of one turn.
 
         Raises:
@@ -56,12 +61,12 @@ class StrandProcessor(Processor):
         """
 
     @abstractmethod
-    def patches(self, strand: Strand) -> int:
-        """Return how many patches of the strand's images enter the vision tower."""
+    def patches(self, sequence: TokenSequence) -> int:
+        """Return how many patches of the sequence's images enter the vision tower."""
 
     @abstractmethod
-    def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
-        """Return what `encode_images` reads, by name; the strands show at least one image.
+    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
+        """Return what `encode_images` reads, by name; the sequences show at least one image.
 
         Colours are in 8 bits, a quarter of their size as numbers; `colors` makes those on the device.
 
@@ -78,39 +83,39 @@ class StrandProcessor(Processor):
         channels = pixels.flatten(1).unflatten(1, (len(mean), -1)).float() / 255
         return ((channels - mean) / std).view(pixels.shape)
 
-    def begin(self, strand: Strand) -> None:
+    def begin(self, sequence: TokenSequence) -> None:
         """Put what the tokenizer wants before any dialogue; nothing by default."""
 
-    def put_text(self, strand: Strand, text: str, *, special: bool) -> None:
+    def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
         """Append text; where not `special`, special tokens in it are ordinary characters."""
-        strand.put_text(self._ids(text, special))
+        sequence.put_text(self._ids(text, special))
 
     def count(self, dialogue: Dialogue) -> Cost:
         if len(self._counted) >= _MOST_COUNTED:
             self._counted.clear()
-        strand = self._lay_out(dialogue)
-        self._counted[id(dialogue)] = (dialogue, strand)
-        return Cost(len(strand), self.patches(strand))
+        sequence = self._lay_out(dialogue)
+        self._counted[id(dialogue)] = (dialogue, sequence)
+        return Cost(len(sequence), self.patches(sequence))
 
     def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
-        strands = [self._render(dialogue) for dialogue in dialogues]
+        sequences = [self._render(dialogue) for dialogue in dialogues]
         # Nothing sees padding, so that any token serves where a tokenizer names none.
         padding_id = self.tokenizer.pad_token_id or 0
         if self.padded:
-            rows = padded_rows(strands, padding_id=padding_id, causal=self.direction == "causal")
+            rows = padded_rows(sequences, padding_id=padding_id, causal=self.attention_direction == "causal")
         else:
-            rows = packed_row(strands)
+            rows = packed_row(sequences)
         tensors = rows.tensors()
-        if any(strand.images for strand in strands):
-            tensors |= self.pixels(strands)
+        if any(sequence.images for sequence in sequences):
+            tensors |= self.pixels(sequences)
             tensors["image_index"] = rows.image_index
         return EncoderInputs(
             tensors=tensors,
-            places=rows.places,
-            ids=TurnIds.of([key for strand in strands for key in strand.keys]),
+            spans=rows.spans,
+            ids=TurnIds.of([key for sequence in sequences for key in sequence.keys]),
             num_tokens=rows.num_tokens,
             num_padding_tokens=rows.num_padding_tokens,
-            num_patches=sum(map(self.patches, strands)),
+            num_patches=sum(map(self.patches, sequences)),
         )
 
     def save(self, folder: Path) -> None:
@@ -127,47 +132,47 @@ class StrandProcessor(Processor):
 
     def _start_afresh(self) -> None:
         self._ids = lru_cache(maxsize=65536)(self._tokenize)
-        self._counted: dict[int, tuple[Dialogue, Strand]] = {}
+        self._counted: dict[int, tuple[Dialogue, TokenSequence]] = {}
 
-    def _render(self, dialogue: Dialogue) -> Strand:
-        """Return the dialogue's strand, the one that `count` made where it was just counted."""
+    def _render(self, dialogue: Dialogue) -> TokenSequence:
+        """Return the dialogue's sequence, the one that `count` made where it was just counted."""
         counted = self._counted.pop(id(dialogue), None)
         return counted[1] if counted else self._lay_out(dialogue)
 
-    def _lay_out(self, dialogue: Dialogue) -> Strand:
+    def _lay_out(self, dialogue: Dialogue) -> TokenSequence:
         pieces = self.pieces(dialogue)
-        strand = Strand(self.num_axes)
-        self.begin(strand)
-        self._put(strand, pieces.prefix)
-        strand.begin_turns()
-        isolated = begins_branches(self.direction, dialogue)
+        sequence = TokenSequence(self.num_axes)
+        self.begin(sequence)
+        self._put(sequence, pieces.prefix)
+        sequence.begin_turns()
+        isolated = isolates_turns(self.attention_direction, dialogue)
         for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
-            strand.begin_turn(isolated=isolated)
-            self._put(strand, own)
-            strand.end_turn(turn.key)
-        return strand
+            sequence.begin_turn(isolated=isolated)
+            self._put(sequence, own)
+            sequence.end_turn(turn.key)
+        return sequence
 
-    def _put(self, strand: Strand, pieces: Sequence[Piece]) -> None:
-        images = [piece for piece in pieces if not isinstance(piece, Markup | Said)]
+    def _put(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> None:
+        images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]
         place = 0
         for piece in pieces:
             if isinstance(piece, Markup):
-                self._put_markup(strand, piece)
-            elif isinstance(piece, Said):
-                self.put_text(strand, piece.text, special=False)
+                self._put_markup(sequence, piece)
+            elif isinstance(piece, UserText):
+                self.put_text(sequence, piece.text, special=False)
             else:
-                self.put_image(strand, images, place)
+                self.put_image(sequence, images, place)
                 place += 1
 
-    def _put_markup(self, strand: Strand, piece: Markup) -> None:
+    def _put_markup(self, sequence: TokenSequence, piece: Markup) -> None:
         before, emb, after = piece.text.partition(EMB)
         if before:
-            self.put_text(strand, before, special=True)
+            self.put_text(sequence, before, special=True)
         if emb:
-            strand.put_text((self.emb_id,))
-            strand.mark_embedding()
+            sequence.put_text((self.emb_id,))
+            sequence.mark_embedding()
         if after:
-            self.put_text(strand, after, special=True)
+            self.put_text(sequence, after, special=True)
 
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)

@@ -12,19 +12,19 @@ from muco.core.dialogue import TurnKey
 from muco.core.video import Visual
 
 PREFIX = 0
-"""The branch of tokens that every turn sees."""
+"""The segment of tokens that every turn sees."""
 
 
 @dataclass
-class Strand:
+class TokenSequence:
     """One dialogue's tokens, in growth: call `put` and `end_turn` in reading order."""
 
     num_axes: int
     input_ids: list[int] = field(default_factory=list)
-    branches: list[int] = field(default_factory=list)
+    segment_ids: list[int] = field(default_factory=list)
     positions: list[list[int]] = field(default_factory=list)
     """One list an axis."""
-    image_places: list[int] = field(default_factory=list)
+    image_index: list[int] = field(default_factory=list)
     """Where image features replace token embeddings."""
     images: list[Visual] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Strand:
     token: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
     stop: list[int] = field(default_factory=list)
-    branch: int = PREFIX
+    segment: int = PREFIX
     next_position: int = 0
     prefix_end: int = 0
     """The position at which isolated turns start anew."""
@@ -84,7 +84,7 @@ class Strand:
         for axis, steps in zip(self.positions, (offsets + self.next_position).tolist(), strict=True):
             axis.extend(steps)
         self._put([token_id] * offsets.shape[1])
-        self.image_places.extend(range(first, len(self)))
+        self.image_index.extend(range(first, len(self)))
         self.next_position += extent
 
     def begin_turns(self) -> None:
@@ -92,10 +92,10 @@ class Strand:
         self.prefix_end = self.next_position
 
     def begin_turn(self, *, isolated: bool) -> None:
-        """Start a turn; an isolated one gets a branch of its own and positions after the prefix."""
+        """Start a turn; an isolated one gets a segment of its own and positions after the prefix."""
         self.start.append(len(self))
         if isolated:
-            self.branch += 1
+            self.segment += 1
             self.next_position = self.prefix_end
 
     def mark_embedding(self) -> None:
@@ -109,4 +109,4 @@ class Strand:
 
     def _put(self, ids: Sequence[int]) -> None:
         self.input_ids.extend(ids)
-        self.branches.extend([self.branch] * len(ids))
+        self.segment_ids.extend([self.segment] * len(ids))

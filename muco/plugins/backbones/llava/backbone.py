@@ -21,7 +21,7 @@ from muco.plugins.backbones.llava.random_init import (
     IMAGE,
     VIDEO,
     Family,
-    ScratchSettings,
+    RandomInitSettings,
     scratch_config,
     scratch_image_settings,
     scratch_tokenizer,
@@ -41,7 +41,7 @@ class Llava(DecoderBackbone):
     """
 
     class Config(DecoderSettings):
-        scratch: ScratchSettings | None = None
+        random_init: RandomInitSettings | None = None
         """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "auto"
         """vicuna, mistral, chatml: the roles of those language models. bare: content and embedding token
@@ -59,16 +59,16 @@ class Llava(DecoderBackbone):
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
         # Of a checkpoint the settings do not say which family it is.
-        is_without = config.scratch is not None and config.scratch.family != "llava_onevision"
+        is_without = config.random_init is not None and config.random_init.family != "llava_onevision"
         videos: set[Feature] = set() if is_without else {"video"}
         return super().offers(config).union(videos)
 
     @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
-        assert config.scratch is not None
-        tokenizer = scratch_tokenizer(config.scratch, texts)
+        assert config.random_init is not None
+        tokenizer = scratch_tokenizer(config.random_init, texts)
         return scratch_config(
-            config.scratch, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES
+            config.random_init, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES
         ), tokenizer
 
     @classmethod
@@ -83,12 +83,12 @@ class Llava(DecoderBackbone):
             video_id=getattr(model.config, "video_token_id", None),
             max_frames=config.max_frames,
             padded=config.rows == "padded",
-            direction=config.direction,
+            attention_direction=config.attention_direction,
         )
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
-        if "branches" in tensors and has_sliding_windows(self.model.language_model.config):
+        if "segment_ids" in tensors and has_sliding_windows(self.model.language_model.config):
             raise MucoError("backbone: this model has sliding windows, which isolated turns do not keep")
         embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
@@ -101,7 +101,7 @@ class Llava(DecoderBackbone):
             use_cache=False,
             **self.attention(tensors, embeds_RLH.dtype),
         ).last_hidden_state
-        return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+        return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         """Return [pictures, patches, vision size], what the projector reads."""
@@ -181,7 +181,7 @@ def _leave_out_grids(config: Any, max_tiles: int | None) -> None:
 
 
 def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any:
-    """Return the family's image processor, as the checkpoint or `scratch` has it.
+    """Return the family's image processor, as the checkpoint or `random_init` has it.
 
     Raises:
         MucoError: there is none, or its pictures are not those of the vision tower.
@@ -198,8 +198,8 @@ def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any
         "llava_onevision": LlavaOnevisionImageProcessorPil,
     }[model.model_type]
     grids = {} if model.model_type == "llava" else {"image_grid_pinpoints": model.image_grid_pinpoints}
-    if config.scratch is not None:
-        return cls(**scratch_image_settings(config.scratch), **grids)
+    if config.random_init is not None:
+        return cls(**scratch_image_settings(config.random_init), **grids)
     try:
         found = cls.from_pretrained(place, **grids)
     except OSError as error:

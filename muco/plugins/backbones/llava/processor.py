@@ -16,18 +16,18 @@ from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins.backbones.decoder.attention import Direction
+from muco.plugins.backbones.decoder.attention import AttentionDirection
 from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
-from muco.plugins.backbones.decoder.processor import StrandProcessor
-from muco.plugins.backbones.decoder.token_sequence import Strand
+from muco.plugins.backbones.decoder.processor import DecoderProcessor
+from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 from muco.plugins.backbones.llava.tiling import Tiling
 
 _ANCHOR = "\n"
 """A token of its own before any text, in tokenizers that begin texts with a space."""
 
 
-class LlavaProcessor(StrandProcessor):
+class LlavaProcessor(DecoderProcessor):
     """A tokenizer, an image processor, a chat template and a way to cut images."""
 
     num_axes = 1
@@ -43,9 +43,9 @@ class LlavaProcessor(StrandProcessor):
         video_id: int | None = None,
         max_frames: int = 1,
         padded: bool = False,
-        direction: Direction = "causal",
+        attention_direction: AttentionDirection = "causal",
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded, direction=direction)
+        super().__init__(tokenizer, image_processor, padded=padded, attention_direction=attention_direction)
         self.template = template
         self.tiling = tiling
         self.image_id = image_id
@@ -60,42 +60,42 @@ class LlavaProcessor(StrandProcessor):
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
 
-    def begin(self, strand: Strand) -> None:
-        strand.put_text(self.beginning)
+    def begin(self, sequence: TokenSequence) -> None:
+        sequence.put_text(self.beginning)
 
-    def put_text(self, strand: Strand, text: str, *, special: bool) -> None:
-        if not self.adds_space or len(strand) == len(self.beginning):
-            strand.put_text(self._ids(text, special))
+    def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
+        if not self.adds_space or len(sequence) == len(self.beginning):
+            sequence.put_text(self._ids(text, special))
         else:
             # Within a text, the space that the tokenizer begins texts with is nobody's.
-            strand.put_text(self._ids(_ANCHOR + text, special)[self.anchor_tokens :])
+            sequence.put_text(self._ids(_ANCHOR + text, special)[self.anchor_tokens :])
 
-    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
         image = images[place]
         if isinstance(image, Video):
-            self._put_video(strand, image)
+            self._put_video(sequence, image)
             return
         width, height = image.size
         alone = sum(not isinstance(each, Video) for each in images) == 1
         num_tiles = self.tiling.num_tiles(height, width, alone=alone)
         size = self.tiling.num_tokens(height, width, num_tiles)
-        strand.put_image(image, self.image_id, np.arange(size)[None], size, num_tiles=num_tiles)
+        sequence.put_image(image, self.image_id, np.arange(size)[None], size, num_tiles=num_tiles)
 
-    def _put_video(self, strand: Strand, video: Video) -> None:
+    def _put_video(self, sequence: TokenSequence, video: Video) -> None:
         """Append the tokens of the frames, and the one that ends the video."""
         if self.tiling.frame_tokens is None or self.video_id is None:
             raise no_video("of this backbone's families LLaVA-OneVision alone reads videos; the chosen one")
         _ = video.size
         num_frames = len(video.places(self.max_frames))
         size = num_frames * self.tiling.frame_tokens + 1
-        strand.put_image(video, self.video_id, np.arange(size)[None], size, num_tiles=num_frames)
+        sequence.put_image(video, self.video_id, np.arange(size)[None], size, num_tiles=num_frames)
 
-    def patches(self, strand: Strand) -> int:
-        return sum(strand.tiles) * self.tiling.side_patches**2
+    def patches(self, sequence: TokenSequence) -> int:
+        return sum(sequence.tiles) * self.tiling.side_patches**2
 
-    def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
-        shown = [image for strand in strands for image in strand.images]
-        tiles = [number for strand in strands for number in strand.tiles]
+    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
+        shown = [image for sequence in sequences for image in sequence.images]
+        tiles = [number for sequence in sequences for number in sequence.tiles]
         are_videos = [isinstance(image, Video) for image in shown]
         images = [image.decode() for image in shown if isinstance(image, EncodedImage)]
         if not self.tiling.grids:

@@ -20,7 +20,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "</s>", "<|im_start|>", "<|im_end|>", IMAGE, 
 _DECODERS: dict[Family, Decoder] = {"llava": "llama", "llava_next": "mistral", "llava_onevision": "qwen2"}
 
 
-class ScratchSettings(DecoderSizes):
+class RandomInitSettings(DecoderSizes):
     """The family and size of a LLaVA built from random weights."""
 
     head_multiple = 2
@@ -36,7 +36,7 @@ class ScratchSettings(DecoderSizes):
     """Side of a patch, which is one token; divides `image_size_pixels`."""
 
     @model_validator(mode="after")
-    def _patches_fit(self) -> ScratchSettings:
+    def _patches_fit(self) -> RandomInitSettings:
         if self.image_size_pixels % self.patch_size_pixels:
             raise ValueError(
                 f"patch_size_pixels {self.patch_size_pixels} must divide "
@@ -45,12 +45,12 @@ class ScratchSettings(DecoderSizes):
         return self
 
 
-def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
+def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
     """Train the tokenizer; its special tokens are those of the families' chat templates."""
     return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
 
 
-def scratch_config(settings: ScratchSettings, tokenizer: Any, *, max_tiles: int) -> Any:
+def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: int) -> Any:
     """Return the family's configuration of that size, for that tokenizer.
 
     Args:
@@ -74,7 +74,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any, *, max_tiles: int)
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=4096,
         # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it
-        # leaves every branch near zero, and training starts slowly.
+        # leaves every segment near zero, and training starts slowly.
         initializer_range=settings.hidden_dim**-0.5,
         bos_token_id=None,
         eos_token_id=eos_id,
@@ -104,7 +104,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any, *, max_tiles: int)
     )
 
 
-def scratch_image_settings(settings: ScratchSettings) -> dict[str, Any]:
+def scratch_image_settings(settings: RandomInitSettings) -> dict[str, Any]:
     """Return the settings of the family's image processor: the whole image, at the tower's size."""
     side = settings.image_size_pixels
     found: dict[str, Any] = {
@@ -118,7 +118,7 @@ def scratch_image_settings(settings: ScratchSettings) -> dict[str, Any]:
     return {**found, "crop_size": {"height": side, "width": side}}
 
 
-def _tiles(settings: ScratchSettings, max_tiles: int) -> dict[str, Any]:
+def _tiles(settings: RandomInitSettings, max_tiles: int) -> dict[str, Any]:
     """Return the grids of at most so many tiles, as a part of the configuration."""
     if settings.family == "llava":
         return {}

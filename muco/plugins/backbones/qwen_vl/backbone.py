@@ -17,7 +17,7 @@ from muco.plugins.backbones.decoder.chat import TemplateName
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
 from muco.plugins.backbones.qwen_vl.random_init import (
     Family,
-    ScratchSettings,
+    RandomInitSettings,
     scratch_config,
     scratch_tokenizer,
 )
@@ -34,7 +34,7 @@ class QwenVL(DecoderBackbone):
     """
 
     class Config(DecoderSettings):
-        scratch: ScratchSettings | None = None
+        random_init: RandomInitSettings | None = None
         """Random weights of this size instead, and a tokenizer trained on the training texts."""
         template: TemplateName = "chatml"
         """chatml: Qwen's roles. chatml_public: with the defect of the public MuCo code, an `<|im_end|>` that
@@ -71,9 +71,9 @@ class QwenVL(DecoderBackbone):
 
     @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
-        assert config.scratch is not None
-        tokenizer = scratch_tokenizer(config.scratch, texts)
-        return scratch_config(config.scratch, tokenizer), tokenizer
+        assert config.random_init is not None
+        tokenizer = scratch_tokenizer(config.random_init, texts)
+        return scratch_config(config.random_init, tokenizer), tokenizer
 
     @classmethod
     def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> QwenVLProcessor:
@@ -84,7 +84,7 @@ class QwenVL(DecoderBackbone):
             config.template,
             _frames(config, model.config),
             padded=config.rows == "padded",
-            direction=config.direction,
+            attention_direction=config.attention_direction,
         )
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
@@ -106,7 +106,7 @@ class QwenVL(DecoderBackbone):
             **self.attention(tensors, embeds_RLH.dtype),
             **deep,
         ).last_hidden_state
-        return TurnStates(hidden=hidden_RLH.flatten(0, 1), places=inputs.places, ids=inputs.ids)
+        return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
@@ -133,7 +133,7 @@ def _frames(config: QwenVL.Config, model: Any) -> Frames:
 
 
 def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:
-    """Return the processor: colours as the checkpoint or `scratch` has them, sizes as the recipe has them."""
+    """Return the processor: colours of the checkpoint or of `random_init`, sizes of the recipe."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = model.config.vision_config
@@ -143,8 +143,11 @@ def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> An
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
     }
-    if config.scratch is not None:
-        colors = {"image_mean": [config.scratch.image_mean] * 3, "image_std": [config.scratch.image_std] * 3}
+    if config.random_init is not None:
+        colors = {
+            "image_mean": [config.random_init.image_mean] * 3,
+            "image_std": [config.random_init.image_std] * 3,
+        }
         return Qwen2VLImageProcessorPil(**colors, **settings)
     try:
         return Qwen2VLImageProcessorPil.from_pretrained(place, **settings)

@@ -13,7 +13,7 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins.backbones.decoder.attention import Direction
+from muco.plugins.backbones.decoder.attention import AttentionDirection
 from muco.plugins.backbones.decoder.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -23,12 +23,12 @@ from muco.plugins.backbones.decoder.chat import (
     TemplateName,
     pieces_of,
 )
-from muco.plugins.backbones.decoder.processor import StrandProcessor
-from muco.plugins.backbones.decoder.token_sequence import Strand
+from muco.plugins.backbones.decoder.processor import DecoderProcessor
+from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
 
-class QwenVLProcessor(StrandProcessor):
+class QwenVLProcessor(DecoderProcessor):
     """A tokenizer, an image processor, a chat template and a way to take videos."""
 
     num_axes = 3
@@ -41,9 +41,9 @@ class QwenVLProcessor(StrandProcessor):
         frames: Frames,
         *,
         padded: bool = False,
-        direction: Direction = "causal",
+        attention_direction: AttentionDirection = "causal",
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded, direction=direction)
+        super().__init__(tokenizer, image_processor, padded=padded, attention_direction=attention_direction)
         self.template: TemplateName = template
         self.frames = frames
         self.image_id: int
@@ -53,40 +53,40 @@ class QwenVLProcessor(StrandProcessor):
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
 
-    def put_image(self, strand: Strand, images: Sequence[Visual], place: int) -> None:
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
         image = images[place]
         if isinstance(image, Video):
-            self._put_video(strand, image)
+            self._put_video(sequence, image)
             return
         _, grid_h, grid_w = self._grid(image)
         merge = self.image_processor.merge_size
         height, width = grid_h // merge, grid_w // merge
-        strand.put_image(image, self.image_id, _steps(1, height, width), max(height, width))
+        sequence.put_image(image, self.image_id, _steps(1, height, width), max(height, width))
 
-    def patches(self, strand: Strand) -> int:
-        return len(strand.image_places) * self.image_processor.merge_size**2
+    def patches(self, sequence: TokenSequence) -> int:
+        return len(sequence.image_index) * self.image_processor.merge_size**2
 
-    def pixels(self, strands: Sequence[Strand]) -> dict[str, Tensor]:
-        shown = [image for strand in strands for image in strand.images]
+    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
+        shown = [image for sequence in sequences for image in sequence.images]
         images = iter(self._images([image for image in shown if isinstance(image, EncodedImage)]))
         made = [self._video(each) if isinstance(each, Video) else next(images) for each in shown]
         patches, grids = zip(*made, strict=True)
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 
-    def _put_video(self, strand: Strand, video: Video) -> None:
+    def _put_video(self, sequence: TokenSequence, video: Video) -> None:
         made = cut(video, self.frames, self.image_processor)
         side = self.image_processor.patch_size * self.image_processor.merge_size
         height, width = made.height // side, made.width // side
         if not self.frames.told:
             steps = _steps(made.num_slices, height, width)
             steps[0] = slice_positions(made, self.frames)[steps[0]]
-            strand.put_image(video, self.video_id, steps, max(height, width))
+            sequence.put_image(video, self.video_id, steps, max(height, width))
             return
-        strand.show(video)
+        sequence.show(video)
         for moment in slice_times(video, made):
-            self.put_text(strand, moment + VISION_START, special=True)
-            strand.put_features(self.video_id, _steps(1, height, width), max(height, width))
-            self.put_text(strand, VISION_END, special=True)
+            self.put_text(sequence, moment + VISION_START, special=True)
+            sequence.put_features(self.video_id, _steps(1, height, width), max(height, width))
+            self.put_text(sequence, VISION_END, special=True)
 
     def _images(self, images: Sequence[EncodedImage]) -> list[tuple[Tensor, list[int]]]:
         """Return each image's patches, uint8, and its grid."""

@@ -32,7 +32,7 @@ _ROPE_THETA = 4.0
 within a picture of a few tokens: a small model would not learn where things are."""
 
 
-class ScratchSettings(DecoderSizes):
+class RandomInitSettings(DecoderSizes):
     """The size of a Qwen-VL built from random weights."""
 
     head_multiple = 8
@@ -46,18 +46,18 @@ class ScratchSettings(DecoderSizes):
     """Patches a side that become one token."""
 
 
-def scratch_tokenizer(settings: ScratchSettings, texts: Iterable[str]) -> Any:
+def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
     """Train the tokenizer; its special tokens carry Qwen2-VL's names."""
     return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
 
 
-def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
+def scratch_config(settings: RandomInitSettings, tokenizer: Any) -> Any:
     """Return the family's transformers configuration of that size, for that tokenizer."""
     from transformers import AutoConfig
 
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
     # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it leaves
-    # every branch near zero, and training starts slowly.
+    # every segment near zero, and training starts slowly.
     std = settings.hidden_dim**-0.5
     return AutoConfig.for_model(
         settings.family,
@@ -91,7 +91,7 @@ def scratch_config(settings: ScratchSettings, tokenizer: Any) -> Any:
     )
 
 
-def _rotation(settings: ScratchSettings) -> dict[str, Any]:
+def _rotation(settings: RandomInitSettings) -> dict[str, Any]:
     """Return how positions turn heads; the three axes share the frequencies."""
     head_dim = settings.hidden_dim // settings.num_heads
     half = head_dim // 2
@@ -104,7 +104,7 @@ def _rotation(settings: ScratchSettings) -> dict[str, Any]:
     return {"rope_parameters": rope, "head_dim": head_dim}
 
 
-def _vision(settings: ScratchSettings) -> dict[str, Any]:
+def _vision(settings: RandomInitSettings) -> dict[str, Any]:
     """Return what the families' vision towers have each their own names for, or alone."""
     dim, layers = settings.vision_dim, settings.vision_layers
     if settings.family == "qwen2_vl":

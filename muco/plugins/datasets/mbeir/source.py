@@ -17,7 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.sample import Content, Pair, Sample
-from muco.io.cache import kept_tables
+from muco.io.cache import cached_database
 from muco.io.table_text import text_of
 from muco.io.tables import Row, json_object
 from muco.plugins.datasets.table_source import TableSource, existing, revision_of
@@ -179,7 +179,7 @@ class MBEIR(TableSource):
         """Return where each candidate's line begins, listed once and kept in the cache folder."""
         paths = [self._file(name).resolve() for name in self.config.candidates]
         revisions = "-".join(revision_of([path]) for path in paths)
-        return kept_tables(f"pools/{revisions}.sqlite", lambda beside: _list_candidates(beside, paths))
+        return cached_database(f"pools/{revisions}.sqlite", lambda beside: _list_candidates(beside, paths))
 
     def _tidied(self, text: str) -> str:
         if not self.config.tidy_texts:

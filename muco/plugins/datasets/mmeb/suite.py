@@ -16,7 +16,7 @@ from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.table_text import listed, text_of
 from muco.io.tables import whole_rows
-from muco.plugins.datasets.mmeb.texts import Shape, query_text, said, target_text
+from muco.plugins.datasets.mmeb.texts import Shape, query_text, strip_image_token, target_text
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[
         raise DataError(f"{len(texts)} texts and {len(paths)} image paths of candidates; they must agree")
     asked = text_of(row["qry_text"], "qry_text")
     instruction = text_of(row.get("qry_inst"), "qry_inst")
-    text = query_text(shape, instruction, asked) if has_instructions else said(asked)
+    text = query_text(shape, instruction, asked) if has_instructions else strip_image_token(asked)
     query = (text, text_of(row["qry_img_path"], "qry_img_path"))
     if has_instructions:
         # One for all, or one each.
@@ -189,7 +189,7 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[
             for place, (each, path) in enumerate(zip(texts, paths, strict=True))
         ]
     else:
-        targets = [(said(each), path) for each, path in zip(texts, paths, strict=True)]
+        targets = [(strip_image_token(each), path) for each, path in zip(texts, paths, strict=True)]
     for what, content in _named(query, targets):
         if not any(content):
             raise DataError(f"{what} has neither text nor image")

@@ -12,7 +12,7 @@ Shape = Literal["cls", "qa", "i2t", "t2i", "i2i_vg"]
 answering, image to text, text to image, and image to image with visual grounding."""
 
 
-def said(text: str) -> str:
+def strip_image_token(text: str) -> str:
     """Return a text without image token and without the line breaks around it.
 
     A content's images come first, and the chat template closes a text with one line break: together they
@@ -26,17 +26,17 @@ def said(text: str) -> str:
 def query_text(shape: Shape, instruction: str, text: str) -> str:
     """Return a query of the second layout."""
     if shape == "t2i":
-        return said(f"{instruction} {text}\n")
+        return strip_image_token(f"{instruction} {text}\n")
     stripped = instruction.replace(IMAGE_TOKEN, "")
     if shape in ("qa", "i2i_vg"):
         stripped = "\n" + stripped.strip()
     joined = f"{stripped} {text}" if text else stripped
-    return said(f"{IMAGE_TOKEN} {joined}".replace(" \n", "\n") + "\n")
+    return strip_image_token(f"{IMAGE_TOKEN} {joined}".replace(" \n", "\n") + "\n")
 
 
 def target_text(shape: Shape, instruction: str, text: str) -> str:
     """Return a candidate of the second layout; one without an image is its text alone."""
     if shape in ("cls", "qa", "i2t"):
-        return said(text)
+        return strip_image_token(text)
     joined = f"{instruction.replace(IMAGE_TOKEN, '').strip()} {text}" if text else instruction
-    return said(f"{IMAGE_TOKEN} {joined}".replace(" \n", "\n"))
+    return strip_image_token(f"{IMAGE_TOKEN} {joined}".replace(" \n", "\n"))

@@ -30,7 +30,7 @@ dialogue = st.one_of(
         lambda told: [0] * told[0] + [turn + 1 for turn, size in enumerate(told[1]) for _ in range(size)]
     ),
 )
-"""The branches of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns."""
+"""The segment_ids of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns."""
 
 
 class Layer(torch.nn.Module):
@@ -41,8 +41,8 @@ class Layer(torch.nn.Module):
 
 
 def row_of(dialogues: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    borders = torch.tensor([0, *torch.tensor([len(each) for each in dialogues]).cumsum(0).tolist()])
-    return borders, torch.tensor([[branch for each in dialogues for branch in each]])
+    cu_seqlens = torch.tensor([0, *torch.tensor([len(each) for each in dialogues]).cumsum(0).tolist()])
+    return cu_seqlens, torch.tensor([[segment for each in dialogues for segment in each]])
 
 
 def heads(length: int) -> list[torch.Tensor]:
@@ -53,16 +53,16 @@ def heads(length: int) -> list[torch.Tensor]:
     ]
 
 
-def dense(query, key, value, borders, branches, *, causal=True):
+def dense(query, key, value, cu_seqlens, segment_ids, *, causal=True):
     """Attention with one mask over the whole row, written from the rule."""
-    length = int(borders[-1])
+    length = int(cu_seqlens[-1])
     owner = [
-        place for place, (start, stop) in enumerate(pairwise(borders.tolist())) for _ in range(start, stop)
+        place for place, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())) for _ in range(start, stop)
     ]
-    branch = branches[0].tolist()
+    segment = segment_ids[0].tolist()
     sees = [
         [
-            (k <= q or not causal) and owner[k] == owner[q] and (branch[k] == 0 or branch[k] == branch[q])
+            (k <= q or not causal) and owner[k] == owner[q] and (segment[k] == 0 or segment[k] == segment[q])
             for k in range(length)
         ]
         for q in range(length)
@@ -75,12 +75,12 @@ def dense(query, key, value, borders, branches, *, causal=True):
 @settings(max_examples=40)
 @given(dialogues=st.lists(dialogue, min_size=1, max_size=7), causal=st.booleans())
 def test_sdpa_in_buckets_equals_one_dense_mask_with_gradient(dialogues, causal):
-    borders, branches = row_of(dialogues)
-    told = heads(int(borders[-1]))
-    isolated = branches if (branches > 0).any() else None
-    layout = layout_of("sdpa", borders, isolated, causal=causal)
+    cu_seqlens, segment_ids = row_of(dialogues)
+    told = heads(int(cu_seqlens[-1]))
+    isolated = segment_ids if (segment_ids > 0).any() else None
+    layout = layout_of("sdpa", cu_seqlens, isolated, causal=causal)
     found = layout.attend(Layer(), *told, scaling=0.3, dropout=0.0)
-    expected = dense(*told, borders, branches, causal=causal)
+    expected = dense(*told, cu_seqlens, segment_ids, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weights = torch.randn_like(expected)
     grads = [torch.autograd.grad((each * weights).sum(), told) for each in (found, expected)]
@@ -91,11 +91,11 @@ def test_sdpa_in_buckets_equals_one_dense_mask_with_gradient(dialogues, causal):
 @settings(max_examples=40)
 @given(dialogues=st.lists(dialogue, min_size=1, max_size=7), causal=st.booleans())
 def test_the_segments_of_flash_varlen_equal_one_dense_mask(dialogues, causal):
-    borders, branches = row_of(dialogues)
-    query, key, value = heads(int(borders[-1]))
-    isolated = branches[0].tolist() if (branches > 0).any() else None
-    segments = segments_of(borders.tolist(), isolated)
-    index = range(int(borders[-1])) if segments.key_index is None else segments.key_index
+    cu_seqlens, segment_ids = row_of(dialogues)
+    query, key, value = heads(int(cu_seqlens[-1]))
+    isolated = segment_ids[0].tolist() if (segment_ids > 0).any() else None
+    segments = segments_of(cu_seqlens.tolist(), isolated)
+    index = range(int(cu_seqlens[-1])) if segments.key_index is None else segments.key_index
     keys, values = key[:, :, list(index)], value[:, :, list(index)]
     parts = []
     spans = zip(pairwise(segments.query_ends), pairwise(segments.key_ends), strict=True)
@@ -115,21 +115,21 @@ def test_the_segments_of_flash_varlen_equal_one_dense_mask(dialogues, causal):
             )
         )
     found = torch.cat(parts, dim=2).transpose(1, 2)
-    expected = dense(query, key, value, borders, branches, causal=causal)
+    expected = dense(query, key, value, cu_seqlens, segment_ids, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dialogues", [[[0] * 5, [0] * 130], [[0, 0, 1, 1, 2], [0] * 3, [1, 1, 2]]])
 @pytest.mark.parametrize("causal", [True, False])
 def test_flex_equals_one_dense_mask(dialogues, causal):
-    borders, branches = row_of(dialogues)
-    told = [each.detach() for each in heads(int(borders[-1]))]
+    cu_seqlens, segment_ids = row_of(dialogues)
+    told = [each.detach() for each in heads(int(cu_seqlens[-1]))]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*flex_attention called without torch.compile.*")
-        isolated = branches if (branches > 0).any() else None
-        layout = layout_of("flex", borders, isolated, causal=causal)
+        isolated = segment_ids if (segment_ids > 0).any() else None
+        layout = layout_of("flex", cu_seqlens, isolated, causal=causal)
         found = layout.attend(Layer(), *told, scaling=0.3, dropout=0.0)
-    expected = dense(*told, borders, branches, causal=causal)
+    expected = dense(*told, cu_seqlens, segment_ids, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -143,10 +143,10 @@ def test_a_kernel_that_cannot_run_here_is_an_error_and_auto_takes_what_can():
         QwenVL.Config.model_validate({**SMALL, "rows": "padded", "attention": "flex"})
 
 
-def backbone(rows: str, family: str = "qwen2_vl", direction: str = "causal") -> DecoderBackbone:
+def backbone(rows: str, family: str = "qwen2_vl", attention_direction: str = "causal") -> DecoderBackbone:
     torch.manual_seed(0)
     cls, of_family = (QwenVL, small) if family in FAMILIES else (Llava, test_backbone_llava.small)
-    settings = of_family(family, rows=rows, direction=direction)
+    settings = of_family(family, rows=rows, attention_direction=attention_direction)
     return cls.build(cls.Config.model_validate(settings), texts=TEXTS).eval()
 
 
@@ -164,36 +164,39 @@ def mixed():
 
 
 CASES = [
-    (family, direction)
+    (family, attention_direction)
     for family in (*FAMILIES, *test_backbone_llava.FAMILIES)
-    for direction in ("causal", "bidirectional_isolated")
+    for attention_direction in ("causal", "bidirectional_isolated")
 ]
 
 
-def encodable(mixed, direction):
-    """Return those whose turns the direction can encode."""
+def encodable(mixed, attention_direction):
+    """Return those whose turns the attention_direction can encode."""
     several = [each for each in mixed if len(each.turns) > 1 and each.context == "causal"]
-    return [each for each in mixed if direction == "causal" or each not in several]
+    return [each for each in mixed if attention_direction == "causal" or each not in several]
 
 
 @pytest.mark.parametrize("rows", ["packed", "padded"])
 @pytest.mark.parametrize(
-    ("family", "direction"), [*CASES, ("qwen2_vl", "bidirectional"), ("llava", "bidirectional")]
+    ("family", "attention_direction"), [*CASES, ("qwen2_vl", "bidirectional"), ("llava", "bidirectional")]
 )
-def test_dialogues_of_a_chunk_are_encoded_as_if_alone(rows, family, direction, mixed):
-    model = backbone(rows, family, direction)
-    mixed = encodable(mixed, direction)
-    if direction == "bidirectional":
+def test_dialogues_of_a_chunk_are_encoded_as_if_alone(rows, family, attention_direction, mixed):
+    model = backbone(rows, family, attention_direction)
+    mixed = encodable(mixed, attention_direction)
+    if attention_direction == "bidirectional":
         mixed = [each for each in mixed if len(each.turns) == 1]
     together = states(model, mixed)
     alone = torch.cat([states(model, [each]) for each in mixed])
     assert float((together - alone).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "direction"), CASES)
-def test_packed_rows_hold_no_padding_and_equal_padded_ones(family, direction, mixed):
-    packed, padded = backbone("packed", family, direction), backbone("padded", family, direction)
-    mixed = encodable(mixed, direction)
+@pytest.mark.parametrize(("family", "attention_direction"), CASES)
+def test_packed_rows_hold_no_padding_and_equal_padded_ones(family, attention_direction, mixed):
+    packed, padded = (
+        backbone("packed", family, attention_direction),
+        backbone("padded", family, attention_direction),
+    )
+    mixed = encodable(mixed, attention_direction)
     row, rows = packed.processor.collate(mixed), padded.processor.collate(mixed)
     assert row.num_padding_tokens == 0 < rows.num_padding_tokens
     assert row.num_tokens == rows.num_tokens == row.tensors["input_ids"].numel()
@@ -213,32 +216,32 @@ def test_an_isolated_turn_equals_a_single_one_in_both_directions(family):
 
 
 @pytest.mark.parametrize(
-    ("direction", "prefix_sees", "turn_sees"),
+    ("attention_direction", "prefix_sees", "turn_sees"),
     [("causal", False, False), ("bidirectional_isolated", False, True), ("bidirectional", True, True)],
 )
 @pytest.mark.parametrize("rows", ["packed", "padded"])
-def test_who_sees_what_comes_later(rows, direction, prefix_sees, turn_sees):
+def test_who_sees_what_comes_later(rows, attention_direction, prefix_sees, turn_sees):
     """Another last token of a turn's text, and what it changes before."""
-    model = backbone(rows, direction=direction)
+    model = backbone(rows, attention_direction=attention_direction)
     found = []
     for text in ("ab", "ac"):
         inputs = model.processor.collate([dialogue_of([text], [picture("red", (56, 56))])])
         found.append((inputs, model.encode(inputs).hidden.detach()))
     (inputs, one), (_, other) = found
-    start, changed = int(inputs.places.start), (one - other).abs().amax(1) > 0
+    start, changed = int(inputs.spans.start), (one - other).abs().amax(1) > 0
     assert bool(changed[:start].any()) == prefix_sees
     assert bool(changed[start]) == turn_sees
-    assert changed[inputs.places.token]
+    assert changed[inputs.spans.token]
 
 
 def test_turns_that_would_see_their_answers_are_refused():
     dialogue = dialogue_of(["a", "b"], ())
-    for direction in ("bidirectional", "bidirectional_isolated"):
+    for attention_direction in ("bidirectional", "bidirectional_isolated"):
         assert "causal_context" not in QwenVL.offers(
-            QwenVL.Config.model_validate(small("qwen2_vl", direction=direction))
+            QwenVL.Config.model_validate(small("qwen2_vl", attention_direction=attention_direction))
         )
         with pytest.raises(ValueError, match="cannot encode causal turns"):
-            backbone("packed", direction=direction).processor.collate([dialogue])
+            backbone("packed", attention_direction=attention_direction).processor.collate([dialogue])
 
 
 def test_sliding_windows_are_refused_where_rows_are_packed():

@@ -25,7 +25,7 @@ def saved(request, tmp_path) -> tuple[DecoderBackbone, dict]:
     torch.manual_seed(0)
     backbone = cls.build(cls.Config.model_validate(settings), texts=TEXTS).eval()
     backbone.save(tmp_path)
-    return backbone, {**settings, "scratch": None, "pretrained": str(tmp_path), "template": "bare"}
+    return backbone, {**settings, "random_init": None, "pretrained": str(tmp_path), "template": "bare"}
 
 
 def started(backbone: DecoderBackbone, settings: dict) -> DecoderBackbone:

@@ -122,7 +122,7 @@ def test_a_query_without_candidates_and_an_empty_image_are_told(tmp_path):
 
 def test_a_misspelt_data_set_is_told():
     values = {"name": "x", "packer": "single_turn", "pooler": "last_token",
-              "backbone": {"name": "qwen_vl", "scratch": {}},
+              "backbone": {"name": "qwen_vl", "random_init": {}},
               "evaluate": {"suites": [{"name": "mmeb", "data": "x", "datasets": ["OKVQA"]}]}}  # fmt: skip
     with pytest.raises(RecipeError, match=r"no data set 'OKVQA'\. Did you mean"):
         validate_evaluation(values, title="x")

@@ -10,23 +10,23 @@ from muco.plugins.backbones.decoder.attention.interface import (
     layout_of,
 )
 from muco.plugins.backbones.decoder.attention.kernels import (
-    Direction,
+    AttentionDirection,
     Kernel,
     RowSettings,
-    begins_branches,
     choose_kernel,
     contexts_of,
+    isolates_turns,
 )
 
 __all__ = [
-    "Direction",
+    "AttentionDirection",
     "Kernel",
     "Layout",
     "RowSettings",
     "attend_within",
-    "begins_branches",
     "choose_kernel",
     "contexts_of",
     "has_sliding_windows",
+    "isolates_turns",
     "layout_of",
 ]

@@ -29,21 +29,21 @@ class Segments:
     """The row's token behind each key; None where keys are the tokens in order."""
 
 
-def segments_of(borders: list[int], branches: list[int] | None) -> Segments:
+def segments_of(cu_seqlens: list[int], segment_ids: list[int] | None) -> Segments:
     """Return the sequences of a row of T tokens.
 
     Args:
-        borders: B + 1, where dialogues begin, and T.
-        branches: of each token; None where no turn is isolated.
+        cu_seqlens: B + 1, where dialogues begin, and T.
+        segment_ids: of each token; None where no turn is isolated.
     """
-    if branches is None:
-        return Segments(borders, borders, None)
+    if segment_ids is None:
+        return Segments(cu_seqlens, cu_seqlens, None)
     query_ends, key_ends, key_index = [0], [0], list[int]()
-    for start, stop in pairwise(borders):
+    for start, stop in pairwise(cu_seqlens):
         prefix = range(start, start)
-        for first, last in _runs(branches, start, stop):
+        for first, last in _runs(segment_ids, start, stop):
             own = range(first, last)
-            if branches[first] == PREFIX:
+            if segment_ids[first] == PREFIX:
                 prefix = own
             else:
                 key_index.extend(prefix)
@@ -53,20 +53,20 @@ def segments_of(borders: list[int], branches: list[int] | None) -> Segments:
     return Segments(query_ends, key_ends, key_index)
 
 
-def _runs(branches: list[int], start: int, stop: int) -> list[tuple[int, int]]:
-    """Return the stretches of one branch between two places."""
-    changes = [place for place in range(start + 1, stop) if branches[place] != branches[place - 1]]
+def _runs(segment_ids: list[int], start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the stretches of one segment between two places."""
+    changes = [place for place in range(start + 1, stop) if segment_ids[place] != segment_ids[place - 1]]
     return list(pairwise([start, *changes, stop]))
 
 
 class VarlenLayout:
     """No padding anywhere; isolated turns read their prefix's keys and values again."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+    def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.window = (-1, 0) if causal else (-1, -1)
-        told = None if branches is None else branches[0].tolist()
-        segments = segments_of(borders.tolist(), told)
-        device = borders.device
+        told = None if segment_ids is None else segment_ids[0].tolist()
+        segments = segments_of(cu_seqlens.tolist(), told)
+        device = cu_seqlens.device
         self.query_ends = torch.tensor(segments.query_ends, dtype=torch.int32, device=device)
         self.key_index = None
         self.key_ends = self.query_ends

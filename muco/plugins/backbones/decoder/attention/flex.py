@@ -18,8 +18,8 @@ _BLOCK = 128
 class FlexLayout:
     """The mask knows which blocks are empty, and the kernel leaves them out."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
-        self.mask = block_mask(borders, branches, causal=causal)
+    def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
+        self.mask = block_mask(cu_seqlens, segment_ids, causal=causal)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
@@ -39,25 +39,25 @@ class FlexLayout:
         return out[:, :, : query.shape[2]].transpose(1, 2)
 
 
-def block_mask(borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> BlockMask:
+def block_mask(cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> BlockMask:
     """Return who sees whom in a packed row, filled up to whole blocks: the kernel is compiled once a size.
 
     A token of a turn sees its dialogue's prefix and its own turn, one of the prefix the prefix; with `causal`
     only what comes before it. Those that fill up see one another.
     """
-    length = int(borders[-1])
+    length = int(cu_seqlens[-1])
     size = -(-length // _BLOCK) * _BLOCK
-    dialogue = torch.searchsorted(borders, torch.arange(size, device=borders.device), right=True)
-    branch = torch.zeros_like(dialogue)
-    if branches is not None:
-        branch[:length] = branches[0]
+    dialogue = torch.searchsorted(cu_seqlens, torch.arange(size, device=cu_seqlens.device), right=True)
+    segment = torch.zeros_like(dialogue)
+    if segment_ids is not None:
+        segment[:length] = segment_ids[0]
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (branch[key] == PREFIX) | (branch[key] == branch[query])
+        own = (segment[key] == PREFIX) | (segment[key] == segment[query])
         within = (dialogue[key] == dialogue[query]) & own
         return within & (key <= query) if causal else within
 
-    return create_block_mask(sees, None, None, size, size, device=str(borders.device), BLOCK_SIZE=_BLOCK)
+    return create_block_mask(sees, None, None, size, size, device=str(cu_seqlens.device), BLOCK_SIZE=_BLOCK)
 
 
 @cache

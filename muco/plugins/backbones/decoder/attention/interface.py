@@ -23,26 +23,28 @@ class Layout(Protocol):
         ...
 
 
-def layout_of(kernel: Kernel, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> Layout:
+def layout_of(
+    kernel: Kernel, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True
+) -> Layout:
     """Return the layout of a row for a kernel that was chosen.
 
     Args:
         kernel: not `auto`.
-        borders: int64 [B + 1], where dialogues begin, and T.
-        branches: int64 [1, T]; None where no turn is isolated.
+        cu_seqlens: int64 [B + 1], where dialogues begin, and T.
+        segment_ids: int64 [1, T]; None where no turn is isolated.
         causal: whether a token sees only what comes before it.
     """
     if kernel == "flash_varlen":
         from muco.plugins.backbones.decoder.attention.flash_varlen import VarlenLayout
 
-        return VarlenLayout(borders, branches, causal=causal)
+        return VarlenLayout(cu_seqlens, segment_ids, causal=causal)
     if kernel == "flex":
         from muco.plugins.backbones.decoder.attention.flex import FlexLayout
 
-        return FlexLayout(borders, branches, causal=causal)
+        return FlexLayout(cu_seqlens, segment_ids, causal=causal)
     from muco.plugins.backbones.decoder.attention.sdpa import BucketLayout
 
-    return BucketLayout(borders, branches, causal=causal)
+    return BucketLayout(cu_seqlens, segment_ids, causal=causal)
 
 
 def attend_within(decoder: Any) -> None:

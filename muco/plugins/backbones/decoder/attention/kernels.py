@@ -12,7 +12,7 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import MucoError
 
 Kernel = Literal["auto", "flash_varlen", "flex", "sdpa"]
-Direction = Literal["causal", "bidirectional", "bidirectional_isolated"]
+AttentionDirection = Literal["causal", "bidirectional", "bidirectional_isolated"]
 
 
 class RowSettings(ComponentConfig):
@@ -24,7 +24,7 @@ class RowSettings(ComponentConfig):
     attention: Kernel = "auto"
     """Kernel of packed rows. flash_varlen: CUDA in half precision. flex: CUDA. sdpa: any device. auto: the
     first of them that the device can."""
-    direction: Direction = "causal"
+    attention_direction: AttentionDirection = "causal"
     """causal: a token sees what comes before it. bidirectional: all of its dialogue, which has one turn; as
     the public MuCo code can. bidirectional_isolated: a turn sees all of the shared prefix and of itself, the
     prefix all of itself alone, so that it is the same for every turn."""
@@ -36,28 +36,31 @@ class RowSettings(ComponentConfig):
         return self
 
 
-def contexts_of(direction: Direction) -> frozenset[Feature]:
+def contexts_of(attention_direction: AttentionDirection) -> frozenset[Feature]:
     """Return the ways in which turns may share a dialogue; none where it has one turn only."""
-    contexts: dict[Direction, frozenset[Feature]] = {
+    contexts: dict[AttentionDirection, frozenset[Feature]] = {
         "causal": frozenset({"causal_context", "isolated_turns"}),
         "bidirectional": frozenset(),
         "bidirectional_isolated": frozenset({"isolated_turns"}),
     }
-    return contexts[direction]
+    return contexts[attention_direction]
 
 
-def begins_branches(direction: Direction, dialogue: Dialogue) -> bool:
-    """Say whether each turn of the dialogue is a branch of its own after the prefix.
+def isolates_turns(attention_direction: AttentionDirection, dialogue: Dialogue) -> bool:
+    """Say whether each turn of the dialogue is a segment of its own after the prefix.
 
     Raises:
         ValueError: a turn would see the later ones, which answer it.
     """
     several = len(dialogue.turns) > 1
     context = "isolated_turns" if dialogue.context == "isolated" else "causal_context"
-    if several and context not in contexts_of(direction):
-        raise ValueError(f"`direction: {direction}` cannot encode {dialogue.context} turns of one dialogue")
+    if several and context not in contexts_of(attention_direction):
+        raise ValueError(
+            f"`attention_direction: {attention_direction}` cannot encode {dialogue.context} turns of one "
+            "dialogue"
+        )
     # A single turn is the same either way, and causal attention is the faster of the two.
-    return direction == "bidirectional_isolated" or (several and dialogue.context == "isolated")
+    return attention_direction == "bidirectional_isolated" or (several and dialogue.context == "isolated")
 
 
 def choose_kernel(wanted: Kernel, device: torch.device, *, half: bool) -> Kernel:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muco.plugins.backbones.decoder.packing import PADDING, branch_mask
+from muco.plugins.backbones.decoder.packing import PADDING, segment_mask
 from muco.plugins.backbones.decoder.token_sequence import PREFIX
 
 _LIKE = 0.5
@@ -31,9 +31,9 @@ class _Bucket:
 class BucketLayout:
     """Only attention is padded, and only to a dialogue at most twice as long."""
 
-    def __init__(self, borders: Tensor, branches: Tensor | None, *, causal: bool = True) -> None:
+    def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.causal = causal
-        ends = borders.tolist()
+        ends = cu_seqlens.tolist()
         spans = sorted(pairwise(ends), key=lambda span: span[0] - span[1])
         groups: list[list[tuple[int, int]]] = []
         for start, stop in spans:
@@ -41,7 +41,7 @@ class BucketLayout:
             if not groups or stop - start < _LIKE * longest:
                 groups.append([])
             groups[-1].append((start, stop))
-        self.buckets = [_bucket(group, branches, borders.device, causal=causal) for group in groups]
+        self.buckets = [_bucket(group, segment_ids, cu_seqlens.device, causal=causal) for group in groups]
         order = torch.cat([bucket.index[bucket.valid] for bucket in self.buckets])
         kept = torch.cat([bucket.valid.flatten() for bucket in self.buckets]).nonzero()[:, 0]
         self.back = torch.empty_like(order).scatter_(0, order, kept)
@@ -71,17 +71,17 @@ class BucketLayout:
 
 
 def _bucket(
-    spans: list[tuple[int, int]], branches: Tensor | None, device: torch.device, *, causal: bool
+    spans: list[tuple[int, int]], segment_ids: Tensor | None, device: torch.device, *, causal: bool
 ) -> _Bucket:
     starts, stops = torch.tensor(spans, device=device).T
     sizes = (stops - starts)[:, None]
     steps = torch.arange(int(sizes.max()), device=device)
     valid = steps < sizes
     index = starts[:, None] + torch.where(valid, steps, 0)
-    own = torch.full_like(index, PREFIX) if branches is None else branches[0][index]
+    own = torch.full_like(index, PREFIX) if segment_ids is None else segment_ids[0][index]
     # Of causal queries none sees the padding, which comes after them.
     masked = (own > PREFIX).any() or not (causal or valid.all())
-    mask = branch_mask(own.masked_fill(~valid, PADDING), causal=causal) if masked else None
+    mask = segment_mask(own.masked_fill(~valid, PADDING), causal=causal) if masked else None
     return _Bucket(index, valid, mask)
 
 

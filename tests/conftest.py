@@ -12,9 +12,8 @@ from hypothesis import settings
 from muco.core.registry import Registry, default_registry
 from muco.data.shards.writer import write_shards
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread a worker, in its child processes too. Before torch is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread a process, before torch is imported: workers of pytest-xdist share the cores, and sums round alike.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no failure, and a run of the tests is the same every time.
 settings.register_profile("muco", deadline=None, derandomize=True)

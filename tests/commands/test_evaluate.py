@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +41,8 @@ MODEL = [
 DATA_SETS = ["N24News", "OK-VQA", "WebQA", "VisDial", "CIRR", "MSCOCO"]
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen:
-    """Start muco with one thread: sums split otherwise round otherwise."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return processes.start(folder, *arguments, start_new_session=True, env=env, **options)
+def start(folder: Path, *arguments: str, **options: Any) -> Any:
+    return processes.start(folder, *arguments, start_new_session=True, **options)
 
 
 def muco(*arguments: str) -> None:

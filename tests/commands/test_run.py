@@ -6,13 +6,11 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,16 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.helpers import processes
+from tests.helpers.processes import TORCHRUN, Forked, wait_until
 from tests.helpers.small import QUICK
 
-MUCO_RUN = (sys.executable, "-c", "from muco.commands.main import run_main; run_main()")
-TORCHRUN = (*processes.TORCHRUN, "run")
+OVERRIDES = [part for setting in QUICK for part in ("--set", setting)]
 
 
 def start(
-    folder: Path,
-    *arguments: str,
-    recipe: str = "recipes/quickstart.yaml",
-    launcher: Sequence[str] = MUCO_RUN,
-    **popen: Any,
-) -> subprocess.Popen:
-    overrides = [part for setting in QUICK for part in ("--set", setting)]
-    return processes.start(folder, recipe, *overrides, *arguments, launcher=launcher, **popen)
+    folder: Path, *arguments: str, recipe: str = "recipes/quickstart.yaml", **options: Any
+) -> Forked | subprocess.Popen:
+    return processes.start(folder, "run", recipe, *OVERRIDES, *arguments, **options)
 
 
 def finish(folder: Path, *arguments: str, code: int = 0, **options: Any) -> str:
@@ -52,16 +45,15 @@ def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "runs/quickstart/train.jsonl").read_text().splitlines()]
 
 
-def wait_for_step(process: subprocess.Popen, run: Path, step: int, checkpoint: int = 0) -> None:
+def wait_for_step(process: Forked | subprocess.Popen, run: Path, step: int, checkpoint: int = 0) -> None:
     """Return once the run has logged `step` and written a checkpoint."""
-    deadline = time.monotonic() + 120
-    path = run / "train.jsonl"
-    while time.monotonic() < deadline and process.poll() is None:
-        done = len(path.read_text().splitlines()) if path.exists() else 0
-        if done >= step and (run / f"checkpoints/step-{checkpoint:06d}").exists() >= (checkpoint > 0):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+    def reached() -> bool:
+        log = run / "train.jsonl"
+        done = len(log.read_text().splitlines()) if log.exists() else 0
+        return done >= step and (not checkpoint or (run / f"checkpoints/step-{checkpoint:06d}").exists())
+
+    wait_until(reached, process, f"step {step}")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +95,9 @@ def test_a_run_leaves_what_the_design_says(whole):
 def test_the_resolved_recipe_runs_again_as_it_is(whole, tmp_path):
     recipe = yaml.safe_load((whole / "runs/quickstart/recipe.yaml").read_text())
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    finish(tmp_path, recipe="again.yaml")
+    command = [sys.executable, "-c", "from muco.commands.main import run_main; run_main()", "again.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     same(weights(tmp_path), weights(whole))
     old, new = (
         json.loads((folder / "runs/quickstart/summary.json").read_text()) for folder in (whole, tmp_path)
@@ -170,9 +164,7 @@ def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_pat
     process.communicate(timeout=60)
     folder = tmp_path / "runs/quickstart/checkpoints"
     before = sorted(path.name for path in folder.iterdir())
-    # A file of more than 20 kB cannot be written: the system's own error, as on a full disk.
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # noqa: E731
-    told = finish(tmp_path, "--resume", code=2, preexec_fn=limit)
+    told = finish(tmp_path, "--resume", code=2, max_file_bytes=20_000)
     assert "cannot be written" in told
     assert before[-1] in told
     assert sorted(path.name for path in folder.iterdir()) == before
@@ -237,6 +229,10 @@ def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
     near(weights(tmp_path), one_process)
 
 
+def start_two(folder: Path, *arguments: str, **options: Any) -> list[Forked]:
+    return processes.start_two(folder, "run", "recipes/quickstart.yaml", *OVERRIDES, *arguments, **options)
+
+
 def sharded(version: str = "2") -> dict[str, str]:
     """Return an environment with what `accelerate launch --use_fsdp --fsdp_version 2` sets."""
     told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
@@ -263,16 +259,7 @@ def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def by_hand(folder: Path, *arguments: str) -> list[subprocess.Popen]:
-    """Start two processes that no launcher watches, as on two nodes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [start(folder, *arguments, env={**os.environ, **group, "RANK": str(rank)}) for rank in range(2)]
-
-
-def failed(process: subprocess.Popen) -> str:
+def failed(process: Forked) -> str:
     """Return what a process said that ended with an error, within the minute that it has for it."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, out + err
@@ -284,14 +271,14 @@ def failed(process: subprocess.Popen) -> str:
 def test_one_of_two_killed_the_other_names_it_and_both_go_on(one_process, tmp_path):
     """Either of them: with the first one goes the store that the two met in."""
     victim = random.Random(time.time_ns()).randrange(2)
-    processes = by_hand(tmp_path)
-    wait_for_step(processes[0], tmp_path / "runs/quickstart", 5, checkpoint=4)
-    processes[victim].kill()
-    told = failed(processes[1 - victim])
-    assert f"process {victim} of 2 (host {socket.gethostname()}, pid {processes[victim].pid}) is gone" in told
+    both = start_two(tmp_path)
+    wait_for_step(both[0], tmp_path / "runs/quickstart", 5, checkpoint=4)
+    both[victim].kill()
+    told = failed(both[1 - victim])
+    assert f"process {victim} of 2 (host {socket.gethostname()}, pid {both[victim].pid}) is gone" in told
     assert "--resume" in told
-    processes[victim].communicate()
-    for each in by_hand(tmp_path, "--resume"):
+    both[victim].communicate()
+    for each in start_two(tmp_path, "--resume"):
         assert each.communicate(timeout=120)
         assert each.returncode == 0
     near(weights(tmp_path), one_process)

@@ -1,0 +1,171 @@
+"""Files and folders that are written whole or not at all.
+
+Each write goes to a new entry of the same folder under a random name, is flushed to the disk and then renamed:
+a reader sees the old content or the new one. Symbolic links are never written through: a link at the path is
+replaced by the file. A process that is killed leaves `.NAME.HOST-PID-RANDOM.partial` behind; the next write
+into the folder removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from muco.core.errors import DataError
+
+_PARTIAL = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.partial(-.+)?", re.DOTALL)
+"""Host, process id; the last group is what a library adds to the name, `-journal` of SQLite."""
+_OTHER_HOST_SECONDS = 24 * 3600
+_CLOCK_SKEW_SECONDS = 60
+
+
+def write_text(path: Path, text: str, *, inside: Path | None = None) -> None:
+    """Replace a file by UTF-8 text; see `atomic_path`."""
+    write_bytes(path, text.encode(), inside=inside)
+
+
+def write_bytes(path: Path, data: bytes, *, inside: Path | None = None) -> None:
+    """Replace a file by these bytes; see `atomic_path`."""
+    with atomic_file(path, inside=inside) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, *, inside: Path | None = None) -> Generator[BinaryIO]:
+    """Yield a binary file that replaces `path` when the block ends without an error; see `atomic_path`."""
+    with atomic_path(path, inside=inside) as partial, open(partial, "wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
+    """Yield the path of an empty file that replaces `path` when the block ends without an error.
+
+    For libraries that open the file themselves. An error removes the new file and leaves the old one.
+
+    Args:
+        path: of the file; its parent folders are made.
+        inside: a folder above it. No folder between the two may be a symbolic link.
+
+    Raises:
+        DataError: a folder is a symbolic link.
+        OSError: the disk is full or not writable.
+    """
+    partial = _partial(path, inside)
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool = False, inside: Path | None = None) -> Generator[Path]:
+    """Yield an empty folder that is renamed to `path` when the block ends without an error.
+
+    Args:
+        path: of the folder.
+        replace: remove what is at `path` first; else it must not exist, or be an empty folder.
+        inside: see `atomic_path`.
+
+    Raises:
+        DataError: a folder is a symbolic link.
+        OSError: `path` exists, or the disk is full or not writable.
+    """
+    partial = _partial(path, inside)
+    try:
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        if replace:
+            remove_folder(path)
+        os.rename(partial, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Rename a folder, then remove it: nobody sees half of it. A link is removed, not what it leads to."""
+    partial = _partial(path, None)
+    with suppress(FileNotFoundError):
+        os.rename(path, partial)
+        _remove(partial)
+
+
+def _partial(path: Path, inside: Path | None) -> Path:
+    """Make the parent folder, remove leftovers there, and return a name that is free."""
+    if inside is not None:
+        _refuse_links(path.parent, inside)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex}.partial")
+
+
+def _refuse_links(folder: Path, inside: Path) -> None:
+    while folder != inside:
+        if folder.is_symlink():
+            raise DataError(
+                f"{folder} is a symbolic link. Nothing is written through links inside {inside}; "
+                "remove the link or replace it by a folder."
+            )
+        assert folder != folder.parent, f"{folder} is not inside {inside}"
+        folder = folder.parent
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.iterdir():
+        match = _PARTIAL.fullmatch(path.name)
+        if match and _is_abandoned(path, match[1], int(match[2])):
+            _remove(path)
+
+
+def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+    """Return whether the process that wrote it has ended; a day is waited for processes of other hosts."""
+    import psutil
+
+    try:
+        changed = path.lstat().st_mtime
+        if host != _host():
+            return time.time() - changed > _OTHER_HOST_SECONDS
+        return psutil.Process(pid).create_time() > changed + _CLOCK_SKEW_SECONDS
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, psutil.Error, OverflowError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _host() -> str:
+    return blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

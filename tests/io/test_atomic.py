@@ -1,0 +1,155 @@
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from muco.core.errors import DataError
+from muco.io.atomic import atomic_file, atomic_folder, atomic_path, remove_folder, write_bytes, write_text
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from muco.io.atomic import atomic_path
+with atomic_path(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_file_is_replaced_and_its_folder_made(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "é\n")
+    assert path.read_bytes() == b"\xc3\xa9\n"
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [each.name for each in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"half" * (file.write(b"begun") // 0))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert (partial.parent, partial.name[0]) == (tmp_path, ".")
+    assert path.read_text() == "new"
+
+
+def test_links_are_replaced_and_never_written_through(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine")
+    folder.mkdir()
+    for name in ("summary.json", ".summary.json.partial", ".summary.json"):
+        (folder / name).symlink_to(victim)
+    write_text(folder / "summary.json", "new")
+    assert victim.read_text() == "mine"
+    assert not (folder / "summary.json").is_symlink()
+
+
+def test_a_linked_folder_is_refused_where_the_caller_asks(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / "eval").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="eval is a symbolic link"):
+        write_text(run / "eval" / "deep" / "a.json", "{}", inside=run)
+    assert list(elsewhere.iterdir()) == []
+    (tmp_path / "link").symlink_to(run)
+    write_text(tmp_path / "link" / "a.json", "{}", inside=tmp_path / "link")
+    assert (run / "a.json").exists()
+
+
+def test_libraries_write_to_the_path_or_the_file(tmp_path):
+    with atomic_path(tmp_path / "a.safetensors") as partial:
+        save_file({"x": np.arange(3)}, partial)
+    with atomic_file(tmp_path / "a.npy") as file:
+        np.save(file, np.arange(4))
+    with atomic_path(tmp_path / "a.sqlite") as partial:
+        db = sqlite3.connect(partial)
+        db.execute("CREATE TABLE t (x)")
+        db.commit()
+        db.close()
+    assert load_file(tmp_path / "a.safetensors")["x"].tolist() == [0, 1, 2]
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2, 3]
+    assert sqlite3.connect(tmp_path / "a.sqlite").execute("SELECT count(*) FROM t").fetchone() == (0,)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write_to_the_folder(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".partial")
+    # What SQLite puts beside a file, a folder, and another host's.
+    (tmp_path / f"{left.name}-journal").touch()
+    host, rest = left.name.removeprefix(".a.").split("-", 1)
+    (tmp_path / f".folder.{host}-{rest}" / "model").mkdir(parents=True)
+    young, old = tmp_path / f".a.00000000-{rest}", tmp_path / f".b.00000000-{rest}"
+    young.touch()
+    old.touch()
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    write_text(tmp_path / "b", "")
+    assert {each.name for each in tmp_path.iterdir()} == {"b", young.name}
+
+
+def test_files_of_running_processes_and_other_hidden_files_stay(tmp_path):
+    (tmp_path / ".mine.partial").touch()
+    with atomic_path(tmp_path / "a") as partial:
+        write_text(tmp_path / "b", "")
+        assert partial.exists()
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "b", ".mine.partial"}
+
+
+def test_a_process_id_that_was_given_to_another_process_does_not_keep_a_file(tmp_path):
+    with atomic_path(tmp_path / "a") as partial:
+        # Last changed before this process began, which has the id now.
+        os.utime(partial, (time.time() - 7 * 24 * 3600,) * 2)
+        write_text(tmp_path / "b", "")
+        assert not partial.exists()
+        partial.touch()
+
+
+def test_a_folder_appears_whole(tmp_path):
+    path = tmp_path / "model"
+    with atomic_folder(path) as partial:
+        write_text(partial / "deep" / "a", "1")
+        assert not path.exists()
+    assert (path / "deep" / "a").read_text() == "1"
+    with pytest.raises(OSError, match="not empty"), atomic_folder(path) as partial:
+        write_text(partial / "b", "2")
+    with pytest.raises(ValueError, match="stop"), atomic_folder(path, replace=True):
+        raise ValueError("stop")
+    assert (path / "deep" / "a").read_text() == "1"
+    with atomic_folder(path, replace=True) as partial:
+        write_text(partial / "b", "2")
+    assert [each.name for each in path.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_removing_a_folder_removes_a_link_and_not_its_target(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    remove_folder(tmp_path / "link")
+    assert [each.name for each in tmp_path.iterdir()] == ["target"]
+    remove_folder(tmp_path / "target")
+    remove_folder(tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_made_with_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "a", "")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode

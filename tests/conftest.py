@@ -12,7 +12,7 @@ from hypothesis import settings
 from muco.core.registry import Registry, default_registry
 from muco.data.shards.writer import write_shards
 
-# One thread a process, before torch is imported: workers of pytest-xdist share the cores, and sums round alike.
+# One thread a process, before torch is imported: pytest-xdist shares the cores, and sums round alike.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no failure, and a run of the tests is the same every time.

@@ -13,6 +13,8 @@ import muco
 
 PACKAGE = Path(muco.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS_FOLDER = Path(__file__).parent
+TESTS = sorted(TESTS_FOLDER.rglob("test_*.py"))
 ENGINE = (
     "muco.console",
     "muco.data",
@@ -155,3 +157,8 @@ def test_no_circle_of_imports():
 def test_an_import_is_found_wherever_it_stands():
     text = "if x:\n import a.b as c\ndef f():\n from muco.plugins import losses"
     assert list(imports(ast.parse(text))) == ["a.b", "muco.plugins.losses"]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(TESTS_FOLDER).as_posix())
+def test_no_test_imports_another_test(path):
+    assert not [name for name in imports(parse(path)) if name.startswith("tests.") and ".test_" in name]

@@ -20,8 +20,8 @@ from muco.commands.main import app
 from muco.core import Content, MucoError, Pair, Sample
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
-from tests.data.prepare.test_download import Server
 from tests.helpers.outside_data import bomb, image_bytes, write_files, write_jsonl, write_tar, write_zip
+from tests.helpers.server import Server
 
 TEXTS = "columns={query_text: q, target_text: a}"
 PICTURES = "columns={query_text: q, query_image: p, target_text: a}"

@@ -18,14 +18,13 @@ from muco.model.folder import save_encoder
 from muco.model.source import Parts, find_model
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of
-from tests.helpers.small import SMALL, TEXTS, picture
-from tests.plugins.backbones import test_clip as test_backbone_clip
+from tests.helpers.small import SMALL, SMALL_CLIP, TEXTS, picture
 
 DIALOGUES = [dialogue_of(["what is it?", "a"], [picture("red", (56, 56))], "isolated")]
 MODELS = {
     "adapters": {"name": "qwen_vl", **SMALL, "adapter": {"rank": 4}},
     "whole": {"name": "qwen_vl", **SMALL},
-    "clip": {"name": "clip", **test_backbone_clip.SMALL, "adapter": {"rank": 4}},
+    "clip": {"name": "clip", **SMALL_CLIP, "adapter": {"rank": 4}},
 }
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import tarfile
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muco.commands.main import app
 from muco.config.load import load_recipe
 from muco.core import Content, DataError, MucoError, Pair, RecipeError, Sample, Video
 from muco.data.prepare.resize import Limits, fitted
@@ -22,7 +22,6 @@ from muco.data.shards.statistics import summarize
 from muco.data.shards.writer import write_shards
 from muco.io.columns import PairColumns
 from muco.report.samples import write_page
-from tests.commands.test_run import MUCO_RUN
 from tests.helpers.outside_data import write_files, write_jsonl
 from tests.helpers.small import SMALL, picture
 
@@ -191,11 +190,10 @@ def recipe(tmp_path):
     return write
 
 
-def test_a_table_of_videos_is_made_into_shards_and_trained_on(recipe):
+def test_a_table_of_videos_is_made_into_shards_and_trained_on(recipe, monkeypatch):
     path = recipe()
-    command = [*MUCO_RUN, path.name]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(path.parent)
+    app(["run", path.name], standalone_mode=False)
     lines = (path.parent / "runs/films/train.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
     assert len(losses) == 3

@@ -20,6 +20,7 @@ from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.packers.multi_turn import MultiTurn
 from muco.plugins.poolers.turn_token import TurnToken
 from tests.helpers.small import SMALL, TEXTS, picture
+from tests.helpers.tasks import task_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,6 @@ def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by
     assert passes.tokens_alone == sum(cost.tokens for cost in alone) > 1.5 * passes.tokens
     assert passes.patches_alone == sum(cost.patches for cost in alone)
     assert passes.patches == sum(images.values())
-    from tests.evaluation.search.test_search import task_of
 
     task = task_of(20, 11, None, [[k % 11] for k in range(20)])
     ranked = [rank_all(task, each[:20], each[-11:]) for each in (one_by_one, joined)]
@@ -190,7 +190,6 @@ def test_coherence_is_what_its_definitions_say(tmp_path, model):
     with open_store(tmp_path) as store:
         encoder = embedder(model, store)
         queries, pool = encoder.encode(given[:28]), encoder.encode(given[28:])
-        from tests.evaluation.search.test_search import task_of
 
         rankings = rank_all(task_of(28, len(given) - 28, None, [[3]] * 28), queries.vectors, pool.vectors)
         meter = CoherenceMeter()

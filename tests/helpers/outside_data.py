@@ -222,3 +222,24 @@ def write_mbeir(folder: Path, number: int = 3) -> None:
     (folder / "instructions").mkdir()
     (folder / "instructions/query_instructions.tsv").write_text(INSTRUCTIONS, encoding="utf-8")
     write_tar(folder / "mbeir_images.tar", files)
+
+
+PAIRS_COLUMNS = {
+    "query_text": "question",
+    "query_image": "photo",
+    "target_text": "answer",
+    "negative_text": "wrong",
+    "task": "kind",
+}
+PAIRS_ROWS = [
+    {
+        "question": "what is it?",
+        "photo": "a.jpg",
+        "answer": "a dog",
+        "wrong": "['a cat', 'a cow']",
+        "kind": "x",
+    },
+    {"question": "how many?", "photo": "b.jpg", "answer": "two", "wrong": "", "kind": "y"},
+    {"question": "which colour?", "photo": "a.jpg", "answer": "brown", "wrong": "red", "kind": "x"},
+    {"question": 'and this, "quoted"\nin two lines?', "photo": "", "answer": "Ünï", "wrong": "", "kind": "z"},
+]

@@ -37,6 +37,44 @@ def small(family: str, **options: Any) -> dict[str, Any]:
     return {**SMALL, "max_pixels": 200 * 200, "random_init": random_init, **options}
 
 
+SMALL_CLIP: dict[str, Any] = {
+    "random_init": {
+        "embedding_dim": 32,
+        "vision_dim": 32,
+        "vision_layers": 2,
+        "vision_heads": 2,
+        "text_dim": 32,
+        "text_layers": 2,
+        "text_heads": 2,
+        "context_length": 48,
+        "vocab_size": 400,
+    }
+}
+"""Settings of the smallest two towers."""
+
+LLAVA_SIZES = {
+    "hidden_dim": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "mlp_dim": 48,
+    "vision_dim": 32,
+    "vision_layers": 3,
+    "vision_heads": 2,
+    "image_size_pixels": 56,
+    "vocab_size": 400,
+}
+"""Sizes of the smallest model that is still a LLaVA."""
+LLAVA_FAMILIES = ("llava", "llava_next", "llava_onevision")
+
+
+def small_llava(family: str, **options: object) -> dict[str, Any]:
+    """Return the settings of the smallest backbone of a LLaVA family."""
+    decoder = options.pop("decoder", None)
+    random_init = {**LLAVA_SIZES, "family": family, "decoder": decoder}
+    return {"max_tiles": 3, "random_init": random_init, **options}
+
+
 TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
 
 QUICK = [

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from muco import testing
-from muco.core import TurnEncoder, default_registry
+from muco.core import TurnEncoder
 from muco.core.compatibility import missing_in
 from muco.core.component import KINDS, Kind
 from muco.data.shards.reader import ShardReader
@@ -24,18 +24,10 @@ from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.mixture import Mixture
 from muco.training.batches import StepBatches
 from muco.training.step import Stepper
-from tests.helpers import eval_files, outside_data, small
+from tests.helpers import eval_files, outside_data
+from tests.helpers.backbones import BACKBONES, REGISTRY
 from tests.helpers.small import TEXTS, picture
-from tests.plugins.backbones import test_clip as test_backbone_clip
-from tests.plugins.backbones import test_llava as test_backbone_llava
-from tests.plugins.datasets.pairs import test_source as test_source_pairs
 
-REGISTRY = default_registry()
-BACKBONES = {
-    **{family: ("qwen_vl", small.small(family)) for family in small.FAMILIES},
-    **{family: ("llava", test_backbone_llava.small(family)) for family in test_backbone_llava.FAMILIES},
-    "clip": ("clip", {**test_backbone_clip.SMALL, "truncate": True}),
-}
 SETTINGS: dict[tuple[Kind, str], dict[str, Any]] = {
     ("source", "scenes"): {"num_samples": 12},
     ("sampler", "task_homogeneous"): {"run_length": 2},
@@ -54,8 +46,8 @@ def names(kind: Kind) -> list[str]:
 
 def a_table(folder: Path) -> dict[str, Any]:
     outside_data.write_files(folder, {name: outside_data.image_bytes(1) for name in ("a.jpg", "b.jpg")})
-    outside_data.write_jsonl(folder / "mine.jsonl", test_source_pairs.ROWS)
-    return {"path": str(folder / "mine.jsonl"), "columns": test_source_pairs.COLUMNS}
+    outside_data.write_jsonl(folder / "mine.jsonl", outside_data.PAIRS_ROWS)
+    return {"path": str(folder / "mine.jsonl"), "columns": outside_data.PAIRS_COLUMNS}
 
 
 def graphs(folder: Path) -> dict[str, Any]:

@@ -28,9 +28,7 @@ from tests.helpers.outside_data import (
     write_mmeb,
     write_parquet,
 )
-from tests.helpers.small import SMALL
-from tests.plugins.backbones.test_clip import SMALL as SMALL_CLIP
-from tests.plugins.backbones.test_llava import SIZES as LLAVA_SIZES
+from tests.helpers.small import LLAVA_SIZES, SMALL, SMALL_CLIP
 
 QUICK_RUN = [
     "train.num_steps=3", "train.global_batch_size=4", "train.warmup_steps=1", "train.chunk_tokens=512",

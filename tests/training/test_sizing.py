@@ -15,7 +15,7 @@ from muco.training.batches import StepBatches
 from muco.training.memory import peak_bytes
 from muco.training.sizing import choose_budget, describe, predict, rehearse
 from muco.training.step import Stepper
-from tests.training.test_step import encoder, ragged
+from tests.helpers.gradients import encoder, ragged
 
 CPU = torch.device("cpu")
 

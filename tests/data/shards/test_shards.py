@@ -35,6 +35,7 @@ from muco.plugins.datasets.scenes.source import Scenes
 from muco.plugins.packers.single_turn import SingleTurn
 from muco.plugins.samplers.mixture import Mixture
 from muco.training.batches import StepBatches
+from tests.helpers.shards import all_of, plain, write
 from tests.helpers.small import SMALL, TEXTS, picture
 
 
@@ -65,26 +66,10 @@ SAMPLES = st.builds(
 )
 
 
-def plain(number: int, *images: EncodedImage | Video) -> Sample:
-    """Return a sample of one pair."""
-    query = Content(f"what is in picture {number}?")
-    return Sample(f"sample {number}", "plain", images, (Pair("vqa", (query,), Content(f"thing {number}")),))
-
-
-def write(folder: Path, samples: list[Sample], **options) -> Path:
-    write_shards(samples, folder, about={"made": "by hand"}, **options)
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Six samples in three shards."""
     return write(tmp_path / "six", [plain(number, IMAGES[0]) for number in range(6)], max_shard_bytes=3000)
-
-
-def all_of(folder: Path) -> list[Sample]:
-    reader = ShardReader(folder)
-    return [reader[number] for number in range(len(reader))]
 
 
 def refusal(folder: Path) -> str:

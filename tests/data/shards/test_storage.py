@@ -24,8 +24,8 @@ from muco.data.shards.storage import RemotePlace
 from muco.data.shards.webdataset import index_folder
 from muco.io.columns import PairColumns
 from muco.report.samples import write_page
-from tests.data.shards.test_shards import all_of, plain, write
 from tests.helpers.outside_data import bomb, image_bytes, write_tar
+from tests.helpers.shards import all_of, plain, write
 
 CAPTIONS = PairColumns(query_image="jpg;png", instruction="Find a caption.", target_text="txt")
 MUCO = [sys.executable, "-m", "muco"]

@@ -6,15 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis.strategies import booleans, integers
 
-from muco.core import Content, Task
 from muco.evaluation.metrics import score
 from muco.evaluation.search import scan, search
 from muco.evaluation.search.search import rank_all, top_k
-
-
-def task_of(num_queries, pool, candidates, relevant):
-    return Task("t", "vqa", [Content(str(i)) for i in range(num_queries)],
-                [Content(str(i)) for i in range(pool)], candidates, relevant)  # fmt: skip
+from tests.helpers.tasks import task_of
 
 
 def levels_of(seed, levels, *shapes):

@@ -41,29 +41,15 @@ from muco.testing import check_backbone
 from muco.testing.encoding import dialogue_of, states
 from muco.training.batches import StepBatches
 from muco.training.step import Stepper
-from tests.helpers.small import TEXTS, picture
+from tests.helpers.small import SMALL_CLIP, TEXTS, picture
 
-SMALL: dict[str, Any] = {
-    "random_init": {
-        "embedding_dim": 32,
-        "vision_dim": 32,
-        "vision_layers": 2,
-        "vision_heads": 2,
-        "text_dim": 32,
-        "text_layers": 2,
-        "text_heads": 2,
-        "context_length": 48,
-        "vocab_size": 400,
-    }
-}
-"""Settings of the smallest two towers."""
 IMAGES = [picture("red", (56, 56)), picture("blue", (80, 40))]
 LONG = "where is it? " * 20
 
 
 def build(**changes: Any) -> Clip:
     torch.manual_seed(0)
-    return Clip.build(Clip.Config.model_validate({**SMALL, **changes}), texts=TEXTS).eval()
+    return Clip.build(Clip.Config.model_validate({**SMALL_CLIP, **changes}), texts=TEXTS).eval()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +119,7 @@ TOWERS = {
     ids=str,
 )
 def test_keeps_the_contract(registry, tmp_path, changes):
-    check_backbone(registry, "clip", {**SMALL, **changes}, texts=TEXTS, images=IMAGES, folder=tmp_path)
+    check_backbone(registry, "clip", {**SMALL_CLIP, **changes}, texts=TEXTS, images=IMAGES, folder=tmp_path)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -338,7 +324,7 @@ def test_causal_turns_that_reach_it_are_a_bug(backbone):
 )
 def test_settings_that_do_not_go_together_are_refused(changes, told):
     with pytest.raises(ValueError, match=told):
-        Clip.Config.model_validate({**SMALL, **changes})
+        Clip.Config.model_validate({**SMALL_CLIP, **changes})
 
 
 # Loading
@@ -356,7 +342,7 @@ def test_missing_and_unexpected_weights_are_errors(saved):
 
 def test_missing_fusion_weights_are_an_error(saved):
     with pytest.raises(DataError, match=r"missing: down\.bias"):
-        Clip.load(Clip.Config.model_validate({**SMALL, "fusion": "mlp"}), saved)
+        Clip.load(Clip.Config.model_validate({**SMALL_CLIP, "fusion": "mlp"}), saved)
 
 
 def test_the_scale_of_clips_own_loss_may_be_missing(saved, backbone):
@@ -731,7 +717,7 @@ def test_adapters_are_saved_loaded_merged_and_started_from(tmp_path, adapter, dt
     backbone.save(tmp_path / "merged")
     model, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'merged'}")
     assert model.state_dict().keys() == backbone.model.state_dict().keys()
-    config = Clip.Config.model_validate({**SMALL, **options})
+    config = Clip.Config.model_validate({**SMALL_CLIP, **options})
     merged = Clip.load(config, tmp_path / "merged").eval().requires_grad_(False)
     assert torch.equal(states(merged, DIALOGUES), states(backbone, DIALOGUES))
     with pytest.raises(DataError, match="adapter: null"):

@@ -17,42 +17,23 @@ from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.testing import check_backbone
 from muco.testing.encoding import dialogue_of, states
-from tests.helpers.small import TEXTS, picture
-from tests.training.test_step import gradients, ragged, same
+from tests.helpers.gradients import gradients, ragged, same
+from tests.helpers.small import LLAVA_FAMILIES, TEXTS, picture, small_llava
 
-SIZES = {
-    "hidden_dim": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "mlp_dim": 48,
-    "vision_dim": 32,
-    "vision_layers": 3,
-    "vision_heads": 2,
-    "image_size_pixels": 56,
-    "vocab_size": 400,
-}
-FAMILIES = ("llava", "llava_next", "llava_onevision")
 IMAGES = [picture("red", (56, 56)), picture("blue", (170, 43)), picture("green", (61, 149))]
 ASKED = ["a", "what is the colour of the circle?", "b", "where is it? " * 9]
 
 
-def small(family: str, **options: object) -> dict:
-    decoder = options.pop("decoder", None)
-    random_init = {**SIZES, "family": family, "decoder": decoder}
-    return {"max_tiles": 3, "random_init": random_init, **options}
-
-
 def build(family: str, **options: object) -> Llava:
     torch.manual_seed(0)
-    return Llava.build(Llava.Config.model_validate(small(family, **options)), texts=TEXTS).eval()
+    return Llava.build(Llava.Config.model_validate(small_llava(family, **options)), texts=TEXTS).eval()
 
 
 def pretrained(folder, **options: object) -> Llava.Config:
     return Llava.Config.model_validate({"pretrained": str(folder), "template": "bare", **options})
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=LLAVA_FAMILIES)
 def backbone(request) -> Llava:
     return build(request.param)
 
@@ -98,7 +79,7 @@ def whole_model(backbone: Llava, dialogue: Dialogue) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", ["packed", "padded"])
 def test_keeps_the_contract(registry, tmp_path, backbone, rows):
-    sizes = small(backbone.model.config.model_type, rows=rows)
+    sizes = small_llava(backbone.model.config.model_type, rows=rows)
     check_backbone(registry, "llava", sizes, texts=TEXTS, images=IMAGES[1:], folder=tmp_path)
 
 
@@ -113,7 +94,7 @@ def test_packed_rows_reach_the_attention_of_each_decoder(decoder):
 
 
 @pytest.mark.parametrize("template", ["auto", "bare"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAVA_FAMILIES)
 def test_isolated_turns_equal_single_turn_passes(family, template):
     """Promise 1, for images of several sizes, one alone and several together."""
     backbone = build(family, template=template)
@@ -194,7 +175,7 @@ def test_onevision_interpolates_what_is_too_much(tmp_path, most):
     torch.testing.assert_close(found, whole_model(backbone, dialogue), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES[1:])
+@pytest.mark.parametrize("family", LLAVA_FAMILIES[1:])
 def test_fewer_tiles_are_a_setting(family):
     single = build(family, max_tiles=1)
     for image in IMAGES:
@@ -423,7 +404,7 @@ ADAPTERS = [{"rank": 4}, {"rank": 4, "vision": True, "targets": ["q_proj", "fc1"
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_are_saved_bit_for_bit_and_merged(backbone, tmp_path, adapter, dtype):
-    sizes = small(backbone.model.config.model_type, adapter=adapter, dtype=dtype)
+    sizes = small_llava(backbone.model.config.model_type, adapter=adapter, dtype=dtype)
     adapted = Llava.build(Llava.Config.model_validate(sizes), texts=TEXTS).eval()
     trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     assert all(name == "rows.weight" or ".lora_" in name for name in trained)

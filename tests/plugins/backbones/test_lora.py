@@ -16,8 +16,7 @@ from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.lora import ADAPTER_FILE
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of, states
-from tests.helpers.small import SMALL, TEXTS, picture, small
-from tests.plugins.backbones import test_llava as test_backbone_llava
+from tests.helpers.small import SMALL, TEXTS, picture, small, small_llava
 
 DIALOGUES = [
     dialogue_of(["what is it?", "a"], [picture("red", (56, 56)), picture("blue", (80, 40))]),
@@ -174,8 +173,8 @@ def test_settings_that_mean_nothing_are_errors():
 STARTS = {
     "qwen2_vl": (QwenVL, small("qwen2_vl")),
     "qwen3_vl": (QwenVL, small("qwen3_vl")),
-    "llava": (Llava, test_backbone_llava.small("llava")),
-    "llava_onevision": (Llava, test_backbone_llava.small("llava_onevision")),
+    "llava": (Llava, small_llava("llava")),
+    "llava_onevision": (Llava, small_llava("llava_onevision")),
 }
 
 

@@ -35,10 +35,8 @@ from muco.plugins.backbones.qwen_vl.video import cut
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.testing import check_backbone
 from muco.testing.encoding import dialogue_of, states
-from tests.helpers.small import FAMILIES, TEXTS, picture, small
-from tests.plugins.backbones.test_clip import SMALL as SMALL_CLIP
-from tests.plugins.backbones.test_llava import small as small_llava
-from tests.training.test_step import gradients, same
+from tests.helpers.gradients import gradients, same
+from tests.helpers.small import FAMILIES, SMALL_CLIP, TEXTS, picture, small, small_llava
 
 READING = (*FAMILIES, "llava_onevision")
 ASKED = ["what moves?", "a", "where is it? " * 5]

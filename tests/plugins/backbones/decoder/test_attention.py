@@ -18,8 +18,7 @@ from muco.plugins.backbones.decoder.backbone import DecoderBackbone
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of, states
-from tests.helpers.small import FAMILIES, SMALL, TEXTS, picture, small
-from tests.plugins.backbones import test_llava as test_backbone_llava
+from tests.helpers.small import FAMILIES, LLAVA_FAMILIES, SMALL, TEXTS, picture, small, small_llava
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 CPU = torch.device("cpu")
@@ -145,7 +144,7 @@ def test_a_kernel_that_cannot_run_here_is_an_error_and_auto_takes_what_can():
 
 def backbone(rows: str, family: str = "qwen2_vl", attention_direction: str = "causal") -> DecoderBackbone:
     torch.manual_seed(0)
-    cls, of_family = (QwenVL, small) if family in FAMILIES else (Llava, test_backbone_llava.small)
+    cls, of_family = (QwenVL, small) if family in FAMILIES else (Llava, small_llava)
     settings = of_family(family, rows=rows, attention_direction=attention_direction)
     return cls.build(cls.Config.model_validate(settings), texts=TEXTS).eval()
 
@@ -165,7 +164,7 @@ def mixed():
 
 CASES = [
     (family, attention_direction)
-    for family in (*FAMILIES, *test_backbone_llava.FAMILIES)
+    for family in (*FAMILIES, *LLAVA_FAMILIES)
     for attention_direction in ("causal", "bidirectional_isolated")
 ]
 
@@ -204,7 +203,7 @@ def test_packed_rows_hold_no_padding_and_equal_padded_ones(family, attention_dir
     assert float(difference) < 1e-5
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *test_backbone_llava.FAMILIES])
+@pytest.mark.parametrize("family", [*FAMILIES, *LLAVA_FAMILIES])
 def test_an_isolated_turn_equals_a_single_one_in_both_directions(family):
     """The prefix sees itself alone, so that it is the same whatever follows."""
     model = backbone("packed", family, "bidirectional_isolated")

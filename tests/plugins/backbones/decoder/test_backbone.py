@@ -10,14 +10,13 @@ from muco.core import DataError
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone
 from muco.testing.encoding import dialogue_of, states
 from tests.helpers import small
-from tests.helpers.small import TEXTS, picture
-from tests.plugins.backbones import test_llava as test_backbone_llava
-from tests.plugins.test_every_component import BACKBONES, REGISTRY
+from tests.helpers.backbones import BACKBONES, REGISTRY
+from tests.helpers.small import LLAVA_FAMILIES, TEXTS, picture
 
 DIALOGUE = dialogue_of(["what is it?"], [picture("red", (56, 56)), picture("blue", (61, 149))])
 
 
-@pytest.fixture(params=[*small.FAMILIES, *test_backbone_llava.FAMILIES])
+@pytest.fixture(params=[*small.FAMILIES, *LLAVA_FAMILIES])
 def saved(request, tmp_path) -> tuple[DecoderBackbone, dict]:
     """Return a model saved to `tmp_path`, and the settings that begin with it."""
     name, settings = BACKBONES[request.param]

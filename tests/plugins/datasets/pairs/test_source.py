@@ -11,28 +11,17 @@ from pydantic import ValidationError
 from muco.core import DataError
 from muco.plugins.datasets.pairs.source import Pairs
 from muco.testing import check_source
-from tests.helpers.outside_data import image_bytes, write_files, write_jsonl, write_parquet, write_zip
+from tests.helpers.outside_data import (
+    PAIRS_COLUMNS,
+    PAIRS_ROWS,
+    image_bytes,
+    write_files,
+    write_jsonl,
+    write_parquet,
+    write_zip,
+)
 
-COLUMNS = {
-    "query_text": "question",
-    "query_image": "photo",
-    "target_text": "answer",
-    "negative_text": "wrong",
-    "task": "kind",
-}
 FIELDS = ("question", "photo", "answer", "wrong", "kind")
-ROWS = [
-    {
-        "question": "what is it?",
-        "photo": "a.jpg",
-        "answer": "a dog",
-        "wrong": "['a cat', 'a cow']",
-        "kind": "x",
-    },
-    {"question": "how many?", "photo": "b.jpg", "answer": "two", "wrong": "", "kind": "y"},
-    {"question": "which colour?", "photo": "a.jpg", "answer": "brown", "wrong": "red", "kind": "x"},
-    {"question": 'and this, "quoted"\nin two lines?', "photo": "", "answer": "Ünï", "wrong": "", "kind": "z"},
-]
 
 
 def write_csv(path, rows, dialect="excel"):
@@ -53,16 +42,16 @@ WRITERS = {
 @pytest.fixture(params=WRITERS)
 def table(request, tmp_path):
     write_files(tmp_path, {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
-    WRITERS[request.param](tmp_path / f"mine.{request.param}", ROWS)
+    WRITERS[request.param](tmp_path / f"mine.{request.param}", PAIRS_ROWS)
     return tmp_path / f"mine.{request.param}"
 
 
-def source(path, columns=COLUMNS, **settings) -> Pairs:
+def source(path, columns=PAIRS_COLUMNS, **settings) -> Pairs:
     return Pairs(Pairs.Config.model_validate({"path": str(path), "columns": columns, **settings}))
 
 
 def test_it_keeps_the_contract(registry, table):
-    check_source(registry, "pairs", {"path": str(table), "columns": COLUMNS})
+    check_source(registry, "pairs", {"path": str(table), "columns": PAIRS_COLUMNS})
 
 
 def test_rows_of_one_image_are_turns_of_one_sample_wherever_they_stand(table):
@@ -100,8 +89,8 @@ def test_wordings_instruction_and_images_in_the_table(tmp_path):
 
 
 def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
-    write_jsonl(tmp_path / "tables" / "1.jsonl", ROWS[:1])
-    write_csv(tmp_path / "tables" / "2.csv", ROWS[1:])
+    write_jsonl(tmp_path / "tables" / "1.jsonl", PAIRS_ROWS[:1])
+    write_csv(tmp_path / "tables" / "2.csv", PAIRS_ROWS[1:])
     write_zip(tmp_path / "pictures" / "all.zip", {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
     made = source(tmp_path / "tables", images=str(tmp_path / "pictures"))
     assert [len(sample.pairs) for sample in made.samples()] == [2, 1, 1]
@@ -120,7 +109,7 @@ def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
 )
 def test_a_row_that_makes_no_sample_stands_alone(tmp_path, row, told):
     write_files(tmp_path, {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
-    write_jsonl(tmp_path / "mine.jsonl", [*ROWS[:3], ROWS[0] | row])
+    write_jsonl(tmp_path / "mine.jsonl", [*PAIRS_ROWS[:3], PAIRS_ROWS[0] | row])
     made = source(tmp_path / "mine.jsonl")
     *others, broken = made.records()
     assert [len(made.sample(record).pairs) for record in others] == [2, 1]

@@ -1,0 +1,122 @@
+"""The gradients of one step, of small models and ragged samples."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch.distributed.tensor import DTensor
+
+from muco.core import TurnEncoder
+from muco.core.sample import Content, Pair, Sample
+from muco.data.shards.reader import ShardReader
+from muco.data.shards.writer import write_shards
+from muco.distributed.fsdp import Shards
+from muco.distributed.ranks import Ranks
+from muco.plugins.backbones.qwen_vl import QwenVL
+from muco.plugins.losses.multiturn_infonce import MultiTurnInfoNCE
+from muco.plugins.packers.multi_turn import MultiTurn
+from muco.plugins.poolers.turn_token import TurnToken
+from muco.plugins.samplers.mixture import Mixture
+from muco.training.batches import StepBatches
+from muco.training.step import Stepper
+from tests.helpers.small import SMALL, TEXTS, picture
+
+ALONE, CPU = Ranks(), torch.device("cpu")
+
+
+LONG = "where is it? " * 6
+
+
+def ragged(folder: Path) -> ShardReader:
+    """Return samples of one to four turns, with and without image, some with hard negatives."""
+    samples = []
+    for number in range(7):
+        pairs = tuple(
+            Pair(
+                f"task{turn}",
+                (Content(f"{LONG if turn == 1 else 'what'} {number}"),),
+                Content(f"a {number} {turn}" if turn else "red"),
+                (Content(f"not {number}", (picture("blue", (60, 60)),)),)
+                if number == 2 and turn == 0
+                else (),
+            )
+            for turn in range(1 + number % 4)
+        )
+        images = (picture("red", (56 + 28 * (number % 3), 56)),) if number % 3 else ()
+        samples.append(Sample(f"{number}", "ragged", images, pairs))
+    write_shards(samples, folder, about={})
+    return ShardReader(folder)
+
+
+def encoder(*, lora: bool = False, **options: object) -> TurnEncoder:
+    torch.manual_seed(0)
+    config = QwenVL.Config.model_validate({**SMALL, **options})
+    backbone = QwenVL.build(config, texts=TEXTS)
+    if lora:
+        for weight in backbone.parameters():
+            weight.requires_grad = False
+        adapter = LoraConfig(
+            r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+        )
+        inject_adapter_in_model(adapter, backbone.model.language_model)
+    return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim)).train()
+
+
+def exact(model: TurnEncoder) -> TurnEncoder:
+    """Let the norms compute in the dtype of the weights: transformers rounds to float32 in any."""
+    for norm in model.modules():
+        if type(norm).__name__.endswith("RMSNorm"):
+            norm.forward = partial(_rms_norm, norm)
+    return model
+
+
+def _rms_norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def gradients(
+    model: TurnEncoder,
+    reader: ShardReader,
+    *,
+    cached: bool,
+    budget: int | None,
+    context: str,
+    dtype: torch.dtype | None = torch.float64,
+    ranks=ALONE,
+    num_samples=7,
+    sharded=False,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    model = exact(copy.deepcopy(model).to(dtype))  # None leaves every weight in its own
+    shards = Shards.of(model, ranks, CPU) if sharded else Shards()
+    assert sharded == any(isinstance(weight, DTensor) for weight in model.parameters())
+    packer = MultiTurn(MultiTurn.Config(context=context, order="per_sample", system=""))
+    batches = StepBatches(
+        readers={"ragged": reader},
+        sampler=Mixture(Mixture.Config()),
+        packer=packer,
+        processor=model.backbone.processor,
+        global_batch_size=num_samples,
+        seed=0,
+        chunk_tokens=budget,
+        rank=ranks.rank,
+        num_ranks=ranks.world_size,
+    )
+    torch.manual_seed(7)
+    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
+    done = Stepper(model, loss, CPU, ranks, shards, cached=cached)(batches[0])
+    found = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    return done.mean, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}
+
+
+def same(found, expected, tolerance):
+    assert found[0] == pytest.approx(expected[0], abs=tolerance)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=tolerance, msg=name)

@@ -9,5 +9,5 @@ REGISTRY = default_registry()
 BACKBONES = {
     **{family: ("qwen_vl", small.small(family)) for family in small.FAMILIES},
     **{family: ("llava", small.small_llava(family)) for family in small.LLAVA_FAMILIES},
-    "clip": ("clip", {**small.SMALL_CLIP, "fusion": "mlp"}),
+    "clip": ("clip", {**small.SMALL_CLIP, "truncate": True}),
 }

@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes: what editors complete and check while one types."""
+"""The JSON Schema of recipes, with which editors complete and check YAML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muco.core.registry import Registry
 
 
 def recipe_schema(registry: Registry) -> dict[str, Any]:
-    """Return the schema of a recipe made of the registered components; imports them all."""
+    """Return the schema of recipes made of the registered components; imports all of them."""
     schema = Recipe.model_json_schema()
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for kind in KINDS:
@@ -26,16 +26,16 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
             option["properties"] = {"name": {"const": name}, **option.get("properties", {})}
             option["required"] = ["name", *option.get("required", [])]
             definitions[f"{kind}.{name}"] = option
-    return _refer(schema)
+    return _with_refs(schema)
 
 
-def _refer(schema: Any) -> Any:
-    """Return the schema with `$ref` where a `ComponentRef` left its mark."""
+def _with_refs(schema: Any) -> Any:
+    """Return the schema with a `$ref` wherever a `ComponentRef` put `muco_kind`."""
     if isinstance(schema, list):
-        return [_refer(item) for item in cast(list[Any], schema)]
+        return [_with_refs(item) for item in cast(list[Any], schema)]
     if not is_mapping(schema):
         return schema
     if "muco_kind" in schema:
-        rest = {key: _refer(value) for key, value in schema.items() if key != "muco_kind"}
+        rest = {key: _with_refs(value) for key, value in schema.items() if key != "muco_kind"}
         return {"$ref": f"#/$defs/{schema['muco_kind']}", **rest}
-    return {key: _refer(value) for key, value in schema.items()}
+    return {key: _with_refs(value) for key, value in schema.items()}

@@ -15,10 +15,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from muco.core.compatibility import backbones_offering, missing_in, offered_by, remedies
-from muco.core.component import ComponentConfig, Feature
+from muco.core.compatibility import backbones_offering, fixes, missing_in, offered_by
+from muco.core.component import ComponentConfig
 from muco.core.component_ref import ComponentRef
 from muco.io.columns import PairColumns
 
@@ -29,103 +28,100 @@ def _check_name(name: str) -> str:
     return name
 
 
+RunName = Annotated[str, AfterValidator(_check_name)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class DatasetSettings(ComponentConfig):
-    """One data set: shards that exist, or a source that shards are made from on first use."""
+    """One training data set: existing shards, or a source that is converted to shards on first use."""
 
     source: ComponentRef[Literal["source"]] | None = None
-    """Made into shards in the cache folder on first use, and reused."""
+    """Converted to shards in the cache folder on first use; later runs reuse them."""
     shards: str | None = None
-    """Folder of WebDataset shards with their index, or the URL of one that fsspec can open."""
+    """A folder of WebDataset shards with their index, or a URL of one that fsspec can open."""
     how_to_get: str | None = None
-    """How to get the shards and how large they are; told where they are missing."""
+    """How to get the shards and how large they are; printed when they are missing."""
     columns: PairColumns | None = None
-    """What makes a pair of a record, where another tool wrote the shards."""
+    """How to make a pair from a record, for shards that another tool wrote."""
     cache_gib: PositiveFloat = 50.0
-    """The most that shards at a URL take on this machine's disk; those unread longest go first."""
+    """Limit on local copies of shards at a URL, in GiB; the least recently read are removed first."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> DatasetSettings:
+    def _check_source_or_shards(self) -> DatasetSettings:
         if (self.source is None) == (self.shards is None):
-            raise PydanticCustomError("one_of", "give either `source` or `shards`, not both or neither")
+            raise ValueError("give either `source` or `shards`, not both or neither")
         if self.columns is not None and self.shards is None:
-            raise PydanticCustomError("one_of", "`columns` goes with `shards` that another tool wrote")
+            raise ValueError("`columns` is for `shards` that another tool wrote")
         if self.columns is not None and self.columns.has_videos:
-            raise PydanticCustomError("videos", "videos are read from tables, not from another tool's tars")
+            raise ValueError("videos are read from tables, not from another tool's tars")
         return self
 
     @field_validator("shards")
     @classmethod
-    def _no_program(cls, shards: str | None) -> str | None:
+    def _refuse_programs(cls, shards: str | None) -> str | None:
         if shards is not None and (shards.strip().lower().startswith("pipe:") or "::" in shards):
             raise ValueError("`pipe:` and chained URLs (`::`) are refused; name a folder or a plain URL")
         return shards
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSettings(ComponentConfig):
     """How the encoder is trained."""
 
     num_steps: PositiveInt
-    """Optimizer updates; the run stops there, within an epoch or after several."""
+    """Optimizer updates. Training stops after them, in the middle of an epoch too."""
     global_batch_size: PositiveInt
-    """Samples of a step's global batch, over all ranks."""
+    """Samples in a step's batch, over all processes."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the weights of linear maps, AdamW for all others; learns from random weights sooner."""
+    """muon: Muon for the weights of linear layers, AdamW for all others; faster from random weights."""
     learning_rate: PositiveFloat
-    """AdamW's, at the peak of the schedule."""
+    """AdamW's peak learning rate."""
     muon_learning_rate: PositiveFloat = 0.02
-    """Muon's, at the peak of the schedule."""
+    """Muon's peak learning rate."""
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Muon's; less where a run is short."""
+    """Muon's momentum; use less for a short run."""
     warmup_steps: NonNegativeInt = 0
-    """The learning rate rises linearly from 0 over these."""
+    """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or a half cosine to zero at `num_steps`."""
     weight_decay: NonNegativeFloat = 0.01
-    """AdamW's; on matrices, not on biases, norms and embeddings, nor on what Muon trains."""
+    """AdamW's. Applied to matrices, not to biases, norms and embeddings, nor to what Muon trains."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to it."""
     max_dialogue_tokens: PositiveInt | None = None
-    """The most language-model tokens of one dialogue, images included: turns beyond are left out whole, on
-    both sides, and counted. None keeps all."""
+    """Limit on the language-model tokens of one dialogue, images included. Turns beyond it are dropped
+    whole, on both sides, and counted. None: no limit."""
     chunk_tokens: PositiveInt | Literal["auto"] | None = None
-    """The most language-model tokens (padding, where rows are padded, included) and image patches encoded
-    at once: dialogues of like lengths go together. auto: what fits the device's memory, measured on the
-    first batch. None encodes a side at once."""
+    """Limit on the language-model tokens (with padding, where there is any) and on the image patches encoded
+    at once; dialogues of similar length are grouped. auto: what fits in the device's memory, measured on the
+    first batch. None: each side of a batch is encoded at once."""
     grad_cache: bool = False
-    """Keep the activations of one chunk of `chunk_tokens` at a time and encode every chunk twice; the
-    gradient is the same. False keeps the activations of the whole batch."""
+    """Encode every chunk of `chunk_tokens` twice and store the activations of one chunk at a time. The
+    gradient is the same. False: the activations of the whole batch are stored."""
     offload_image_features: bool = False
-    """With cached gradients and a frozen vision tower: keep its features on the host between the passes."""
+    """With `grad_cache` and a frozen vision tower: store its features in host memory between the passes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device has it, float32 on a CPU."""
+    """auto: bfloat16 autocast where the device supports it, float32 on a CPU."""
     num_workers: NonNegativeInt = 0
-    """Processes that read, pack and tokenize; the result does not depend on it."""
+    """Processes that read, pack and tokenize. The result does not depend on the number."""
     log_every: PositiveInt = 10
-    """Steps a line of train.jsonl."""
+    """Steps between two lines of train.jsonl."""
     checkpoint_every: PositiveInt = 500
-    """Steps a checkpoint; the last step always has one."""
+    """Steps between two checkpoints; there is always one after the last step."""
     keep_checkpoints: PositiveInt = 2
-    """Older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """The run stops when a larger share of the samples so far (of 1,000 at least) cannot be read."""
+    """The run stops when a larger share of the samples so far (at least 1,000) cannot be read."""
 
     @model_validator(mode="after")
-    def _cached_in_chunks(self) -> TrainSettings:
+    def _check_chunks(self) -> TrainSettings:
         if self.grad_cache and self.chunk_tokens is None:
-            raise PydanticCustomError(
-                "cached", "`grad_cache: true` needs `chunk_tokens`, the size of a chunk"
-            )
+            raise ValueError("`grad_cache: true` needs `chunk_tokens`, the size of a chunk")
         if not self.grad_cache and self.chunk_tokens == "auto":
-            raise PydanticCustomError(
-                "auto_chunks", "`chunk_tokens: auto` needs `grad_cache: true`: without it every chunk is kept"
-            )
+            raise ValueError("`chunk_tokens: auto` needs `grad_cache: true`")
         if self.offload_image_features and not self.grad_cache:
-            raise PydanticCustomError("offload", "`offload_image_features` needs `grad_cache: true`")
+            raise ValueError("`offload_image_features` needs `grad_cache: true`")
         return self
 
 
@@ -133,38 +129,38 @@ class EvaluateSettings(ComponentConfig):
     """What the trained encoder is scored on."""
 
     suites: tuple[ComponentRef[Literal["suite"]], ...] = ()
-    """Run in order after training."""
+    """Suites to run after training, in this order."""
 
     @field_validator("suites")
     @classmethod
-    def _each_once(cls, suites: tuple[ComponentRef[Any], ...]) -> tuple[ComponentRef[Any], ...]:
+    def _check_unique(cls, suites: tuple[ComponentRef[Any], ...]) -> tuple[ComponentRef[Any], ...]:
         names = [suite.name for suite in suites]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"listed twice: {', '.join(twice)}; each suite has one result file")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"listed twice: {', '.join(repeated)}; each suite has one result file")
         return suites
 
     batch_tokens: PositiveInt = 16384
-    """Language-model tokens and image patches that are encoded at once."""
+    """Limit on language-model tokens and on image patches encoded at once."""
     join_turns: bool = True
-    """Contents with the same images are encoded in one pass, isolated from each other, where the backbone
-    offers `isolated_turns`; each embedding is that of a pass of its own."""
+    """Encode contents with the same images in one pass, isolated from each other, where the backbone offers
+    `isolated_turns`. Each embedding equals that of a separate pass."""
     embedding_dtype: Literal["float32", "float16"] = "float32"
-    """How embeddings are kept on disk; float16 is half as large and rounds them."""
+    """Dtype of the embeddings on disk; float16 takes half the space and rounds them."""
     ties: Literal["share", "first"] = "share"
-    """share: candidates that tie at the top share the credit. first: the one listed first has it all,
-    as in public MMEB code, which lists the right one first."""
+    """share: candidates that tie at the top share the credit. first: the one listed first gets all of it,
+    as in the public MMEB code, which lists the right answer first."""
     gallery_queries: NonNegativeInt = 4
-    """Queries of each task that the report shows with what they retrieved."""
+    """Queries of each task that the report shows with their results."""
 
 
 class Recipe(ComponentConfig):
-    """A run, whole: everything that decides its outcome."""
+    """A whole run: everything that decides its outcome."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
-    """Names the run's folder, `runs/<name>`."""
+    name: RunName
+    """Name of the run's folder, `runs/<name>`."""
     seed: NonNegativeInt = 0
-    """Of the weights, the plan and the packing; data sets and suites have seeds of their own."""
+    """Seeds the weights, the batches and the packing; data sets and suites have seeds of their own."""
     data: Annotated[dict[str, DatasetSettings], Field(min_length=1)]
     """Training data sets by name."""
     sampler: ComponentRef[Literal["sampler"]]
@@ -176,68 +172,46 @@ class Recipe(ComponentConfig):
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
-    def _components_fit(self) -> Recipe:
-        _check_fit(self._refs())
+    def _check_compatible(self) -> Recipe:
+        sources = {f"data.{name}.source": data.source for name, data in self.data.items() if data.source}
+        kinds = ("sampler", "packer", "backbone", "pooler", "loss")
+        _check_compatible({**sources, **{kind: getattr(self, kind) for kind in kinds}}, self.evaluate)
         return self
 
-    def _refs(self) -> dict[str, ComponentRef[Any]]:
-        """Return the components by their keys in the recipe."""
-        refs: dict[str, ComponentRef[Any]] = {
-            f"data.{name}.source": settings.source
-            for name, settings in self.data.items()
-            if settings.source is not None
-        }
-        step = ("sampler", "packer", "backbone", "pooler", "loss")
-        refs |= {kind: getattr(self, kind) for kind in step}
-        return refs | {f"evaluate.suites.{place}": ref for place, ref in enumerate(self.evaluate.suites)}
-
     def dump(self) -> dict[str, Any]:
-        """Return the resolved recipe as plain data, defaults filled in; it validates to itself."""
+        """Return the recipe as plain data with every default filled in; it validates to itself."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 class Evaluation(ComponentConfig):
-    """A model that is scored as it is: a recipe without its training."""
+    """The evaluation of a trained model: a recipe without its training."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
-    """Names the folder of the results, `runs/<name>`."""
+    name: RunName
+    """Name of the results' folder, `runs/<name>`."""
     packer: ComponentRef[Literal["packer"]]
     backbone: ComponentRef[Literal["backbone"]]
     pooler: ComponentRef[Literal["pooler"]]
     evaluate: EvaluateSettings
 
     @model_validator(mode="after")
-    def _components_fit(self) -> Evaluation:
+    def _check_compatible(self) -> Evaluation:
         # What a packer needs is for training; a single content is packed alike for every backbone.
-        suites = {f"evaluate.suites.{place}": ref for place, ref in enumerate(self.evaluate.suites)}
-        _check_fit({"backbone": self.backbone, "pooler": self.pooler, **suites})
+        _check_compatible({"backbone": self.backbone, "pooler": self.pooler}, self.evaluate)
         return self
 
     def dump(self) -> dict[str, Any]:
-        """Return it as plain data, defaults filled in; it validates to itself."""
+        """Return it as plain data with every default filled in; it validates to itself."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _other_backbones(missing: list[Feature]) -> str:
-    """Return the choices of backbone that offer what is missing; empty where none offers all of it."""
-    able = [backbones_offering(feature) for feature in missing]
-    return " or ".join(f"`backbone.name: {name}`" for name in able[0] if all(name in each for each in able))
-
-
-def _check_fit(refs: dict[str, ComponentRef[Any]]) -> None:
-    """Raise where a component needs what no other offers; `refs` by their keys in the recipe."""
-    parts = {path: (ref.cls, ref.config) for path, ref in refs.items()}
-    for path, missing in missing_in(parts).items():
-        mended = " or ".join(remedies(parts)) or _other_backbones(missing)
-        raise PydanticCustomError(
-            "features",
-            "{kind} `{name}` as set here needs {missing}, which no other component offers "
-            "(offered: {offered}){mended}",
-            {
-                "kind": refs[path].kind,
-                "name": refs[path].name,
-                "missing": ", ".join(missing),
-                "offered": ", ".join(sorted(offered_by(parts))) or "nothing",
-                "mended": f". What works: {mended}" if mended else "",
-            },
+def _check_compatible(refs: dict[str, ComponentRef[Any]], evaluate: EvaluateSettings) -> None:
+    """Raise ValueError if a component needs what no other offers; `refs` are by their keys in the recipe."""
+    refs = {**refs, **{f"evaluate.suites.{index}": suite for index, suite in enumerate(evaluate.suites)}}
+    components = {path: (ref.cls, ref.config) for path, ref in refs.items()}
+    for path, missing in missing_in(components).items():
+        works = fixes(components) or [f"`backbone.name: {name}`" for name in backbones_offering(*missing)]
+        raise ValueError(
+            f"{refs[path].kind} `{refs[path].name}` as set here needs {', '.join(missing)}, which no other "
+            f"component offers (offered: {', '.join(sorted(offered_by(components))) or 'nothing'})"
+            + (f". What works: {' or '.join(works)}" if works else "")
         )

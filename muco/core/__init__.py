@@ -1,6 +1,6 @@
-"""The contracts: what a component is, what passes between components.
+"""The public interfaces of components and the data types that pass between them.
 
-Names are resolved on first use, so that importing one contract does not import torch for all.
+Names are resolved on first use: importing one that needs no torch does not import torch.
 """
 
 # pyright: reportUnusedImport=false
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings, TurnIds, TurnSpans, TurnStates
     from muco.core.video import Video, Visual, stills
 
-_HOMES = {
+_NAMES = {
     "backbone": ("Backbone", "Cost", "Processor"),
     "component": ("KINDS", "Component", "ComponentConfig", "Feature", "Kind"),
     "component_ref": ("ComponentRef",),
@@ -60,12 +60,12 @@ _HOMES = {
     "video": ("Video", "Visual", "stills"),
 }
 
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'muco.core' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"muco.core.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"muco.core.{_MODULES[name]}"), name)

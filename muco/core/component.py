@@ -1,4 +1,4 @@
-"""What all seven kinds of component have in common: a name, a `Config`, and what fits with what."""
+"""What the seven kinds of component share: a `Config`, and the features they offer and need."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from pydantic import BaseModel, ConfigDict
 Kind = Literal["source", "sampler", "packer", "backbone", "pooler", "loss", "suite"]
 
 KINDS: tuple[Kind, ...] = ("source", "sampler", "packer", "backbone", "pooler", "loss", "suite")
-"""The kinds in the order in which a batch meets them."""
+"""The kinds in the order in which a batch passes through them."""
 
 Feature = Literal["causal_context", "isolated_turns", "image_targets", "video", "independent_targets"]
-"""What one component of a recipe may need and another offer.
+"""A feature that one component of a recipe offers and another needs.
 
 causal_context: the backbone lets a turn see the earlier turns of its dialogue.
-isolated_turns: the backbone encodes turns that see the shared prefix and themselves only.
-image_targets: the backbone encodes targets that hold images.
+isolated_turns: the backbone encodes turns that see only the shared prefix and themselves.
+image_targets: the backbone encodes targets that contain images.
 video: the backbone reads videos, as frames.
-independent_targets: the packer gives each target a dialogue of its own.
+independent_targets: the packer puts each target into a dialogue of its own.
 """
 
 
 class ComponentConfig(BaseModel):
-    """A component's settings: frozen, unknown keys rejected, fields documented by docstrings."""
+    """Base of a component's settings. Frozen; unknown keys are errors; fields have docstrings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Component:
-    """The base of the interfaces; a concrete class brings a `Config` and is built from one."""
+    """Base of the seven interfaces. A concrete class defines `Config` and is built from one."""
 
     kind: ClassVar[Kind]
     Config: ClassVar[type[ComponentConfig]]
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        """Return what other components of the recipe may rely on, from the settings alone."""
+        """Return the features that a component with these settings offers to the others of a recipe."""
         return frozenset()
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
-        """Return what another component of the recipe must offer, from the settings alone."""
+        """Return the features that other components of a recipe must offer."""
         return frozenset()

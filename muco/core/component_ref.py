@@ -1,7 +1,8 @@
-"""A component picked by name, with its settings: the type of a recipe's keys."""
+"""The type of a recipe's keys that pick a component by name."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Generic, TypeGuard, TypeVar, cast, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
@@ -14,9 +15,10 @@ T = TypeVar("T")
 
 
 class ComponentRef(Generic[T]):
-    """A component picked by name with its settings: `ComponentRef[Literal["loss"]]` or `[Loss]`.
+    """A component's name and settings: `ComponentRef[Literal["loss"]]` or `ComponentRef[Loss]`.
 
-    In YAML it is a mapping: `name` picks the component, the keys beside it are its `Config`.
+    In YAML it is a mapping: `name` picks the component, the other keys are its `Config`. The name alone
+    stands for a mapping without other keys.
     """
 
     def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Component]) -> None:
@@ -35,15 +37,15 @@ class ComponentRef(Generic[T]):
         return f"{self.kind}:{self.name}({self.config!r})"
 
     def make(self) -> T:
-        """Return the component, of a kind that is built from its settings alone."""
+        """Build the component; only for kinds that are built from their settings alone."""
         return cast(Any, self.cls)(self.config)
 
     def dump(self) -> dict[str, Any]:
-        """Return the mapping that validates to this reference, defaults filled in."""
+        """Return the mapping that validates to this reference, with defaults filled in."""
         return {"name": self.name, **self.config.model_dump(mode="json")}
 
     @classmethod
-    def _validate(cls, value: Any, info: ValidationInfo, kind: Kind) -> ComponentRef[T]:
+    def _validate(cls, kind: Kind, value: Any, info: ValidationInfo) -> ComponentRef[T]:
         if isinstance(value, ComponentRef):
             return cast(ComponentRef[T], value)
         if isinstance(value, str):
@@ -65,12 +67,8 @@ class ComponentRef(Generic[T]):
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         kind = kind_of(get_args(source)[0])
-
-        def validate(value: Any, info: ValidationInfo) -> ComponentRef[T]:
-            return cls._validate(value, info, kind)
-
         return core_schema.with_info_plain_validator_function(
-            validate,
+            partial(cls._validate, kind),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda ref: ref.dump()),
             metadata={"muco_kind": kind},
         )
@@ -79,15 +77,15 @@ class ComponentRef(Generic[T]):
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        # Filled in by `recipe_schema`, which knows all components.
+        # `recipe_schema` replaces this by the schemas of all components of the kind.
         return {"muco_kind": schema["metadata"]["muco_kind"]}  # type: ignore[typeddict-item]
 
 
 def kind_of(argument: Any) -> Kind:
-    """Return the kind of a `ComponentRef`'s argument: a class of muco.core, or a literal name."""
+    """Return the kind that a `ComponentRef`'s argument names: an interface of muco.core, or a literal."""
     return cast(type[Component], argument).kind if isinstance(argument, type) else get_args(argument)[0]
 
 
 def is_mapping(value: Any) -> TypeGuard[dict[Any, Any]]:
-    """Say whether a value of a recipe holds keys."""
+    """Say whether a value of a recipe is a mapping."""
     return isinstance(value, dict)

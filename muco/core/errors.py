@@ -1,4 +1,4 @@
-"""The errors that a user can mend."""
+"""User-facing errors."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 
 class MucoError(Exception):
-    """Something a user can fix: the command line prints it without a traceback and exits 2."""
+    """An error that a user can fix. The command line prints it without a traceback and exits with 2."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe: where it stands and what to do about it."""
+    """One problem of a recipe: where it is, what is wrong and what to do."""
 
     path: str
     """Dotted key, `train.num_steps`; empty for the file as a whole."""
     message: str
     line: int | None = None
-    """1-based line of the recipe file; None for a value that no line of the file gave."""
+    """1-based line of the recipe file; None where the value does not come from the file."""
 
     def __str__(self) -> str:
         head = f"  {f'line {self.line}':<8} " if self.line is not None else "  "
@@ -27,7 +27,7 @@ class Problem:
 
 
 class RecipeError(MucoError):
-    """All that is wrong with one recipe, told at once."""
+    """All problems of one recipe."""
 
     def __init__(self, recipe: str, problems: Sequence[Problem]) -> None:
         self.recipe = recipe
@@ -37,15 +37,15 @@ class RecipeError(MucoError):
 
 
 class PluginError(MucoError):
-    """A plugin package that cannot be used as installed; names the package and the hook."""
+    """A plugin package cannot be used as installed; the message names the package and the hook."""
 
 
 class DataError(MucoError):
-    """Data that is missing, broken, or not what its index says."""
+    """Data is missing or broken, or does not match its index."""
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    """Return ` Did you mean 'x'?` for the closest known word, or an empty string."""
     from difflib import get_close_matches
 
     near = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Names become numbers: stable 64-bit identities that tensors can carry between ranks."""
+"""Stable 64-bit ids of names and contents, which tensors can carry between ranks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from hashlib import blake2b
 
 
 def stable_id(*parts: str | bytes) -> int:
-    """Hash the parts to a signed 64-bit integer, the same in every process and on every machine.
+    """Hash the parts to a signed 64-bit integer, equal in every process and on every machine.
 
     Args:
-        parts: text or bytes. Their borders count: ("ab", "c") and ("a", "bc") differ.
+        parts: text or bytes. Boundaries count: ("ab", "c") and ("a", "bc") differ.
     """
     digest = blake2b(digest_size=8)
     for part in parts:
@@ -20,5 +20,5 @@ def stable_id(*parts: str | bytes) -> int:
 
 
 def url_name(url: str) -> str:
-    """Return the name under which the file of a URL is kept: 32 hex digits."""
+    """Return the file name for the content of a URL: 32 hex digits."""
     return blake2b(url.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""The packer arranges a sample into dialogues; it knows prompts and no tokenizer."""
+"""A packer arranges a sample into dialogues. It adds prompts and does not tokenize."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muco.core.sample import Content, Sample
 
 
 class Packer(Component, ABC):
-    """Arrange samples for training, and single contents for inference, in the same words."""
+    """Arrange samples for training, and single contents for inference with the same prompts."""
 
     kind: ClassVar[Kind] = "packer"
 
@@ -20,15 +20,16 @@ class Packer(Component, ABC):
     def pack(
         self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
     ) -> DialoguePair:
-        """Return both sides' dialogues.
+        """Return the query dialogues and the target dialogues.
 
         Args:
             sample: one record.
-            batch_random: seeded by (seed, epoch, step): the same for every sample of a batch.
-            sample_random: seeded by (seed, epoch, step, sample id). Neither is ever shared, so the
-                result does not depend on which worker or rank packs the sample.
+            batch_random: a new generator seeded by (seed, epoch, step), equal for all samples of a batch.
+            sample_random: a new generator seeded by (seed, epoch, step, sample id).
+
+        The result must not depend on which worker or rank packs the sample: draw from these two only.
         """
 
     @abstractmethod
     def inference(self, content: Content) -> Dialogue:
-        """Return the dialogue of one turn by which `content` is embedded after training."""
+        """Return the one-turn dialogue that embeds `content` after training."""

@@ -1,4 +1,4 @@
-"""The registry: which components there are, who provides them, and their classes on use."""
+"""The registry: the installed components, who provides them, and their classes."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Entry:
 
 
 class Registry:
-    """Components by kind and name; filled by hooks, never by importing the components."""
+    """Components by kind and name. Hooks declare them; a class is imported when it is asked for."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._entries: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        self._entries: dict[tuple[Kind, str], Entry] = {}
 
     def add(self, plugin: Any, *, provider: str) -> None:
-        """Take the declarations of one plugin module.
+        """Add the components that one plugin module declares.
 
         Raises:
-            PluginError: a misspelt hook, another contract version, a name that is taken, a hook that does
-                not declare names and places.
+            PluginError: a misspelt hook, another contract version, a name that is taken, or a hook that
+                fails or does not return names and targets.
         """
         contract = getattr(plugin, "muco_contract", None)
         if contract != hookspecs.CONTRACT:
             stated = "states no `muco_contract`" if contract is None else f"is built for contract {contract}"
             raise PluginError(
-                f"plugin {plugin.__name__} ({provider}; hooks: {', '.join(_declared(plugin)) or 'none'}) "
+                f"plugin {plugin.__name__} ({provider}; hooks: {', '.join(_hooks_of(plugin)) or 'none'}) "
                 f"{stated}; this muco speaks contract {hookspecs.CONTRACT}. Install a release of the plugin "
                 "that does."
             )
@@ -55,104 +55,95 @@ class Registry:
             self._manager.register(plugin)
             self._manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
-            told = _misspelt(plugin, provider) or f"plugin {plugin.__name__} ({provider}): {error}"
-            raise PluginError(told) from None
+            message = _misspelt_hook(plugin) or error
+            raise PluginError(f"plugin {plugin.__name__} ({provider}): {message}") from None
         for kind, hook in hookspecs.HOOKS.items():
-            declare = getattr(plugin, hook, None)
-            if declare is not None:
-                for name, target in _declarations(plugin, hook, declare, provider).items():
-                    self._declare(Entry(kind, name, target, provider))  # type: ignore[arg-type]
+            if hasattr(plugin, hook):
+                for name, target in _declarations(plugin, hook, provider).items():
+                    self._declare(Entry(cast(Kind, kind), name, target, provider))
 
     def _declare(self, entry: Entry) -> None:
-        taken = self._entries[entry.kind].get(entry.name)
-        if taken is not None:
+        other = self._entries.setdefault((entry.kind, entry.name), entry)
+        if other is not entry:
             raise PluginError(
-                f"two {entry.kind} components are named {entry.name!r}: {taken.target} ({taken.provider}) "
+                f"two {entry.kind} components are named {entry.name!r}: {other.target} ({other.provider}) "
                 f"and {entry.target} ({entry.provider}), hook {hookspecs.HOOKS[entry.kind]}. "
                 "Rename one, or uninstall one of the packages."
             )
-        self._entries[entry.kind][entry.name] = entry
 
     def __iter__(self) -> Iterator[Entry]:
+        """Yield the components by kind, then by name."""
         for kind in KINDS:
-            yield from sorted(self._entries[kind].values(), key=lambda entry: entry.name)
+            yield from self.entries(kind)
 
     def entries(self, kind: Kind) -> list[Entry]:
-        """Return the components of one kind, by name."""
-        return [entry for entry in self if entry.kind == kind]
+        """Return the components of one kind, sorted by name."""
+        return [self._entries[key] for key in sorted(self._entries) if key[0] == kind]
 
     def find(self, kind: Kind, name: str) -> Entry:
-        """Return the declaration; raise LookupError, saying which names there are."""
-        try:
-            return self._entries[kind][name]
-        except KeyError:
-            known = [f"{entry.name} ({entry.provider})" for entry in self.entries(kind)]
-            near = did_you_mean(name, list(self._entries[kind]))
-            raise LookupError(
-                f"no {kind} named {name!r}.{near}\nRegistered: {', '.join(known) or 'none'}"
-            ) from None
+        """Return the declaration; raise LookupError, listing the names of the kind, if there is none."""
+        if (kind, name) in self._entries:
+            return self._entries[kind, name]
+        entries = self.entries(kind)
+        near = did_you_mean(name, [entry.name for entry in entries])
+        registered = ", ".join(f"{entry.name} ({entry.provider})" for entry in entries) or "none"
+        raise LookupError(f"no {kind} named {name!r}.{near}\nRegistered: {registered}")
 
     def component(self, kind: Kind, name: str) -> type[Component]:
         """Import and return the class.
 
         Raises:
             LookupError: no such name.
-            PluginError: the declaration does not lead to a class of that kind with a `Config` and every
-                method that the interface leaves to write.
+            PluginError: the target is not a class of that kind with a `Config` and every abstract method.
         """
         entry = self.find(kind, name)
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"
         module, _, attribute = entry.target.partition(":")
         try:
-            found = getattr(importlib.import_module(module), attribute)
+            cls = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise PluginError(f"{blame} cannot be imported: {error}") from error
-        if not (
-            isinstance(found, type) and issubclass(found, Component) and getattr(found, "kind", None) == kind
-        ):
-            raise PluginError(f"{blame} is no {kind}: it must derive from muco.core.{kind.title()}")
-        config = getattr(found, "Config", None)
+        if not (isinstance(cls, type) and issubclass(cls, Component) and getattr(cls, "kind", None) == kind):
+            raise PluginError(f"{blame} is not a {kind}: it must derive from muco.core.{kind.title()}")
+        config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise PluginError(f"{blame} has no `Config` that derives from muco.core.ComponentConfig")
-        missing = sorted(cast(frozenset[str], getattr(found, "__abstractmethods__", frozenset[str]())))
+        missing = sorted(cast(frozenset[str], getattr(cls, "__abstractmethods__", frozenset[str]())))
         if missing:
-            raise PluginError(f"{blame} does not write {', '.join(missing)}, which its interface asks for")
-        return found
+            raise PluginError(f"{blame} does not implement {', '.join(missing)}; the interface requires it")
+        return cls
 
 
-def _declared(plugin: Any) -> list[str]:
+def _hooks_of(plugin: Any) -> list[str]:
     """Return the names of a plugin's hooks, misspelt ones too."""
     members = cast(dict[str, Any], vars(plugin))
     return [name for name, value in members.items() if hasattr(value, f"{hookspecs.PROJECT}_impl")]
 
 
-def _misspelt(plugin: Any, provider: str) -> str | None:
+def _misspelt_hook(plugin: Any) -> str | None:
     known = list(hookspecs.HOOKS.values())
-    for name in _declared(plugin):
-        if name not in known:
-            near = did_you_mean(name, known)
-            return f"plugin {plugin.__name__} ({provider}): no hook named {name!r}.{near}"
-    return None
+    unknown = [name for name in _hooks_of(plugin) if name not in known]
+    return f"no hook named {unknown[0]!r}.{did_you_mean(unknown[0], known)}" if unknown else None
 
 
-def _declarations(plugin: Any, hook: str, declare: Any, provider: str) -> dict[str, str]:
-    """Return what a hook declares."""
+def _declarations(plugin: Any, hook: str, provider: str) -> dict[str, str]:
+    """Call a hook and return the targets that it declares, by name."""
     blame = f"plugin {plugin.__name__} ({provider}, hook {hook})"
     try:
-        found = dict(declare())
+        declared = dict(getattr(plugin, hook)())
     except Exception as error:
-        raise PluginError(f"{blame} declares nothing that can be read: {error!r}") from error
-    if not all(isinstance(text, str) for pair in found.items() for text in pair):
-        raise PluginError(f'{blame} declares {found!r}; it must map names to "module:Class"')
-    return found
+        raise PluginError(f"{blame} declares no components: {error!r}") from error
+    if not all(isinstance(text, str) for pair in declared.items() for text in pair):
+        raise PluginError(f'{blame} declares {declared!r}; it must map names to "module:Class"')
+    return declared
 
 
 @cache
 def default_registry() -> Registry:
-    """Return the registry of every installed package with an entry point in group `muco`.
+    """Return the registry of all installed packages with an entry point in the group `muco`.
 
     Raises:
-        PluginError: a plugin package that cannot be used.
+        PluginError: a plugin package cannot be used.
     """
     from importlib.metadata import entry_points
 
@@ -165,7 +156,7 @@ def default_registry() -> Registry:
         except Exception as error:
             raise PluginError(
                 f"plugin {point.value} ({provider}) cannot be imported: {error!r}. "
-                f"Mend or uninstall it (Python {sys.version.split()[0]})."
+                f"Fix or uninstall the package (Python {sys.version.split()[0]})."
             ) from error
         registry.add(plugin, provider=provider)
     return registry

@@ -1,4 +1,4 @@
-"""The sampler plans batches; it reads nothing and keeps no state."""
+"""A sampler plans batches. It reads no data and has no state."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import ClassVar
 from muco.core.component import Component, Kind
 
 Catalog = Mapping[str, int]
-"""Number of samples by data set name, in the recipe's order."""
+"""Number of samples by data-set name, in the recipe's order."""
 
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A sample that a plan asks for: the data set's name and the position in its index."""
+    """A sample of a plan: the data set's name and the position in its index."""
 
     dataset: str
     index: int
@@ -31,27 +31,29 @@ class BatchPlan:
 
 
 class Sampler(Component, ABC):
-    """Plan batches as a pure function of the arguments, at the same cost for any position."""
+    """Plan batches as a pure function of the arguments. Every position must cost the same."""
 
     kind: ClassVar[Kind] = "sampler"
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
-        """Accept any data; a sampler that was made for particular data refuses others here.
+        """Check the data before training; by default any data is accepted.
+
+        A sampler that depends on particular data, for example on a neighbour graph, overrides this.
 
         Args:
             fingerprints: a hash of each data set's samples, by name.
 
         Raises:
-            MucoError: the data are others.
+            MucoError: the sampler was made for other data.
         """
 
     @abstractmethod
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
-        """Return the number of batches of an epoch; the last one may be smaller, never padded."""
+        """Return the number of batches in an epoch. The last one may be smaller; it is never padded."""
 
     @abstractmethod
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
-        """Return the batch at `position` of `epoch`, in samples over all ranks.
+        """Return the batch at `position` of `epoch`. `batch_size` counts samples over all ranks.
 
         Raises:
             ValueError: `position` is not below `num_batches`.

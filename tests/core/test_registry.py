@@ -198,7 +198,7 @@ class HalfDone(Loss):
 
 def test_a_class_that_leaves_a_method_unwritten_is_refused():
     told = refusal_of(f"{__name__}:HalfDone")
-    assert "does not write per_turn, which its interface asks for" in told
+    assert "does not implement per_turn; the interface requires it" in told
 
 
 @pytest.mark.parametrize("declared", [None, ["mine"], {"mine": 3}, {"mine": Unkind}])

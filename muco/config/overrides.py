@@ -1,0 +1,69 @@
+"""Apply `--set KEY=VALUE` to the values of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard, cast
+
+import yaml
+
+from muco.config.yaml_lines import KeyPath, Lines, dotted
+from muco.core.component_ref import is_mapping
+from muco.core.errors import MucoError
+
+
+def apply_override(title: str, values: dict[str, Any], lines: Lines, override: str) -> None:
+    """Set one value in place and drop the lines of what it replaces.
+
+    Args:
+        title: the recipe's name for messages.
+        values: the recipe.
+        lines: see `parse_yaml`.
+        override: `KEY=VALUE`. The key is dotted, a number in it indexes a list; the value is YAML.
+
+    Raises:
+        MucoError: the override is malformed, or its key leads into a value without keys.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise MucoError(f"--set {override}: the value is not YAML; quote it") from None
+    *parents, last = key.split(".")
+    container: Any = values
+    path: KeyPath = ()
+    for part in parents:
+        index = _index(container, part)
+        path = (*path, index)
+        container = _child(container, index)
+        if container is None:
+            raise MucoError(f"--set {key}: {dotted(path)} of {title} has no keys")
+    index = _index(container, last)
+    if _is_list(container) and not (isinstance(index, int) and index < len(container)):
+        raise MucoError(f"--set {key}: {dotted(path)} has entries 0 to {len(container) - 1}")
+    cast(Any, container)[index] = value
+    path = (*path, index)
+    for replaced in [known for known in lines if known[: len(path)] == path]:
+        del lines[replaced]
+    lines[path] = None
+
+
+def _index(container: Any, part: str) -> str | int:
+    """Return one part of a dotted key, as a number where it indexes a list."""
+    return int(part) if _is_list(container) and part.isdecimal() else part
+
+
+def _child(container: Any, index: str | int) -> Any:
+    """Return the mapping or list at `index`, a new mapping where nothing is set; None for a plain value."""
+    try:
+        if is_mapping(container) and container.get(index) is None:
+            container[index] = {}
+        child: Any = container[index]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return child if is_mapping(child) or _is_list(child) else None
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)

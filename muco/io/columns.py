@@ -1,4 +1,4 @@
-"""Which columns of a table, or members of a tar, make a query and its target."""
+"""Make pairs of the columns of a table, or of the members of a tar."""
 
 from __future__ import annotations
 
@@ -10,32 +10,30 @@ from pydantic import PositiveFloat, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
-from muco.core.image import EncodedImage
 from muco.core.sample import Content, Pair
 from muco.core.video import Video, Visual
-from muco.io.table_text import listed, negatives_of, text_content, text_of
+from muco.io.table_text import ReadImage, content_of, negatives_of, text_list, text_of
 
-Frames = Callable[[str], Sequence[Any]]
-"""Gives the frames of the folder of that name, each as a column of images would name it, in their order."""
+ListFrames = Callable[[str], Sequence[Any]]
+"""List the frames of a folder in order, each as an image column would name it."""
 
 
 class PairColumns(ComponentConfig):
-    """Columns by what they hold. One of a query and one of a target are needed; text, image, video or more
-    than one.
+    """The column of each part of a pair. Query and target need at least one of text, image and video.
 
-    A column of texts may hold lists. Of a query's they are wordings, of the negatives' several wrong
-    answers. In tars a column is a member's suffix (`jpg`), or a key of its JSON (`json.caption`).
+    A text column may hold lists: several wordings of a query, several hard negatives. In tars a column is a
+    member's suffix (`jpg`), or a key of its JSON (`json.caption`).
     """
 
     query_text: str | None = None
-    """The query's words; a list of them is as many wordings."""
+    """The query's text; a list holds several wordings of it."""
     query_image: str | None = None
     """The query's image: a path, a URL that was downloaded, or the bytes themselves."""
     query_video: str | None = None
-    """The query's video: a list of its frames, named as images are, or the folder that they lie in, in the
+    """The query's video: a list of its frames, named as images are, or the folder that holds them, in the
     order of their names. It comes before an image."""
     target_text: str | None = None
-    """What answers the query."""
+    """The text that answers the query."""
     target_image: str | None = None
     """The image that answers the query."""
     target_video: str | None = None
@@ -43,9 +41,9 @@ class PairColumns(ComponentConfig):
     seconds_column: str | None = None
     """The seconds from one frame of a row's videos to the next; a number."""
     seconds_per_frame: PositiveFloat = 1.0
-    """The same for all videos, where no column says it; no column."""
+    """The same for all videos, if no column holds it; not a column."""
     target_caption: str | None = None
-    """What the target's image shows, in words; not encoded with the target."""
+    """A description of the target's image; not encoded with the target."""
     negative_text: str | None = None
     """Hard negatives: a text, or a list."""
     negative_image: str | None = None
@@ -53,14 +51,14 @@ class PairColumns(ComponentConfig):
     task: str | None = None
     """The kind of question, for statistics."""
     instruction: str = ""
-    """Said before every query's text, the same for all; no column."""
+    """Put before every query's text, the same for all; not a column."""
 
     @model_validator(mode="after")
     def _both_sides(self) -> PairColumns:
         for side in ("query", "target"):
             parts = [f"{side}_{part}" for part in ("text", "image", "video")]
-            said = side == "query" and self.instruction
-            if not (any(getattr(self, part) for part in parts) or said):
+            has_text = side == "query" and self.instruction
+            if not (has_text or any(getattr(self, part) for part in parts)):
                 raise ValueError(f"name the column of a {side}: `{'`, `'.join(parts)}`, or more than one")
         return self
 
@@ -71,99 +69,91 @@ class PairColumns(ComponentConfig):
 
     def used(self) -> list[str]:
         """Return the names of all columns, each once."""
-        named = self.model_dump(exclude={"instruction", "seconds_per_frame"}).values()
-        return list(dict.fromkeys(name for name in named if name))
+        names = self.model_dump(exclude={"instruction", "seconds_per_frame"}).values()
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def pair_from(
-    columns: PairColumns,
-    values: Mapping[str, Any],
-    read: Callable[[Any], EncodedImage],
-    frames: Frames | None = None,
+    columns: PairColumns, values: Mapping[str, Any], read: ReadImage, list_frames: ListFrames | None = None
 ) -> tuple[tuple[Visual, ...], Pair]:
     """Return the query's images and the pair that a row or a tar's record holds.
 
     Args:
-        columns: what stands where.
-        values: by column.
-        read: gives an image from its column's value.
-        frames: lists the frames of a folder; None where there are no folders.
+        columns: the column of each part.
+        values: the row's values by column.
+        read: returns the image for the value of an image column.
+        list_frames: lists the frames of a folder; None if videos cannot be folders.
 
     Raises:
-        DataError: an empty query or target, a text for an image that is not there, something that is no text,
-            a video without frames.
+        DataError: query or target is empty, a text holds the image token without an image, a text is of
+            another type, or a video has no frames.
     """
     names = columns.model_dump()
 
     def value(part: str) -> Any:
-        name = names[part]
-        return values.get(name) if name else None
+        return values.get(names[part]) if names[part] else None
 
-    def shown(side: str) -> tuple[Visual, ...]:
+    def visuals(side: str) -> tuple[Visual, ...]:
         video, image = value(f"{side}_video"), value(f"{side}_image")
-        pace = _seconds(value("seconds_column"), columns.seconds_per_frame)
-        videos = (Video(tuple(map(read, frames_listed(video, frames))), pace),) if video else ()
+        seconds = _seconds(value("seconds_column"), columns.seconds_per_frame)
+        videos = (Video(tuple(map(read, frame_list(video, list_frames))), seconds),) if video else ()
         return (*videos, *((read(image),) if image else ()))
 
-    images = shown("query")
-    wordings = [columns.instruction + text for text in listed(value("query_text"), "the query")]
+    def message(problem: str, side: str) -> str:
+        used = [names[f"{side}_{part}"] for part in ("text", "image") if names[f"{side}_{part}"]]
+        return problem + (f" in {', '.join(used)}" if used else "")
+
+    images = visuals("query")
+    wordings = text_list(value("query_text"), "the query") or [""]
     queries = [
-        text_content(text, has_image=bool(images), what="query") for text in wordings or [columns.instruction]
+        Content(content_of(columns.instruction + wording, images, what="query").text) for wording in wordings
     ]
     if not images and not all(queries):
-        raise DataError(f"the query has neither text nor image{_in(names, 'query')}")
-    answer = shown("target")
-    words = text_content(text_of(value("target_text"), "the target"), has_image=bool(answer), what="target")
+        raise DataError(message("the query has neither text nor image", "query"))
+    text = text_of(value("target_text"), "the target")
     caption = text_of(value("target_caption"), "the caption")
-    target = Content(words.text, answer, caption if answer else "")
+    target = content_of(text, visuals("target"), what="target", caption=caption)
     if not target:
-        raise DataError(f"no positive: the target has neither text nor image{_in(names, 'target')}")
-    negatives = negatives_of(
-        listed(value("negative_text"), "the negative"), images_listed(value("negative_image")), read
-    )
+        raise DataError(message("no positive: the target has neither text nor image", "target"))
+    texts = text_list(value("negative_text"), "the negative")
+    negatives = negatives_of(texts, image_list(value("negative_image")), read)
     return images, Pair(text_of(value("task"), "the task"), tuple(queries), target, tuple(negatives))
 
 
-def frames_listed(value: Any, frames: Frames | None) -> list[Any]:
+def frame_list(value: Any, list_frames: ListFrames | None) -> list[Any]:
     """Return the frames of a list, of a list written as text, or of the folder of that name.
 
     Raises:
-        DataError: there are none, or it is something else.
+        DataError: there are no frames, or the value is of another type.
     """
     if isinstance(value, str) and not value.startswith("["):
-        if frames is None:
+        if list_frames is None:
             raise DataError("a folder of frames can be named in a table only")
-        found = list(frames(text_of(value, "the video")))
+        frames = list(list_frames(text_of(value, "the video")))
     else:
-        found = listed(value, "the video") if isinstance(value, str) else value
-    if not isinstance(found, list | tuple):
-        raise DataError(f"a {type(found).__name__} stands where a video belongs: a folder or list of frames")
-    if not found:
+        frames = text_list(value, "the video") if isinstance(value, str) else value
+    if not isinstance(frames, list | tuple):
+        raise DataError(f"a video is a {type(frames).__name__}, not a folder or a list of frames")
+    if not frames:
         raise DataError("a video has no frame")
-    return list(cast(Sequence[Any], found))
+    return list(cast(Sequence[Any], frames))
+
+
+def image_list(value: Any) -> list[Any]:
+    """Return the images of a list, of a list written as text, or the one image; empty for null."""
+    if value is None or isinstance(value, str):
+        return text_list(value, "the negative's image")
+    return list(cast(Sequence[Any], value)) if isinstance(value, list | tuple) else [value]
 
 
 def _seconds(value: Any, default: float) -> float:
-    """Return the time from frame to frame; raise DataError where it is no positive number."""
+    """Return the seconds from frame to frame; raise DataError if they are no positive number."""
     if value is None or value == "":
         return default
     try:
-        found = float(value)
+        seconds = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"{value!r} stands where the seconds from frame to frame belong") from None
-    if not (found > 0 and math.isfinite(found)):
-        raise DataError(f"a video with {found} seconds from frame to frame")
-    return found
-
-
-def _in(names: Mapping[str, Any], side: str) -> str:
-    """Return where a side was looked for, in words."""
-    columns = [names[f"{side}_{part}"] for part in ("text", "image") if names[f"{side}_{part}"]]
-    return f" in {', '.join(columns)}" if columns else ""
-
-
-def images_listed(value: Any) -> list[Any]:
-    """Return the images of a list, of a list written as text, or the one."""
-    if value is None or isinstance(value, str):
-        return listed(value, "the negative's image")
-    return list(cast(Sequence[Any], value)) if isinstance(value, list | tuple) else [value]
+        raise DataError(f"{value!r} instead of the seconds from frame to frame") from None
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise DataError(f"a video with {seconds} seconds from frame to frame")
+    return seconds

@@ -1,4 +1,4 @@
-"""Images by the names that tables give them: plain files, or members of zip and tar archives."""
+"""Find and read images by the names in tables: files, or members of zip and tar archives."""
 
 from __future__ import annotations
 
@@ -15,48 +15,39 @@ from muco.io.archives import COMPRESSED, PLAIN, Archives, Member, stem_of
 from muco.io.lazy import LazyContents
 
 TextAndImage = tuple[str, str]
-"""A content as tables have it: a text and the name of an image, either of them empty for none."""
+"""A text and the name of an image; either is empty if there is none."""
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-"""What files of a folder of images end in."""
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class ImageFiles:
-    """Finds and reads images below some folders, where they lie or straight out of archives.
+    """Reads images below some folders, as files or directly out of zip and tar archives.
 
-    Names come from strangers: one that would leave its folder is refused.
+    A name is a path relative to a folder, or a URL that was downloaded. It is not trusted: one that would
+    lead out of its folder is a DataError. A file is preferred to a member of an archive; folders and then
+    archives are searched in order. An archive that cannot be read at all is a MucoError.
     """
 
-    def __init__(self, places: Sequence[Path], *, also: Mapping[str, str] | None = None) -> None:
-        """Note where to look, in order.
+    def __init__(self, paths: Sequence[Path], *, aliases: Mapping[str, str] | None = None) -> None:
+        """Take the paths to search; nothing is opened yet.
 
         Args:
-            places: folders, and archives; an archive is looked into after all folders.
-            also: parts of names and what they may stand for, `images/` for `image-tasks/`, say.
+            paths: folders, and archives. Archives below a folder are searched too.
+            aliases: parts of names and what may stand in their stead, such as `images/` -> `image-tasks/`.
         """
-        self.places = places
-        self._also = dict(also or {})
+        self.paths = paths
+        self._aliases = dict(aliases or {})
 
-    @cached_property
-    def _plain(self) -> Archives:
-        """Looked for when a plain file is first missed."""
-        return Archives(self._below(PLAIN))
-
-    @cached_property
-    def _compressed(self) -> Archives:
-        """Looked into when an image is missing there, too; one that was written as a plain tar is not."""
-        plain = {path.with_suffix("") for path in self._plain.paths}
-        found = self._below(COMPRESSED)
-        return Archives([path for path in found if path.parent / stem_of(path) not in plain])
-
-    def _below(self, suffixes: tuple[str, ...]) -> list[Path]:
-        return sorted({path for place in self.places for path in _files(place, suffixes)})
+    @classmethod
+    def below(cls, path: str | None, folder: Path) -> ImageFiles:
+        """Return the images below `path`, or below `folder` if it is None; `~` is the home folder."""
+        return cls([Path(path).expanduser() if path else folder])
 
     def image(self, name: str) -> EncodedImage:
-        """Return the image of that name; raise DataError where it is missing, cannot be read or is none."""
-        found = self._found(name)
+        """Return the image of a name; raise DataError if it is missing, unreadable, empty or no image."""
+        source = self._require(name)
         try:
-            data = found.read_bytes() if isinstance(found, Path) else found[0].read(found[1])
+            data = source.read_bytes() if isinstance(source, Path) else source[0].read(source[1])
         except OSError as error:
             raise DataError(f"image {name}: {error}") from error
         if not data:
@@ -68,95 +59,113 @@ class ImageFiles:
             raise DataError(f"image {name}: {error}") from None
         return image
 
+    def images(self, name: str) -> tuple[EncodedImage, ...]:
+        """Return the image of a name, or nothing if the name is empty; raises as `image` does."""
+        return (self.image(name),) if name else ()
+
     def size(self, name: str) -> int:
-        """Return the bytes of the image of that name; raise DataError where there is none."""
-        found = self._found(name)
-        return found.stat().st_size if isinstance(found, Path) else found[1].size
+        """Return the size of an image's file in bytes; raise DataError if it is missing."""
+        source = self._require(name)
+        return source.stat().st_size if isinstance(source, Path) else source[1].size
 
     def names_in(self, name: str) -> list[str]:
-        """Return the names of the images in the folder of that name, in order; those of an archive too.
+        """Return the names of the images in a folder, sorted; the folder may lie in an archive.
 
         Raises:
-            DataError: there is no such folder, no image in it, or it cannot be read.
+            DataError: the folder is missing, holds no image, or cannot be read.
         """
         try:
             for folder in self._names(name):
-                for found in self._folders(folder):
-                    if images := sorted(each for each in set(found) if _is_image(each)):
-                        return [f"{folder}/{each}" for each in images]
+                for files in self._listings(folder):
+                    if images := sorted(filter(_is_image, set(files))):
+                        return [f"{folder}/{image}" for image in images]
         except OSError as error:
             raise DataError(f"folder {name}: {error}") from error
-        raise DataError(f"no folder {name} of images (they end in {', '.join(_IMAGES)})")
+        raise DataError(f"no folder {name} of images (they end in {', '.join(_IMAGE_SUFFIXES)})")
 
-    def _folders(self, name: str) -> Iterator[list[str]]:
-        """Yield what lies in each folder of that name, then in the archives."""
-        for place in self.places:
-            # As for files: the name may be none that a folder can have.
-            if os.path.isdir(place / name):
-                yield os.listdir(place / name)
-        for archives in (self._plain, self._compressed):
-            yield archives.names_in(name)
-
-    def check(self, names: Iterable[str], *, told: str) -> None:
-        """Raise DataError where images are missing; `told` says how to get them."""
+    def check(self, names: Iterable[str], *, hint: str) -> None:
+        """Raise DataError if images are missing; `hint` ends the message and says how to get them."""
         missing = [name for name in dict.fromkeys(filter(None, names)) if self._find(name) is None]
         if missing:
-            raise DataError(f"{len(missing):,} images are missing; {self._missing(missing[0])}. {told}")
-
-    def contents(self, rows: Sequence[TextAndImage]) -> LazyContents:
-        """Return the contents of some rows."""
-        return LazyContents(lambda place: self.content(*rows[place]), range(len(rows)))
+            raise DataError(f"{len(missing):,} images are missing; {self._missing(missing[0])}. {hint}")
 
     def content(self, text: str, name: str) -> Content:
-        """Return a text with its image, if it names one."""
-        return Content(text, (self.image(name),) if name else ())
+        """Return a text with its image, if the name is not empty; raises as `image` does."""
+        return Content(text, self.images(name))
 
-    def _found(self, name: str) -> Path | tuple[Archives, Member]:
-        found = self._find(name)
-        if found is None:
+    def contents(self, rows: Sequence[TextAndImage]) -> LazyContents:
+        """Return the contents of rows; the image of a row is read each time that its content is used."""
+        return LazyContents(lambda index: self.content(*rows[index]), range(len(rows)))
+
+    @cached_property
+    def _plain(self) -> Archives:
+        return Archives(self._below(PLAIN))
+
+    @cached_property
+    def _compressed(self) -> Archives:
+        """Compressed archives without a decompressed copy beside them; searched last."""
+        plain = {path.with_suffix("") for path in self._plain.paths}
+        paths = self._below(COMPRESSED)
+        return Archives([path for path in paths if path.parent / stem_of(path) not in plain])
+
+    def _archives(self) -> Iterator[Archives]:
+        yield self._plain
+        yield self._compressed
+
+    def _below(self, suffixes: tuple[str, ...]) -> list[Path]:
+        return sorted({file for path in self.paths for file in _files(path, suffixes)})
+
+    def _listings(self, folder: str) -> Iterator[list[str]]:
+        """Yield the names of the files in each folder of that name, then in the archives."""
+        for path in self.paths:
+            if os.path.isdir(path / folder):
+                yield os.listdir(path / folder)
+        for archives in self._archives():
+            yield archives.names_in(folder)
+
+    def _require(self, name: str) -> Path | tuple[Archives, Member]:
+        source = self._find(name)
+        if source is None:
             raise DataError(self._missing(name))
-        return found
+        return source
 
     def _find(self, name: str) -> Path | tuple[Archives, Member] | None:
         names = self._names(name)
-        for place in self.places:
+        for path in self.paths:
             for each in names:
-                # Some names are too long for a file, or lead in a circle.
-                if os.path.isfile(place / each):
-                    return place / each
-        for archives in (self._plain, self._compressed):
+                # os.path.isfile is False for names that are too long and for circular links.
+                if os.path.isfile(path / each):
+                    return path / each
+        for archives in self._archives():
             for each in names:
                 if (member := archives.find(each)) is not None:
                     return archives, member
         return None
 
     def _names(self, name: str) -> list[str]:
-        """Return the names that a file may have; raise DataError where one leads out of its folder."""
-        plain = url_name(name) if name.startswith(("http://", "https://")) else name
-        inside = PurePosixPath(plain)
-        if inside.is_absolute() or ".." in inside.parts or "\0" in name:
+        """Return the names that a file may have; raise DataError if one leads out of its folder."""
+        plain = PurePosixPath(url_name(name) if name.startswith(("http://", "https://")) else name)
+        if plain.is_absolute() or ".." in plain.parts or "\0" in name:
             raise DataError(f"image {name!r} would lie outside its folder")
-        plain = str(inside)
-        return [plain, *(plain.replace(old, new) for old, new in self._also.items() if old in plain)]
+        path = str(plain)
+        return [path, *(path.replace(old, new) for old, new in self._aliases.items() if old in path)]
 
     def _missing(self, name: str) -> str:
-        there = [str(place) for place in self.places if place.exists()]
-        if not there:
-            return f"image {name} is missing: {self.places[0]} is not there"
-        number = len(self._plain.paths) + len(self._compressed.paths)
-        return f"image {name} is missing below {', '.join(there)}, {number} archives looked into"
+        existing = [str(path) for path in self.paths if path.exists()]
+        if not existing:
+            return f"image {name} is missing: {self.paths[0]} does not exist"
+        num_archives = len(self._plain.paths) + len(self._compressed.paths)
+        return f"image {name} is missing below {', '.join(existing)}; {num_archives} archives were searched"
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_IMAGES) and not name.startswith(".")
+    return name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _files(place: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files at or below a place with one of the suffixes, by name, none of a folder whose name
-    begins with a dot.
-    """
-    if place.is_file() and place.name.endswith(suffixes):
-        yield place
-    for folder, folders, names in os.walk(place):
+def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files at or below a path that have one of the suffixes, except in hidden folders."""
+    if path.is_file() and path.name.endswith(suffixes):
+        yield path
+    for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(suffixes))

@@ -1,4 +1,4 @@
-"""Contents that are made when they are asked for."""
+"""Contents that are read when they are used."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from muco.core.sample import Content
 
 
 class LazyContents(Sequence[Content]):
-    """A sequence of contents of which none is kept: no more images are in memory than are in use."""
+    """A sequence that reads a content at each access and keeps none, for `Task.queries` and `Task.pool`."""
 
-    def __init__(self, make: Callable[[int], Content], places: range) -> None:
-        """Take what makes the content of a place, and the places; a slice makes nothing."""
-        self._make = make
-        self._places = places
+    def __init__(self, read: Callable[[int], Content], indices: range) -> None:
+        """Take the function that reads a content by its index, and the indices; a slice reads nothing."""
+        self._read = read
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> Content: ...
@@ -25,5 +25,5 @@ class LazyContents(Sequence[Content]):
     def __getitem__(self, index: slice) -> LazyContents: ...
     def __getitem__(self, index: int | slice) -> Content | LazyContents:
         if isinstance(index, slice):
-            return LazyContents(self._make, self._places[index])
-        return self._make(self._places[index])
+            return LazyContents(self._read, self._indices[index])
+        return self._read(self._indices[index])

@@ -1,4 +1,4 @@
-"""Texts and hard negatives as the public tables write them."""
+"""Texts, lists and hard negatives as the public tables write them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import Any, cast
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
+from muco.core.video import Visual
 
 IMAGE_TOKEN = "<|image_1|>"
-"""Stands for the image in the texts of MMEB and M3T."""
+"""Marks the image in the texts of MMEB and M3T."""
 
-
-Read = Callable[[Any], EncodedImage]
-"""Makes an image of what a table has for one: a name most often."""
+ReadImage = Callable[[Any], EncodedImage]
+"""Return the image for the value of an image column, usually a name."""
 
 
 def text_of(value: Any, what: str) -> str:
-    """Return a value that must be text; null is empty text.
+    """Return a value that must be a text; empty for null.
+
+    Args:
+        value: from a table.
+        what: how an error names the value, such as its column.
 
     Raises:
-        DataError: it is something else, or no valid Unicode.
+        DataError: the value is not a string, or is not valid Unicode.
     """
     if value is None:
         return ""
@@ -35,50 +39,44 @@ def text_of(value: Any, what: str) -> str:
     return value
 
 
-def without_token(text: str) -> str:
-    """Return the text without the image's token and the white space after it, and without its last
-    line end: where an image stands in a prompt, and what closes it, is for the backbone to say.
+def without_image_token(text: str) -> str:
+    """Return the text without image token, the white space after it, and the text's last line break.
+
+    The backbone decides where an image stands in a prompt, and what ends the prompt.
     """
     for token in (f"{IMAGE_TOKEN}\n", f"{IMAGE_TOKEN} ", IMAGE_TOKEN):
         text = text.replace(token, "")
     return text.removesuffix("\n")
 
 
-def text_content(text: str, *, has_image: bool, what: str) -> Content:
-    """Return a text for an image that stands elsewhere, or for none.
-
-    Raises:
-        DataError: the text asks for an image and there is none.
-    """
-    if IMAGE_TOKEN in text and not has_image:
-        raise DataError(f"the {what}'s text holds {IMAGE_TOKEN} but no image is named")
-    return Content(without_token(text))
-
-
-def content_of(text: str, image: Any, read: Read, *, what: str, caption: str = "") -> Content:
-    """Return a text and its image.
+def content_of(text: str, visuals: Sequence[Visual], *, what: str, caption: str = "") -> Content:
+    """Return the content of a text, which may hold the image token, and its images.
 
     Args:
-        text: with the token where there is an image, or without.
-        image: what a table has for one; empty or null for none.
-        read: makes an image of it.
-        what: query, target or hard negative, for the message.
-        caption: of the image.
+        text: with or without the image token.
+        visuals: its images and videos; empty for none.
+        what: how an error names the content: query, target or hard negative.
+        caption: describes the images; dropped if there are none.
 
     Raises:
-        DataError: the text asks for an image and there is none, or it cannot be read.
+        DataError: the text holds the image token and there is no image.
     """
-    words = text_content(text, has_image=bool(image), what=what)
-    return Content(words.text, (read(image),), caption) if image else words
+    if IMAGE_TOKEN in text and not visuals:
+        raise DataError(f"the {what}'s text holds {IMAGE_TOKEN} but no image is named")
+    return Content(without_image_token(text), tuple(visuals), caption if visuals else "")
 
 
-def listed(value: Any, what: str) -> list[str]:
+def text_list(value: Any, what: str) -> list[str]:
     """Return the texts of a list, of a list written as a Python literal, or the one text.
 
-    The literal is parsed as data, never evaluated. Null and empty text are no texts.
+    The literal is parsed as data and never evaluated. Null and empty text give an empty list.
+
+    Args:
+        value: from a table.
+        what: how an error names the value.
 
     Raises:
-        DataError: something else, or a text that begins like a list and is none.
+        DataError: the value is of another type, or begins like a list and cannot be parsed as one.
     """
     if value is None or value == "":
         return []
@@ -94,16 +92,15 @@ def listed(value: Any, what: str) -> list[str]:
     return [text_of(item, what) for item in cast(Sequence[Any], value)]
 
 
-def negatives_of(texts: Sequence[str], images: Sequence[Any], read: Read) -> list[Content]:
-    """Return the hard negatives of two lists; the last image serves where there are fewer than texts.
+def negatives_of(texts: Sequence[str], images: Sequence[Any], read: ReadImage) -> list[Content]:
+    """Return the hard negatives of a list of texts and a list of images.
 
-    Those without text and image are left out, as the tables fill their columns with empty text.
+    The last image is used for further texts. A negative without text and image is left out: tables fill
+    unused columns with empty text.
     """
-    found: list[Content] = []
-    for place in range(max(len(texts), len(images))):
-        text = texts[place] if place < len(texts) else ""
-        image = images[min(place, len(images) - 1)] if images else ""
-        content = content_of(text, image, read, what="hard negative")
-        if content:
-            found.append(content)
-    return found
+    negatives: list[Content] = []
+    for index in range(max(len(texts), len(images))):
+        text = texts[index] if index < len(texts) else ""
+        image = images[min(index, len(images) - 1)] if images else ""
+        negatives.append(content_of(text, (read(image),) if image else (), what="hard negative"))
+    return [negative for negative in negatives if negative]

@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV, TSV and Parquet files, one at a time, from any row on."""
+"""Read the rows of JSONL, CSV, TSV and Parquet files, one at a time, from any row on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from muco.core.errors import DataError, MucoError
 from muco.io.table_text import text_of
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
+"""Suffixes of the files that can be read; `.ndjson` is read as JSONL."""
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
@@ -23,65 +24,67 @@ _MAX_LINE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Row:
-    """One row, or why it cannot be read."""
+    """One row of a table, or the reason why it cannot be read."""
 
     file: str
+    """Name of the file, for messages and ids."""
     number: int
-    """From 0, within its file."""
+    """Number of the row in its file, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
+    """Value of each column. JSONL and Parquet keep their types; in CSV and TSV every value is a string."""
     fault: str = ""
+    """Why the row cannot be read; empty if it can."""
 
     @property
-    def place(self) -> str:
-        """Where the row lies, in words."""
+    def location(self) -> str:
+        """File and row number, for messages."""
         return f"{self.file}: row {self.number:,}"
 
-    @property
-    def faultless(self) -> Row:
-        """The row itself; raise DataError where it could not be read."""
+    def checked(self) -> Row:
+        """Return the row; raise DataError if it could not be read."""
         if self.fault:
             raise DataError(self.fault)
         return self
 
     def text(self, column: str) -> str:
-        """Return a text; an absent or null one is empty.
+        """Return the text in a column; empty if the column is absent or null.
 
         Raises:
-            DataError: it is something else, or no valid Unicode.
+            DataError: the value is not a string, or is not valid Unicode.
         """
         return text_of(self.values.get(column), column)
 
 
-def whole_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each row lies, in words and counted from 1, and its values.
+def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield location (path and row number from 1) and values of each row; for tables without bad rows.
 
     Raises:
-        DataError: no such file, or a row that cannot be read.
+        DataError: the file is missing or has another suffix, or a row cannot be read.
     """
     for row in rows(path):
-        place = f"{path}, row {row.number + 1}"
+        location = f"{path}, row {row.number + 1}"
         if row.fault:
-            raise DataError(f"{place}: {row.fault}")
-        yield place, row.values
+            raise DataError(f"{location}: {row.fault}")
+        yield location, row.values
 
 
 def num_rows(path: Path) -> int:
-    """Return the number of rows, broken ones included."""
+    """Return the number of rows, including those that cannot be read; raises as `rows` does."""
     if path.suffix == ".parquet":
         return _parquet(path).metadata.num_rows
     return sum(1 for _ in rows(path))
 
 
 def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) -> Iterator[Row]:
-    """Yield the rows from `start` on, with bounded memory.
+    """Yield the rows from number `start` on, in bounded memory; a row that cannot be read has a `fault`.
 
     Args:
-        path: its suffix says what it is.
-        columns: those wanted, None for all; a table without one of them is an error.
-        start: rows passed over; whole row groups of a Parquet file without being read.
+        path: a file with one of `SUFFIXES`, which decides how it is read.
+        columns: the columns to read; None for all. In JSONL a row may lack some of them.
+        start: number of rows to skip. Whole row groups of a Parquet file are skipped without reading.
 
     Raises:
-        DataError: no such file or column, or no such kind of file.
+        DataError: the file is missing, broken or has another suffix, or it has no such column.
     """
     readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
     if path.suffix not in SUFFIXES:
@@ -94,21 +97,31 @@ def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) ->
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object on a line; raise DataError if there is none."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"a {type(values).__name__} instead of a JSON object")
+    return values
+
+
 def _json_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     with open(path, "rb") as file:
-        number = 0
-        for line in _lines(file):
-            if not line.strip():
-                continue
+        lines = (line for line in _lines(file) if line.strip())
+        for number, line in enumerate(lines):
             if number == 0:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if number >= start:
                 yield _json_row(path.name, number, line, columns)
-            number += 1
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines, of one that is too long no more than what shows it."""
+    """Yield the lines; one that is longer than the limit is cut one byte behind it."""
     while line := file.readline(_MAX_LINE_BYTES + 1):
         yield line
         while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -122,28 +135,13 @@ def _json_row(file: str, number: int, line: bytes, columns: Sequence[str] | None
         values = json_object(line)
     except DataError as error:
         return Row(file, number, fault=str(error))
-    if columns is None:
-        return Row(file, number, values)
-    return Row(file, number, {name: values[name] for name in columns if name in values})
-
-
-def json_object(line: bytes) -> dict[str, Any]:
-    """Return the object on a line; raise DataError where it holds none."""
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"a {type(values).__name__} where a JSON object belongs")
-    return values
+    return Row(file, number, {name: values[name] for name in columns or values if name in values})
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     csv.field_size_limit(_MAX_LINE_BYTES)
     dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
-    # Bytes that are no UTF-8 become surrogates, which `text_of` refuses row by row.
+    # Bytes that are not UTF-8 become surrogates, which `text_of` refuses row by row.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, dialect=dialect)
         try:
@@ -160,15 +158,18 @@ def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator
 def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     table = _parquet(path)
     _check_columns(path, columns, table.schema_arrow.names)
-    number, groups = 0, []
-    for group in range(table.num_row_groups):
-        length = table.metadata.row_group(group).num_rows
-        if number + length <= start and not groups:
-            number += length
-        else:
-            groups.append(group)
-    wanted = list(columns) if columns is not None else None
-    batches = table.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False)
+    number, first_group = 0, 0
+    while first_group < table.num_row_groups:
+        length = table.metadata.row_group(first_group).num_rows
+        if number + length > start:
+            break
+        number, first_group = number + length, first_group + 1
+    batches = table.iter_batches(
+        _BATCH_ROWS,
+        row_groups=range(first_group, table.num_row_groups),
+        columns=None if columns is None else list(columns),
+        use_threads=False,
+    )
     while True:
         try:
             batch = next(batches, None)
@@ -176,9 +177,8 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iter
             raise DataError(f"{path}: broken near row {number:,}: {error}") from error
         if batch is None:
             return
-        first = max(0, start - number)
-        for place in range(first, len(batch)):
-            yield _parquet_row(path.name, number + place, batch.slice(place, 1))
+        for index in range(max(0, start - number), len(batch)):
+            yield _parquet_row(path.name, number + index, batch.slice(index, 1))
         number += len(batch)
 
 
@@ -195,13 +195,13 @@ def _parquet(path: Path) -> Any:
     except ImportError:
         raise MucoError(f"{path}: reading Parquet needs pyarrow: pip install 'muco[data]'") from None
     try:
-        # A column of a row group is streamed through a buffer: it is never whole in memory.
+        # Stream each column of a row group through a buffer: it is never whole in memory.
         return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no Parquet file that can be read: {error}") from error
 
 
-def _check_columns(path: Path, wanted: Sequence[str] | None, found: Sequence[str]) -> None:
-    missing = [name for name in wanted or () if name not in found]
+def _check_columns(path: Path, columns: Sequence[str] | None, names: Sequence[str]) -> None:
+    missing = [name for name in columns or () if name not in names]
     if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}. Columns: {', '.join(found) or 'none'}")
+        raise DataError(f"{path}: no column {', '.join(missing)}. Columns: {', '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""Listing plain tars, however large, and noticing those that are not whole."""
+"""List the files of an uncompressed tar, and detect one that is cut short."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
     """Yield the entries of the regular files of an uncompressed tar, in order and in bounded memory.
 
     Raises:
-        DataError: no such tar, or one that is cut short or broken: `tarfile` takes one that is cut between
-            files, or goes on with something else, for whole.
+        DataError: the tar is missing, broken or cut short. `tarfile` alone accepts a tar that ends between
+            two files.
     """
     length = path.stat().st_size
     try:

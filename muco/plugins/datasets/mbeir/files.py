@@ -1,29 +1,36 @@
-"""The files of M-BEIR: candidates, instructions, texts as UniIR cleans them."""
+"""The files of M-BEIR, as source and suite read them: candidates, instructions, ids, texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from muco.core.errors import DataError
-from muco.core.sample import Content
+from muco.io.cache import cached_database
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.lazy import LazyContents
+from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import json_object
 
-DATA_SET_IDS = {
-    "visualnews": 0, "fashion200k": 1, "webqa": 2, "edis": 3, "nights": 4,
-    "oven": 5, "infoseek": 6, "fashioniq": 7, "cirr": 8, "mscoco": 9,
-}  # fmt: skip
+DATA_SETS = (
+    "visualnews", "fashion200k", "webqa", "edis", "nights",
+    "oven", "infoseek", "fashioniq", "cirr", "mscoco",
+)  # fmt: skip
+"""By their number, with which the ids of their queries and candidates begin."""
 
-_CANDIDATES_EACH = 10_000_000
-"""A candidate's number: its data set's times this, and its own."""
+INSTRUCTIONS = "instructions/query_instructions.tsv"
+
+_ROWS_EACH = 10**7
+"""An id as one integer: the data set's number times this, plus the row's."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,14 @@ class Kind:
     """A kind of search."""
 
     query: str
-    """Modality, as the files write it."""
+    """Modalities, as the files write them."""
     target: str
     group: str
     """From single (S) or several (M) modalities to the same."""
 
     @property
     def name(self) -> str:
-        """As averages are named."""
+        """Name of the average over this kind."""
         return f"{self.query.replace(',', '_')}_to_{self.target.replace(',', '_')}"
 
 
@@ -56,27 +63,47 @@ KINDS: dict[int, Kind] = {
 the four groups are consistent with them."""
 
 
-def clean(text: str) -> str:
-    """Return a text as UniIR cleans it: no blanks or quotes around it, a capital first, a stop at the end."""
-    text = text.replace("\r", "").strip().strip('"')
-    if not text:
-        return ""
-    text = text[0].upper() + text[1:]
-    return text if text[-1] in ".?!" else text + "."
+def clean_for_training(text: str) -> str:
+    """Return a text stripped of white space and quotes, with a capital first and a full stop last."""
+    return _sentence(text.strip().strip("\"'").strip())
 
 
-def content_of(row: Mapping[str, Any], text: str, image: str, modality: str, where: str) -> TextAndImage:
-    """Return what two columns hold; raise DataError where it is not what the column of modalities says."""
-    content = tuple(text_of(row.get(column), f"{where}: {column}") for column in (text, image))
-    has = dict(zip(("text", "image"), map(bool, content), strict=True))
-    wanted = set(str(row.get(modality)).split(","))
-    if not wanted <= has.keys() or any(has[each] != (each in wanted) for each in has):
-        found = ",".join(each for each in sorted(has) if has[each]) or "nothing"
-        raise DataError(f"{where}: says {row.get(modality)!r} and holds {found}")
-    return content[0], content[1]
+def clean_for_test(text: str) -> str:
+    """Return a text as UniIR cleans it: like `clean_for_training`, but only double quotes are stripped."""
+    return _sentence(text.replace("\r", "").strip().strip('"'))
 
 
-def lines_of(path: Path) -> list[str]:
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("." if text and text[-1] not in ".?!" else "")
+
+
+def number_of(name: str) -> int:
+    """Return an id, `dataset:number`, as one integer; raise DataError if it is none."""
+    parts = re.fullmatch(r"(\d{1,3}):(\d{1,7})", name, re.ASCII)
+    if not parts:
+        raise DataError(f"{name!r} is no id; it must be `dataset:number`")
+    return int(parts[1]) * _ROWS_EACH + int(parts[2])
+
+
+def dataset_of(name: str) -> int:
+    """Return the number of the data set of an id; raise DataError if there is no such data set."""
+    dataset = number_of(name) // _ROWS_EACH
+    if dataset >= len(DATA_SETS):
+        raise DataError(f"{name!r} is no id; M-BEIR's data sets are numbered 0 to {len(DATA_SETS) - 1}")
+    return dataset
+
+
+def text_and_image(row: Mapping[str, Any], text: str, image: str, modality: str) -> TextAndImage:
+    """Return what two columns hold; raise DataError if the column of modalities says something else."""
+    content = text_of(row.get(text), text), text_of(row.get(image), image)
+    held = {name for name, part in zip(("text", "image"), content, strict=True) if part}
+    if held != set(str(row.get(modality)).split(",")):
+        raise DataError(f"says {row.get(modality)!r} and holds {','.join(sorted(held)) or 'nothing'}")
+    return content
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file; raise DataError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -85,58 +112,131 @@ def lines_of(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-class Pool:
-    """A file of candidates, millions of lines; a line is read when its candidate is asked for."""
+class Instructions:
+    """The four instructions of each data set, query modality and candidate modality."""
 
-    def __init__(self, path: Path, images: ImageFiles) -> None:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; the suite searches these candidates")
-        self._path, self._images = path, images
-        numbers: list[int] = []
-        offsets: list[int] = [0]
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    try:
-                        row = json_object(line)
-                    except DataError as error:
-                        raise DataError(f"{where}: {error}") from None
-                    numbers.append(_number(row.get("did"), where))
-                    content_of(row, "txt", "img_path", "modality", where)
-                    offsets.append(offsets[-1] + len(line))
-                else:
-                    offsets[-1] += len(line)
-        if not numbers:
-            raise DataError(f"{path}: no candidate")
-        self._offsets: NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
-        found: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
-        self._order = np.argsort(found, kind="stable")
-        self._numbers = found[self._order]
-        twice = np.flatnonzero(np.diff(self._numbers) == 0)
-        if len(twice):
-            dataset, own = divmod(int(self._numbers[twice[0]]), _CANDIDATES_EACH)
-            raise DataError(f"{path}: candidate {dataset}:{own} stands twice")
+    def __init__(self, path: Path) -> None:
+        """Read the file; raise DataError if it is missing or lacks a column."""
+        self.path = path
+        self._prompts: dict[tuple[str, str, str], list[str]] = {}
+        head, *lines = read_lines(path) or [""]
+        names = head.split("\t")
+        for number, line in enumerate(filter(None, lines), start=2):
+            row = dict(zip_longest(names, line.split("\t"), fillvalue=""))
+            try:
+                key = (row["dataset_id"], row["query_modality"], row["cand_modality"])
+                self._prompts[key] = [row[f"prompt_{index}"] for index in range(1, 5)]
+            except KeyError:
+                raise DataError(
+                    f"{path}, line {number}: must have the columns query_modality, cand_modality, "
+                    "dataset_name, dataset_id, prompt_1 to prompt_4"
+                ) from None
 
-        self.contents = LazyContents(self._content, range(len(numbers)))
-
-    def _content(self, place: int) -> Content:
-        with open(self._path, "rb") as file:
-            file.seek(int(self._offsets[place]))
-            row = json_object(file.readline())
-        return self._images.content(clean(row.get("txt") or ""), row.get("img_path") or "")
-
-    def find(self, did: str, where: str) -> int:
-        """Return the place of a candidate by its id; raise DataError where it is not among them."""
-        number = _number(did, where)
-        place = int(np.searchsorted(self._numbers, number))
-        if place == len(self._numbers) or self._numbers[place] != number:
-            raise DataError(f"{where}: its positive {did} is not among the candidates of {self._path}")
-        return int(self._order[place])
+    def prompts(self, dataset: int, query: str, target: str) -> list[str]:
+        """Return the four instructions; raise DataError if there are none."""
+        try:
+            return self._prompts[str(dataset), query, target]
+        except KeyError:
+            message = f"{self.path}: no instruction for {DATA_SETS[dataset]}, {query} to {target}"
+            raise DataError(message) from None
 
 
-def _number(did: Any, where: str) -> int:
-    dataset, _, own = str(did).partition(":")
-    if not (dataset.isdecimal() and own.isdecimal() and int(own) < _CANDIDATES_EACH):
-        raise DataError(f"{where}: {did!r} is no id; it must be `dataset:number`")
-    return int(dataset) * _CANDIDATES_EACH + int(own)
+class CandidatePool:
+    """The candidates in some files, millions of lines, of which one is read when it is used.
+
+    A list of where each line begins is made once and kept in the cache folder, where all processes share it.
+    Memory does not grow with the number of candidates; finding and reading one takes microseconds.
+    """
+
+    def __init__(self, paths: Sequence[Path], images: ImageFiles, clean: Callable[[str], str]) -> None:
+        """Take the files, their images, and what cleans their texts; the files are listed on first use.
+
+        Raises:
+            DataError: a file is missing.
+        """
+        self.paths = [existing(path, hint="The suite searches its candidates.") for path in paths]
+        self._images, self._clean = images, clean
+
+    @cached_property
+    def contents(self) -> LazyContents:
+        """The candidates in the order of the files' lines, without those that `check` finds to have no id."""
+        return LazyContents(lambda index: self._images.content(*self.read(index)), range(len(self)))
+
+    @cached_property
+    def _list(self) -> sqlite3.Connection:
+        revisions = "-".join(revision_of([path.resolve()]) for path in self.paths)
+        return cached_database(
+            f"candidates/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
+        )
+
+    @cached_property
+    def _files(self) -> list[int]:
+        return [os.open(path, os.O_RDONLY) for path in self.paths]
+
+    def __len__(self) -> int:
+        ((number,),) = self._list.execute("SELECT count(*) FROM candidates")
+        return number
+
+    def check(self) -> None:
+        """Raise DataError if a line holds no candidate, another one's id, or not what its modality says."""
+        for (fault,) in self._list.execute("SELECT fault FROM faults"):
+            raise DataError(fault)
+        if not len(self):
+            raise DataError(f"{', '.join(map(str, self.paths))}: no candidate")
+
+    def index_of(self, name: str) -> int:
+        """Return the index of the candidate with an id; raise DataError if there is none."""
+        query = "SELECT candidate FROM candidates WHERE id = ?"
+        for (index,) in self._list.execute(query, (number_of(name),)):
+            return index
+        raise DataError(f"candidate {name} is not in {', '.join(map(str, self.paths))}")
+
+    def read(self, index: int) -> TextAndImage:
+        """Return the cleaned text and the image path of a candidate; raise DataError if it has neither."""
+        query = "SELECT file, offset, size FROM candidates WHERE candidate = ?"
+        ((file, offset, size),) = self._list.execute(query, (index,))
+        row = json_object(os.pread(self._files[file], size, offset))
+        text, image = (text_of(row.get(key), f"candidate {row['did']}: {key}") for key in ("txt", "img_path"))
+        if not ((text := self._clean(text)) or image):
+            raise DataError(f"candidate {row['did']} has neither text nor image")
+        return text, image
+
+
+def _write_list(to: Path, paths: Sequence[Path]) -> None:
+    """List the candidates in the order of their lines; one that has no id of its own is left out.
+
+    Only the first fault is written: `CandidatePool.check` reports one, and there may be millions.
+    """
+    with closing(sqlite3.connect(to)) as database:
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(
+            "CREATE TABLE candidates (candidate INTEGER PRIMARY KEY, id INT UNIQUE, file INT, offset INT, "
+            "size INT)"
+        )
+        database.execute("CREATE TABLE faults (fault TEXT)")
+        index, fault = 0, ""
+        for file, path in enumerate(paths):
+            for number, offset, line in _lines(path):
+                try:
+                    row = json_object(line)
+                    values = (index, number_of(text_of(row.get("did"), "did")), file, offset, len(line))
+                    insert = "INSERT OR IGNORE INTO candidates VALUES (?, ?, ?, ?, ?)"
+                    if not database.execute(insert, values).rowcount:
+                        raise DataError(f"a second candidate {row['did']}")
+                    index += 1
+                    text_and_image(row, "txt", "img_path", "modality")
+                except DataError as error:
+                    fault = fault or f"{path}, line {number}: {error}"
+        if fault:
+            database.execute("INSERT INTO faults VALUES (?)", (fault,))
+        database.commit()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, offset and bytes of each line that is not empty."""
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, offset, line
+            offset += len(line)

@@ -1,4 +1,4 @@
-"""M-BEIR: sixteen test sets of eight kinds of search, among a data set's own candidates or all there are."""
+"""M-BEIR: sixteen test sets of eight kinds of search, among the candidates of one data set or of all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
-from muco.io.tables import whole_rows
-from muco.plugins.datasets.mbeir.files import DATA_SET_IDS, KINDS, Pool, clean, content_of, lines_of
+from muco.io.tables import strict_rows
+from muco.plugins.datasets.mbeir.files import (
+    DATA_SETS,
+    INSTRUCTIONS,
+    KINDS,
+    CandidatePool,
+    Instructions,
+    clean_for_test,
+    read_lines,
+    text_and_image,
+)
 
 TEST_SETS: dict[str, tuple[str, int]] = {
     f"{name}_task{task}": (name, task)
@@ -31,9 +40,9 @@ TEST_SETS: dict[str, tuple[str, int]] = {
     }.items()
     for name in names
 }
-"""Data set and kind by name."""
-_TEN = ("fashion200k", "fashioniq")
-"""Scored by the best ten, others by the best five."""
+"""Data set and task id by name."""
+_SCORED_AT_TEN = ("fashion200k", "fashioniq")
+"""Their score is hit@10; that of the others is hit@5."""
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -47,7 +56,7 @@ class MBEIR(Suite):
     """Read M-BEIR's files as they are published.
 
     References:
-        Wei et al. 2023, arXiv:2311.17136: UniIR and M-BEIR; hit-style recall, cleaned texts.
+        Wei et al. 2023, arXiv:2311.17136: UniIR and M-BEIR; recall as hit@k, cleaned texts.
     """
 
     class Config(ComponentConfig):
@@ -56,12 +65,12 @@ class MBEIR(Suite):
         images: str | None = None
         """The folder or archive that image paths start from; by default `data` itself."""
         pool: Literal["local", "global", "both"] = "local"
-        """local: a data set's own candidates. global: those of all, 5.6 million. both: each in turn; names of
-        tasks and averages of the global pool then start with `global_`."""
+        """local: the candidates of a data set. global: those of all, 5.6 million. both: one after the other;
+        names of tasks and averages of the global pool then start with `global_`."""
         datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
-        """The test sets to score, `cirr_task7`, say; by default all that are in `data`."""
+        """The test sets to score, such as `cirr_task7`; by default all that are in `data`."""
         prompt: Annotated[int, Field(ge=1, le=4)] = 1
-        """Which of the four instructions precedes every query."""
+        """Which of the four instructions is put before every query."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -72,156 +81,142 @@ class MBEIR(Suite):
         self.names = config.datasets
         self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
         self.prompt = config.prompt
-        self.images = ImageFiles([Path(config.images or config.data).expanduser()])
+        self.images = ImageFiles.below(config.images, self.folder)
 
     def members(self) -> Mapping[str, int]:
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for pool in self.pools:
             for name in TEST_SETS:
-                for average in ("mean", *self._averages(name, pool)):
-                    where = f"{self._prefix(pool)}{average}"
-                    found[where] = found.get(where, 0) + 1
-        return found
+                for average in ("mean", *_averages(name)):
+                    average = f"{self._prefix(pool)}{average}"
+                    sizes[average] = sizes.get(average, 0) + 1
+        return sizes
 
     def verify_data(self) -> None:
-        names = self._names_there()
-        files = [self._queries(name) for name in names] + [self._qrels(name) for name in names]
-        if "local" in self.pools:
-            files += [self._local_file(name) for name in names]
-        if "global" in self.pools:
-            files.append(self._global_file)
-        missing = [str(file) for file in files if not file.is_file()]
+        names = self._present()
+        files = [path for name in names for path in (self._queries_file(name), self._qrels_file(name))]
+        files += [self._pool_file(name, pool) for pool in self.pools for name in names]
+        missing = [str(path) for path in dict.fromkeys(files) if not path.is_file()]
         if missing:
-            raise DataError(f"{', '.join(missing[:6])}: no such file. {self._how}")
+            raise DataError(f"{', '.join(missing[:6])}: no such file. {self._download}")
         for name in names:
-            self._instruction(*TEST_SETS[name])
-            for _, row in islice(whole_rows(self._queries(name)), 1):
+            self._instruction(name)
+            for _, row in islice(strict_rows(self._queries_file(name)), 1):
                 self._check_images(name, [row.get("query_img_path") or ""])
 
     def tasks(self) -> Iterable[Task]:
-        names = self._names_there()
+        names = self._present()
         for pool in self.pools:
-            everything = Pool(self._global_file, self.images) if pool == "global" else None
+            shared = self._open_pool(names[0], pool) if pool == "global" else None
             for name in names:
-                yield self._task(name, pool, everything or Pool(self._local_file(name), self.images))
+                yield self._task(name, pool, shared or self._open_pool(name, pool))
 
     @property
-    def _how(self) -> str:
+    def _download(self) -> str:
         return (
             f"`hf download --repo-type dataset TIGER-Lab/M-BEIR --local-dir {self.folder}` gets all that the "
             "suite reads, 170 GB of images among them."
         )
 
-    def _names_there(self) -> Sequence[str]:
-        names = self.names or [name for name in TEST_SETS if self._queries(name).is_file()]
+    def _present(self) -> Sequence[str]:
+        names = self.names or [name for name in TEST_SETS if self._queries_file(name).is_file()]
         if not names:
-            raise DataError(f"{self.folder}: no query/test/mbeir_*_test.jsonl. {self._how}")
+            raise DataError(f"{self.folder}: no query/test/mbeir_*_test.jsonl. {self._download}")
         return names
 
-    def _check_images(self, name: str, paths: Iterable[str]) -> None:
-        self.images.check(paths, told=f"{name} needs them; they are in mbeir_images.tar.gz.")
-
-    def _task(self, name: str, pool: str, candidates: Pool) -> Task:
-        data_set, kind = TEST_SETS[name]
-        rows, relevant = self._read_queries(name, candidates)
-        self._check_images(name, (path for _, path in rows))
-        best = 10 if data_set in _TEN else 5
+    def _task(self, name: str, pool: str, candidates: CandidatePool) -> Task:
+        data_set, task_id = TEST_SETS[name]
+        queries, relevant = self._read_queries(name, candidates)
+        self._check_images(name, (path for _, path in queries))
+        best, more = (10, (20, 50)) if data_set in _SCORED_AT_TEN else (5, (1, 10))
         prefix = self._prefix(pool)
+        # `meta_task` and `in_mean` already give the averages without a prefix.
+        groups = (*_averages(name), "mean") if prefix else _averages(name)[1:]
         return Task(
             name=f"{prefix}{name}",
-            meta_task=KINDS[kind].name,
-            queries=self.images.contents(rows),
+            meta_task=KINDS[task_id].name,
+            queries=self.images.contents(queries),
             pool=candidates.contents,
             candidates=None,
             relevant=relevant,
             metric=f"hit@{best}",
-            more_metrics=tuple(f"hit@{k}" for k in ((10, 20, 50) if best == 10 else (1, 5, 10)) if k != best),
-            groups=tuple(f"{prefix}{each}" for each in self._averages(name, pool) if prefix or "->" in each)
-            + ((f"{prefix}mean",) if prefix else ()),
+            more_metrics=tuple(f"hit@{k}" for k in more),
+            groups=tuple(f"{prefix}{group}" for group in groups),
             in_mean=not prefix,
         )
-
-    def _averages(self, name: str, pool: str) -> tuple[str, str]:
-        kind = KINDS[TEST_SETS[name][1]]
-        return f"meta_{kind.name}", kind.group
 
     def _prefix(self, pool: str) -> str:
         return "global_" if pool == "global" and len(self.pools) > 1 else ""
 
-    def _queries(self, name: str) -> Path:
+    def _queries_file(self, name: str) -> Path:
         return self.folder / "query" / "test" / f"mbeir_{name}_test.jsonl"
 
-    def _qrels(self, name: str) -> Path:
+    def _qrels_file(self, name: str) -> Path:
         return self.folder / "qrels" / "test" / f"mbeir_{name}_test_qrels.txt"
 
-    @property
-    def _global_file(self) -> Path:
-        return self.folder / "cand_pool" / "global" / "mbeir_union_test_cand_pool.jsonl"
-
-    def _local_file(self, name: str) -> Path:
+    def _pool_file(self, name: str, pool: str) -> Path:
+        if pool == "global":
+            return self.folder / "cand_pool" / "global" / "mbeir_union_test_cand_pool.jsonl"
         folder = self.folder / "cand_pool" / "local"
         of_test = folder / f"mbeir_{name}_test_cand_pool.jsonl"  # MSCOCO has one for each split
         return of_test if of_test.is_file() else folder / f"mbeir_{name}_cand_pool.jsonl"
 
-    def _read_queries(self, name: str, pool: Pool) -> tuple[list[TextAndImage], list[list[int]]]:
-        data_set, task = TEST_SETS[name]
-        instruction = self._instruction(data_set, task)
-        judged = self._judged(name)
-        rows: list[TextAndImage] = []
-        relevant: list[list[int]] = []
-        for where, row in whole_rows(self._queries(name)):
-            qid = str(row.get("qid"))
-            content = content_of(row, "query_txt", "query_img_path", "query_modality", where)
-            if qid not in judged:
-                raise DataError(f"{where}: query {qid} is not in the qrels; queries and qrels disagree")
-            # Some list positives of other data sets; the benchmark counts the query's own.
-            own = [each for each in judged[qid] if each.split(":")[0] == qid.split(":")[0]]
-            if not own:
-                raise DataError(f"{where}: query {qid} has no positive of its own data set in the qrels")
-            rows.append((clean(f"{instruction} {clean(content[0])}".strip()), content[1]))
-            relevant.append([pool.find(each, f"{where}: query {qid}") for each in own])
-        if not rows:
-            raise DataError(f"{self._queries(name)}: no query")
-        return rows, relevant
+    def _open_pool(self, name: str, pool: str) -> CandidatePool:
+        candidates = CandidatePool([self._pool_file(name, pool)], self.images, clean_for_test)
+        candidates.check()
+        return candidates
 
-    def _judged(self, name: str) -> dict[str, list[str]]:
+    def _check_images(self, name: str, paths: Iterable[str]) -> None:
+        self.images.check(paths, hint=f"{name} needs them; they are in mbeir_images.tar.gz.")
+
+    def _read_queries(self, name: str, pool: CandidatePool) -> tuple[list[TextAndImage], list[list[int]]]:
+        instruction, positives = self._instruction(name), self._positives(name)
+        queries: list[TextAndImage] = []
+        relevant: list[list[int]] = []
+        for location, row in strict_rows(self._queries_file(name)):
+            qid = str(row.get("qid"))
+            try:
+                text, image = text_and_image(row, "query_txt", "query_img_path", "query_modality")
+                if qid not in positives:
+                    raise DataError(f"query {qid} is not in the qrels; queries and qrels disagree")
+                # Some list positives of other data sets; the benchmark counts the query's own.
+                own = [did for did in positives[qid] if did.split(":")[0] == qid.split(":")[0]]
+                if not own:
+                    raise DataError(f"query {qid} has no positive of its own data set in the qrels")
+                queries.append((clean_for_test(f"{instruction} {clean_for_test(text)}".strip()), image))
+                relevant.append([pool.index_of(did) for did in own])
+            except DataError as error:
+                raise DataError(f"{location}: {error}") from None
+        if not queries:
+            raise DataError(f"{self._queries_file(name)}: no query")
+        return queries, relevant
+
+    def _positives(self, name: str) -> dict[str, list[str]]:
         """Return the relevant candidates of each query."""
-        path = self._qrels(name)
-        judged: dict[str, list[str]] = {}
-        for number, line in enumerate(lines_of(path), start=1):
+        path = self._qrels_file(name)
+        positives: dict[str, list[str]] = {}
+        for number, line in enumerate(read_lines(path), start=1):
             fields = line.split()
             if not fields:
                 continue
             if len(fields) != 5 or not fields[3].lstrip("-").isdecimal():
                 raise DataError(f"{path}, line {number}: must be `qid 0 did relevance task_id`")
             if int(fields[3]) > 0:
-                judged.setdefault(fields[0], []).append(fields[2])
-        return judged
+                positives.setdefault(fields[0], []).append(fields[2])
+        return positives
 
     @cached_property
-    def _instructions(self) -> dict[tuple[int, str, str], list[str]]:
-        path = self.folder / "instructions" / "query_instructions.tsv"
-        head, *lines = lines_of(path) or [""]
-        names = head.split("\t")
-        found: dict[tuple[int, str, str], list[str]] = {}
-        for number, line in enumerate(filter(None, lines), start=2):
-            row = dict(zip(names, line.split("\t"), strict=False))
-            try:
-                key = (int(row["dataset_id"]), row["query_modality"], row["cand_modality"])
-                found[key] = [row[f"prompt_{place}"] for place in range(1, 5)]
-            except (KeyError, ValueError):
-                raise DataError(
-                    f"{path}, line {number}: must have the columns query_modality, cand_modality, "
-                    "dataset_name, dataset_id, prompt_1 to prompt_4"
-                ) from None
-        return found
+    def _instructions(self) -> Instructions:
+        return Instructions(self.folder / INSTRUCTIONS)
 
-    def _instruction(self, data_set: str, task: int) -> str:
-        kind = KINDS[task]
-        try:
-            return self._instructions[DATA_SET_IDS[data_set], kind.query, kind.target][self.prompt - 1]
-        except KeyError:
-            raise DataError(
-                f"{self.folder / 'instructions' / 'query_instructions.tsv'}: no instruction for {data_set}, "
-                f"{kind.query} to {kind.target}"
-            ) from None
+    def _instruction(self, name: str) -> str:
+        data_set, task_id = TEST_SETS[name]
+        kind = KINDS[task_id]
+        prompts = self._instructions.prompts(DATA_SETS.index(data_set), kind.query, kind.target)
+        return prompts[self.prompt - 1]
+
+
+def _averages(name: str) -> tuple[str, str]:
+    """Return the averages over a test set's kind of search and over its group of kinds."""
+    kind = KINDS[TEST_SETS[name][1]]
+    return f"meta_{kind.name}", kind.group

@@ -1,4 +1,4 @@
-"""MMEB: 36 image data sets, each query searched among candidates of its own."""
+"""MMEB: 36 image data sets; each query is searched among its own candidates."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
-from muco.io.table_text import listed, text_of
-from muco.io.tables import whole_rows
+from muco.io.table_text import text_list, text_of
+from muco.io.tables import strict_rows
 from muco.plugins.datasets.mmeb.texts import Shape, query_text, strip_image_token, target_text
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the benchmark says of one of its data sets."""
+    """A data set of the benchmark."""
 
     meta_task: str
     in_domain: bool
-    """Whether the benchmark's training data holds its training part."""
+    """Whether MMEB's training data holds its training split."""
     shape: Shape
-    """Of its texts in the second layout."""
+    """How its texts are joined in the second layout."""
 
 
 def _sets(meta_task: str, in_domain: bool, shape: Shape, *names: str) -> dict[str, DataSet]:
@@ -68,10 +68,10 @@ class MMEB(Suite):
 
     class Config(ComponentConfig):
         data: Annotated[str, Field(min_length=1)]
-        """The folder with a folder of parquet or JSON-lines files for each data set."""
+        """The folder that holds a folder of Parquet or JSONL files for each data set."""
         images: str | None = None
-        """The folder or archive of the images; by default they are looked for in `data`, its folders
-        `eval_images`, `images` and `image-tasks`, and its archives."""
+        """The folder or archive of the images; by default `data`, its folders `eval_images`, `images` and
+        `image-tasks`, and its archives."""
         datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 
@@ -82,18 +82,18 @@ class MMEB(Suite):
     def __init__(self, config: Config) -> None:
         self.folder = Path(config.data).expanduser()
         self.names = config.datasets
-        places = [Path(config.images).expanduser()] if config.images else []
+        paths = [Path(config.images).expanduser()] if config.images else []
         inside = ("", "eval_images", "images", "image-tasks", "images/image-tasks")
         self.images = ImageFiles(
-            [*places, *(self.folder / name for name in inside)], also={"images/": "image-tasks/"}
+            [*paths, *(self.folder / name for name in inside)], aliases={"images/": "image-tasks/"}
         )
 
     def members(self) -> Mapping[str, int]:
-        found = {"mean": len(DATA_SETS)}
-        for each in DATA_SETS.values():
-            for name in (f"meta_{each.meta_task}", _domain(each)):
-                found[name] = found.get(name, 0) + 1
-        return found
+        sizes = {"mean": len(DATA_SETS)}
+        for data_set in DATA_SETS.values():
+            for name in (f"meta_{data_set.meta_task}", _domain(data_set)):
+                sizes[name] = sizes.get(name, 0) + 1
+        return sizes
 
     def verify_data(self) -> None:
         for name, files in self._files_of_sets().items():
@@ -106,27 +106,27 @@ class MMEB(Suite):
 
     def _files_of_sets(self) -> dict[str, list[Path]]:
         files = {name: _files(self.folder / name) for name in self.names or DATA_SETS}
-        absent = [name for name, found in files.items() if not found]
-        if len(absent) == len(files) or (absent and self.names):
+        missing = [name for name, paths in files.items() if not paths]
+        if len(missing) == len(files) or (missing and self.names):
             raise DataError(
-                f"{self.folder}: no files of {', '.join(absent[:6])}{' and others' if absent[6:] else ''}. "
-                "A data set is a folder of its name with test files in parquet or JSON lines. `hf download "
-                f"--repo-type dataset TIGER-Lab/MMEB-eval --local-dir {self.folder}` gets all 36, images.zip "
-                "among them, which is read as it is."
+                f"{self.folder}: no files of {', '.join(missing[:6])}{' and others' if missing[6:] else ''}. "
+                "A data set is a folder of its name with test files in Parquet or JSONL. `hf download "
+                f"--repo-type dataset TIGER-Lab/MMEB-eval --local-dir {self.folder}` gets all 36, with "
+                "images.zip, which need not be unpacked."
             )
-        return {name: found for name, found in files.items() if found}
+        return {name: paths for name, paths in files.items() if paths}
 
     def _task(self, name: str, files: list[Path]) -> Task:
         queries: list[TextAndImage] = []
-        places: dict[TextAndImage, int] = {}
+        indices: dict[TextAndImage, int] = {}
         candidates: list[list[int]] = []
         for query, targets in chain.from_iterable(_rows(name, path) for path in files):
             queries.append(query)
-            found = [places.setdefault(target, len(places)) for target in targets]
-            candidates.append(list(dict.fromkeys(found)))  # a doublet of the right one is right too
+            row = [indices.setdefault(target, len(indices)) for target in targets]
+            candidates.append(list(dict.fromkeys(row)))  # a duplicate of the right one is right too
         if not queries:
             raise DataError(f"{self.folder / name}: the files hold no query")
-        pool = list(places)
+        pool = list(indices)
         self._check_images(name, (*queries, *pool))
         return Task(
             name=name,
@@ -140,11 +140,11 @@ class MMEB(Suite):
         )
 
     def _check_images(self, name: str, rows: Iterable[TextAndImage]) -> None:
-        self.images.check(
-            (path for _, path in rows),
-            told=f"{name} needs them: images.zip of the same download, or what it holds, beside the data; or "
-            "say `images`.",
+        hint = (
+            f"{name} needs them: put images.zip of the same download, or its contents, beside the data, or "
+            "set `images`."
         )
+        self.images.check((path for _, path in rows), hint=hint)
 
 
 def _domain(data_set: DataSet) -> str:
@@ -152,57 +152,52 @@ def _domain(data_set: DataSet) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of the test split; with names that do not tell, all there are."""
-    found = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
-    return [path for path in found if path.name.startswith("test")] or found
+    """Return the files of the test split, or all files if no name begins with `test`."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
+    return [path for path in files if path.name.startswith("test")] or files
 
 
 def _rows(name: str, path: Path) -> Iterator[tuple[TextAndImage, list[TextAndImage]]]:
-    """Yield the queries of a data set's file with their candidates."""
-    for where, row in whole_rows(path):
+    """Yield the queries of a data set's file, each with its candidates, the right one first."""
+    for location, row in strict_rows(path):
         try:
-            yield _read_row(DATA_SETS[name].shape, row)
+            query, targets = _read_row(DATA_SETS[name].shape, row)
+            if not any(query):
+                raise DataError("the query has neither text nor image")
+            for index, target in enumerate(targets):
+                if not any(target):
+                    raise DataError(f"candidate {index} has neither text nor image")
         except DataError as error:
-            raise DataError(f"{where}: {error}") from None
+            raise DataError(f"{location}: {error}") from None
+        yield query, targets
 
 
 def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[TextAndImage]]:
-    """Return a query and its candidates, the right one first."""
+    """Return a query and its candidates in either layout; only the second has columns of instructions."""
     has_instructions = "qry_inst" in row
-    wanted = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
-    if missing := [key for key in (*wanted, *(["tgt_inst"] * has_instructions)) if key not in row]:
-        raise DataError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
+    required = ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path", *(["tgt_inst"] * has_instructions)]
+    if missing := [name for name in required if name not in row]:
+        raise DataError(f"no column {', '.join(missing)}. Columns: {', '.join(row)}")
     texts, paths = _list(row, "tgt_text"), _list(row, "tgt_img_path")
     if not texts and not paths:
         raise DataError("the query has no candidates")
     if len(texts) != len(paths):
         raise DataError(f"{len(texts)} texts and {len(paths)} image paths of candidates; they must agree")
-    asked = text_of(row["qry_text"], "qry_text")
+    query, image = text_of(row["qry_text"], "qry_text"), text_of(row["qry_img_path"], "qry_img_path")
     instruction = text_of(row.get("qry_inst"), "qry_inst")
-    text = query_text(shape, instruction, asked) if has_instructions else strip_image_token(asked)
-    query = (text, text_of(row["qry_img_path"], "qry_img_path"))
-    if has_instructions:
-        # One for all, or one each.
-        instructions = listed(row["tgt_inst"], "tgt_inst") or [""]
-        targets = [
-            (target_text(shape, instructions[min(place, len(instructions) - 1)], each), path)
-            for place, (each, path) in enumerate(zip(texts, paths, strict=True))
-        ]
-    else:
-        targets = [(strip_image_token(each), path) for each, path in zip(texts, paths, strict=True)]
-    for what, content in _named(query, targets):
-        if not any(content):
-            raise DataError(f"{what} has neither text nor image")
-    return query, targets
-
-
-def _named(query: TextAndImage, targets: list[TextAndImage]) -> Iterator[tuple[str, TextAndImage]]:
-    yield "the query", query
-    yield from ((f"candidate {place}", target) for place, target in enumerate(targets))
+    if not has_instructions:
+        targets = [(strip_image_token(text), path) for text, path in zip(texts, paths, strict=True)]
+        return (strip_image_token(query), image), targets
+    instructions = text_list(row["tgt_inst"], "tgt_inst") or [""]  # one for all, or one each
+    targets = [
+        (target_text(shape, instructions[min(index, len(instructions) - 1)], text), path)
+        for index, (text, path) in enumerate(zip(texts, paths, strict=True))
+    ]
+    return (query_text(shape, instruction, query), image), targets
 
 
 def _list(row: Mapping[str, Any], column: str) -> list[str]:
     value = row[column]
     if isinstance(value, str) and not value.startswith("["):
         raise DataError(f"{column} must be a list of texts, not {value[:40]!r}")
-    return listed(value, column)
+    return text_list(value, column)

@@ -1,4 +1,7 @@
-"""MMEB's texts: the image's token in them, and how the second layout puts them together."""
+"""MMEB's texts: what becomes of the image token, and how the second layout joins instruction and text.
+
+Training texts go through `muco.io.table_text.content_of`, test texts through `strip_image_token`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,23 @@ from typing import Literal
 from muco.io.table_text import IMAGE_TOKEN
 
 Shape = Literal["cls", "qa", "i2t", "t2i", "i2i_vg"]
-"""How a data set of the second layout puts instruction and text together: classification, question
-answering, image to text, text to image, and image to image with visual grounding."""
+"""How a data set of the second layout joins instruction and text: classification, question answering, image
+to text, text to image, and image to image with visual grounding."""
+
+_TOKEN_WITHOUT_IMAGE = ("WebQA",)
+"""Training data whose queries hold the image token even if they have no image."""
+
+
+def without_stray_token(subset: str, text: str) -> str:
+    """Return a training query without image, without the image token that some data sets leave in it."""
+    return text.replace(IMAGE_TOKEN, "").lstrip() if subset in _TOKEN_WITHOUT_IMAGE else text
 
 
 def strip_image_token(text: str) -> str:
-    """Return a text without image token and without the line breaks around it.
+    """Return a test text without image token, and without line breaks at its ends.
 
-    A content's images come first, and the chat template closes a text with one line break: together they
-    render what public MMEB code renders.
+    A content's images come first, and the chat template ends a text with one line break. The result is what
+    public MMEB code renders.
     """
     had_image = IMAGE_TOKEN in text
     text = re.sub(r"\n+", "\n", text.replace(IMAGE_TOKEN, "")).strip("\n")
@@ -35,7 +46,7 @@ def query_text(shape: Shape, instruction: str, text: str) -> str:
 
 
 def target_text(shape: Shape, instruction: str, text: str) -> str:
-    """Return a candidate of the second layout; one without an image is its text alone."""
+    """Return a candidate of the second layout; without an image it is the text, without instruction."""
     if shape in ("cls", "qa", "i2t"):
         return strip_image_token(text)
     joined = f"{instruction.replace(IMAGE_TOKEN, '').strip()} {text}" if text else instruction

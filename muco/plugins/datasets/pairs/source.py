@@ -1,4 +1,4 @@
-"""Pairs of one's own: rows of JSONL, CSV, TSV or Parquet files."""
+"""Pairs of your own, from rows of JSONL, CSV, TSV or Parquet files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Sample
 from muco.core.source import Source
-from muco.io.columns import Frames, PairColumns, frames_listed, images_listed, pair_from
+from muco.io.columns import ListFrames, PairColumns, frame_list, image_list, pair_from
 from muco.io.image_files import ImageFiles
+from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import SUFFIXES, Row, rows
-from muco.plugins.datasets.table_source import existing, revision_of
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Pairs(Source):
         path: str
         """A table, or a folder of tables: JSONL, CSV, TSV or Parquet."""
         columns: PairColumns
-        """Which columns hold what."""
+        """The column of each part of a pair."""
         images: str | None = None
-        """Where the images lie, as files or in zip and tar archives; by default beside the tables."""
+        """The folder of the images, as files or in zip and tar archives; by default that of the tables."""
         group_by_image: bool = True
-        """Rows with the same query image, and video at the same pace, become turns of one sample,
-        wherever they stand."""
+        """Rows with the same query image, or video with the same seconds per frame, become turns of one
+        sample, wherever they are in the tables."""
         dataset: str = "pairs"
-        """What the samples' data set is called."""
+        """Name of the data set in the samples."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -57,17 +57,16 @@ class Pairs(Source):
     def __init__(self, config: Config) -> None:
         self.config = config
         path = Path(config.path).expanduser()
-        self.folder = path if path.is_dir() else path.parent
-        self.images = ImageFiles([Path(config.images).expanduser() if config.images else self.folder])
+        self.images = ImageFiles.below(config.images, path if path.is_dir() else path.parent)
 
     def tables(self) -> Sequence[Path]:
-        path = existing(self.config.path, what="Name your table, or the folder that it lies in.")
+        path = existing(self.config.path, hint="Name your table, or the folder that holds it.")
         if path.is_file():
             return [path]
-        found = sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES)
-        if not found:
+        tables = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        if not tables:
             raise DataError(f"{path}: no table below it; tables end in {', '.join(SUFFIXES)}")
-        return found
+        return tables
 
     def __len__(self) -> int:
         (number,) = self._spool.execute("SELECT count(DISTINCT first) FROM rows").fetchone()
@@ -76,26 +75,27 @@ class Pairs(Source):
     def records(self, start: int = 0) -> Iterator[Group]:
         if start >= len(self):
             return
-        found = self._spool.execute(
+        spooled = self._spool.execute(
             "SELECT first, file, number, fault, data FROM rows WHERE first >= "
-            "(SELECT DISTINCT first FROM rows ORDER BY first LIMIT 1 OFFSET ?) ORDER BY first, place",
+            "(SELECT DISTINCT first FROM rows ORDER BY first LIMIT 1 OFFSET ?) ORDER BY first, position",
             (start,),
         )
-        for _, group in groupby(found, key=lambda row: row[0]):
-            yield Group(tuple(_unpacked(*row[1:]) for row in group))
+        for _, group in groupby(spooled, key=lambda row: row[0]):
+            yield Group(tuple(_unpack(*row[1:]) for row in group))
 
     def sample(self, record: Group) -> Sample:
-        made = [
-            pair_from(self.config.columns, row.faultless.values, self._image, self.images.names_in)
+        pairs = [
+            pair_from(self.config.columns, row.checked().values, self._image, self.images.names_in)
             for row in record.rows
         ]
-        images = made[0][0]
         first = record.rows[0]
-        name = f"{first.file}:{first.number}"
-        return Sample(name, self.config.dataset, images, tuple(pair for _, pair in made))
+        images, _ = pairs[0]
+        return Sample(
+            f"{first.file}:{first.number}", self.config.dataset, images, tuple(pair for _, pair in pairs)
+        )
 
     def name_of(self, record: Group) -> str:
-        return ", ".join(row.place for row in record.rows)
+        return ", ".join(row.location for row in record.rows)
 
     def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
         for value in self._images_of(record, self.images.names_in):
@@ -106,22 +106,21 @@ class Pairs(Source):
                 yield _name(value), self.images.size(_name(value))
 
     def image_names(self, record: Group) -> Iterator[str]:
-        # A folder of frames is no URL: it stands for its frames.
+        # A folder of frames is not a URL, so its frames need not be listed.
         for value in self._images_of(record, lambda folder: [folder]):
             if _embedded(value) is None:
                 yield _name(value)
 
-    def _images_of(self, record: Group, frames: Frames) -> Iterator[Any]:
+    def _images_of(self, record: Group, list_frames: ListFrames) -> Iterator[Any]:
         columns = self.config.columns
         for row in record.rows:
-            sides = (columns.query_image, columns.target_image)
-            named = [row.values.get(column) for column in sides if column]
+            values = [row.values.get(name) for name in (columns.query_image, columns.target_image) if name]
             if columns.negative_image:
-                named += images_listed(row.values.get(columns.negative_image))
-            for column in (columns.query_video, columns.target_video):
-                if column and row.values.get(column):
-                    named += frames_listed(row.values[column], frames)
-            yield from filter(None, named)
+                values += image_list(row.values.get(columns.negative_image))
+            for name in (columns.query_video, columns.target_video):
+                if name and row.values.get(name):
+                    values += frame_list(row.values[name], list_frames)
+            yield from filter(None, values)
 
     def revision(self) -> str:
         return revision_of(self.tables())
@@ -132,61 +131,58 @@ class Pairs(Source):
 
     @cached_property
     def _spool(self) -> sqlite3.Connection:
-        """Return all rows, each with the number of the first row that shows its image.
+        """All rows in a database, each with the position of the first row that has its image.
 
-        On disk: rows of one image may stand anywhere, and there may be more than memory holds.
+        It is on disk: rows with the same image may be anywhere, and memory may not hold them all.
         """
-        spool = sqlite3.connect("")  # a file of its own that is gone with the connection
+        spool = sqlite3.connect("")  # a temporary file, deleted when the connection is closed
         spool.execute("PRAGMA synchronous = OFF")
         spool.execute("PRAGMA journal_mode = OFF")
         spool.execute("CREATE TABLE firsts (image BLOB PRIMARY KEY, first INT) WITHOUT ROWID")
         spool.execute(
-            "CREATE TABLE rows (first INT, place INT, file TEXT, number INT, fault TEXT, data BLOB)"
+            "CREATE TABLE rows (first INT, position INT, file TEXT, number INT, fault TEXT, data BLOB)"
         )
-        for place, row in enumerate(self._rows()):
-            line = (self._first(spool, row, place), place, row.file, row.number, *_packed(row))
-            spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", line)
-        spool.execute("CREATE INDEX by_image ON rows (first, place)")
+        used = self.config.columns.used()
+        for position, row in enumerate(row for path in self.tables() for row in rows(path, used)):
+            values = (self._first(spool, row, position), position, row.file, row.number, *_pack(row))
+            spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", values)
+        spool.execute("CREATE INDEX by_image ON rows (first, position)")
         spool.commit()
         return spool
 
-    def _rows(self) -> Iterator[Row]:
-        used = self.config.columns.used()
-        for path in self.tables():
-            yield from rows(path, used)
+    def _first(self, spool: sqlite3.Connection, row: Row, position: int) -> int:
+        """Return the position of the first row with this row's query image, video and seconds per frame.
 
-    def _first(self, spool: sqlite3.Connection, row: Row, place: int) -> int:
-        """Return the place of the first row with this row's query image and video, at its pace.
-
-        A row without either, or that makes no pair, stands alone: it is left out without the others.
+        A row without image or video, or that makes no pair, is a group of its own, so that skipping it does
+        not skip others.
         """
         columns = self.config.columns
-        shown = [row.values.get(column) for column in (columns.query_image, columns.query_video) if column]
+        shown = [row.values.get(name) for name in (columns.query_image, columns.query_video) if name]
         if not (any(shown) and self.config.group_by_image and _makes_pair(columns, row)):
-            return place
+            return position
         has_video = columns.query_video and row.values.get(columns.query_video)
-        pace = row.values.get(columns.seconds_column) if has_video and columns.seconds_column else None
-        key = _key(shown) + str(pace or "").encode()
-        spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, place))
+        seconds = row.values.get(columns.seconds_column) if has_video and columns.seconds_column else None
+        key = _key(shown) + str(seconds or "").encode()
+        spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, position))
         (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
         return first
 
 
 def _makes_pair(columns: PairColumns, row: Row) -> bool:
-    """Say whether a row makes a pair, as far as can be told without its images."""
+    """Return whether a row makes a pair, as far as this is known before its images are read."""
 
     def unread(value: Any) -> EncodedImage:
         return EncodedImage(_embedded(value) or _name(value).encode())
 
     try:
-        pair_from(columns, row.faultless.values, unread, lambda folder: [folder])
+        pair_from(columns, row.checked().values, unread, lambda folder: [folder])
     except (DataError, ValueError):
         return False
     return True
 
 
 def _key(shown: Sequence[Any]) -> bytes:
-    """Return what tells a query's image and video from others."""
+    """Return a hash of a query's image and video."""
     digest = blake2b(digest_size=16)
     for value in shown:
         parts = value if isinstance(value, list) else [value]
@@ -197,7 +193,7 @@ def _key(shown: Sequence[Any]) -> bytes:
 
 
 def _embedded(value: Any) -> bytes | None:
-    """Return an image that lies in the table itself: bytes, or as `datasets` writes it."""
+    """Return an image that is in the table itself: bytes, or a mapping as `datasets` writes it."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None
@@ -207,12 +203,12 @@ def _name(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("path")
     if not isinstance(value, str):
-        raise DataError(f"a {type(value).__name__} stands where an image belongs: its path, URL or bytes")
+        raise DataError(f"an image is a {type(value).__name__}, not a path, a URL or bytes")
     return text_of(value, "the image's name")
 
 
-def _packed(row: Row) -> tuple[str, bytes]:
-    """Return what is wrong with a row, if anything, and its values as the spool keeps them."""
+def _pack(row: Row) -> tuple[str, bytes]:
+    """Return a row's fault and values for the spool."""
     for name, value in row.values.items():
         try:
             marshal.dumps(value)
@@ -221,5 +217,5 @@ def _packed(row: Row) -> tuple[str, bytes]:
     return row.fault, marshal.dumps(row.values)
 
 
-def _unpacked(file: str, number: int, fault: str, packed: bytes) -> Row:
-    return Row(file, number, marshal.loads(packed) if packed else {}, fault)
+def _unpack(file: str, number: int, fault: str, data: bytes) -> Row:
+    return Row(file, number, marshal.loads(data) if data else {}, fault)

@@ -1,4 +1,4 @@
-"""One's own queries and candidates, from tables of texts and image paths."""
+"""A retrieval test of your own, from tables of queries and candidates."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
-from muco.io.table_text import listed, text_of
-from muco.io.tables import whole_rows
+from muco.io.table_text import text_list, text_of
+from muco.io.tables import strict_rows
 
 MetricName = Annotated[str, Field(pattern=r"^((precision|hit|recall|ndcg)@[1-9]\d*|mrr)$")]
 
 
 class PairsSuite(Suite):
-    """Search one's own candidates: a table of queries, a table of candidates, and which ones are right.
+    """Search your own candidates: a table of queries, which name the right candidates, and one of candidates.
 
-    Tables are JSONL, CSV, TSV or Parquet. A list in a cell is one, or text that holds one, as CSV has it.
+    Tables are JSONL, CSV, TSV or Parquet. Where a list is expected, a text that holds one will do, as in CSV.
     """
 
     class Config(ComponentConfig):
@@ -40,13 +40,13 @@ class PairsSuite(Suite):
         id: str = "id"
         """The column that names a candidate."""
         relevant: str = "relevant"
-        """The queries' column of right candidates: an id, or a list of them."""
+        """The queries' column of right candidates: an id, or a list of ids."""
         among: str = "among"
-        """The queries' column of the candidates that one is searched among; without it, all."""
+        """The queries' column of the candidates that a query is searched among; without it, all."""
         metric: MetricName = "precision@1"
         """The task's score."""
         more_metrics: tuple[MetricName, ...] = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")
-        """Told beside it."""
+        """Metrics that are reported beside the score."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -55,88 +55,83 @@ class PairsSuite(Suite):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = Path(config.data).expanduser()
-        self.images = ImageFiles([Path(config.images).expanduser() if config.images else self.folder])
+        self.images = ImageFiles.below(config.images, self.folder)
 
     def verify_data(self) -> None:
-        for _ in self.tasks():  # tables of one's own are read whole: theirs are the mistakes
-            pass
+        """Validate the user's tables completely before encoding."""
+        list(self.tasks())
 
     def tasks(self) -> Iterable[Task]:
         config = self.config
-        pool, places = self._pool(self.folder / config.candidates)
+        pool, indices = self._read_pool(self.folder / config.candidates)
         path = self.folder / config.queries
         queries: list[TextAndImage] = []
         relevant: list[list[int]] = []
         among: list[list[int] | None] = []
-        for where, row in whole_rows(path):
-            queries.append(self._content(row, where))
-            right = self._ids(row, config.relevant, where)
+        for location, row in strict_rows(path):
+            queries.append(self._content(row, location))
+            right = self._ids(row, config.relevant, location)
             if not right:
-                raise DataError(f"{where}: no right candidate in column {config.relevant!r}")
-            relevant.append(_found(right, places, where))
-            within = self._ids(row, config.among, where)
-            among.append(_found(within, places, where) if within else None)
-            if within and not set(right) <= set(within):
-                raise DataError(f"{where}: a right candidate is not among those of column {config.among!r}")
+                raise DataError(f"{location}: no right candidate in column {config.relevant!r}")
+            relevant.append(_indices(right, indices, location))
+            own = self._ids(row, config.among, location)
+            among.append(_indices(own, indices, location) if own else None)
+            if own and not set(right) <= set(own):
+                raise DataError(f"{location}: a right candidate is not in column {config.among!r}")
         if not queries:
             raise DataError(f"{path}: no query")
-        self.images.check((path for _, path in (*queries, *pool)), told="Put them there, or say `images`.")
+        self.images.check((path for _, path in (*queries, *pool)), hint="Put them there, or set `images`.")
         everything = range(len(pool))
         yield Task(
             name="pairs",
             meta_task="retrieval",
             queries=self.images.contents(queries),
             pool=self.images.contents(pool),
-            candidates=[each or everything for each in among] if any(among) else None,
+            candidates=[own or everything for own in among] if any(among) else None,
             relevant=relevant,
             metric=config.metric,
-            more_metrics=tuple(each for each in config.more_metrics if each != config.metric),
+            more_metrics=tuple(name for name in config.more_metrics if name != config.metric),
         )
 
-    def _pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int]]:
+    def _read_pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int]]:
+        """Return the candidates, equal ones once, and the index of each id."""
         pool: dict[TextAndImage, int] = {}
-        places: dict[str, int] = {}
-        for where, row in whole_rows(path):
+        indices: dict[str, int] = {}
+        for location, row in strict_rows(path):
             name = row.get(self.config.id)
             if name is None or name == "":
-                raise DataError(f"{where}: no id in column {self.config.id!r}; there are {', '.join(row)}")
-            if str(name) in places:
-                raise DataError(f"{where}: a second candidate with id {name!r}")
-            places[str(name)] = pool.setdefault(self._content(row, where), len(pool))
+                raise DataError(f"{location}: no id in column {self.config.id!r}. Columns: {', '.join(row)}")
+            if str(name) in indices:
+                raise DataError(f"{location}: a second candidate with id {name!r}")
+            indices[str(name)] = pool.setdefault(self._content(row, location), len(pool))
         if not pool:
             raise DataError(f"{path}: no candidate")
-        return list(pool), places
+        return list(pool), indices
 
-    def _content(self, row: Mapping[str, Any], where: str) -> TextAndImage:
-        content = (
-            _written(row.get(self.config.text), f"{where}: {self.config.text}"),
-            _written(row.get(self.config.image), f"{where}: {self.config.image}"),
+    def _content(self, row: Mapping[str, Any], location: str) -> TextAndImage:
+        text, image = (
+            text_of(str(value) if isinstance(value, int | float) else value, f"{location}: {name}")
+            for name in (self.config.text, self.config.image)
+            for value in [row.get(name)]
         )
-        if not any(content):
+        if not (text or image):
             raise DataError(
-                f"{where}: neither text in column {self.config.text!r} nor an image path in "
-                f"{self.config.image!r}; there are {', '.join(row)}"
+                f"{location}: neither text in column {self.config.text!r} nor an image path in "
+                f"{self.config.image!r}. Columns: {', '.join(row)}"
             )
-        return content
+        return text, image
 
-    def _ids(self, row: Mapping[str, Any], column: str, where: str) -> list[str]:
+    def _ids(self, row: Mapping[str, Any], column: str, location: str) -> list[str]:
         value = row.get(column)
-        if value is None or value == "":
-            return []
-        if isinstance(value, list):
-            return [str(each) for each in cast(list[Any], value)]
-        return listed(value, f"{where}: {column}") if isinstance(value, str) else [str(value)]
+        if value is None or isinstance(value, str):
+            return text_list(value, f"{location}: {column}")
+        values = cast(list[Any], value) if isinstance(value, list) else [value]
+        return [str(name) for name in values]
 
 
-def _written(value: Any, what: str) -> str:
-    """Return a text; a number as it is written."""
-    return text_of(str(value) if isinstance(value, int | float) else value, what)
-
-
-def _found(ids: list[str], places: Mapping[str, int], where: str) -> list[int]:
-    for each in ids:
-        if each not in places:
-            raise DataError(
-                f"{where}: {each!r} is not among the candidates.{did_you_mean(each, list(places)[:10_000])}"
-            )
-    return list(dict.fromkeys(places[each] for each in ids))
+def _indices(names: list[str], indices: Mapping[str, int], location: str) -> list[int]:
+    for name in names:
+        if name not in indices:
+            near = did_you_mean(name, list(indices)[:10_000])
+            raise DataError(f"{location}: {name!r} is not among the candidates.{near}")
+    return list(dict.fromkeys(indices[name] for name in names))

@@ -56,7 +56,7 @@ def test_images_that_were_downloaded_are_found_by_their_url(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"qry": "one text"}, "qry holds str where a list of turns belongs; pairs are for source `mmeb`"),
+        ({"qry": "one text"}, "qry is a str, not a list of turns; source `mmeb` reads single pairs"),
         ({"pos_text": ["a"] * 6}, "7 queries and 6 answers"),
         ({"pos_text": ["a"] * 6 + [""]}, "no positive: the answer of turn 7 is empty"),
         ({"qry": [["a"]] * 6 + [[]]}, "has no query"),
@@ -82,7 +82,7 @@ def test_a_tar_that_is_cut_short_is_told(folder):
 
 
 def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path, folder):
-    with pytest.raises(DataError, match=r"is not there\. Fetch the table with `hf download"):
+    with pytest.raises(DataError, match=r"does not exist\. Fetch the table with `hf download"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"M3T\.parquet: no column link\. Columns: qry, pos_text"):
         list(source(folder, image_column="link").samples())

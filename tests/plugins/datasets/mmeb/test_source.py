@@ -182,7 +182,7 @@ def test_a_broken_archive_is_told(folder, harm):
 
 
 def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path, folder):
-    with pytest.raises(DataError, match=r"is not there\. Fetch it with `hf download"):
+    with pytest.raises(DataError, match=r"does not exist\. Fetch it with `hf download"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"no data set 'CIR' in split original\. Did you mean 'CIRR'"):
         len(source(folder, subsets=("CIR",)))

@@ -103,7 +103,7 @@ def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
         ({"answer": ""}, "no positive"),
         ({"answer": 5}, "the target is a int, not text"),
         ({"question": "<|image_1|> what?", "photo": ""}, "no image is named"),
-        ({"photo": 5}, "a int stands where an image belongs"),
+        ({"photo": 5}, "an image is a int, not a path"),
         ({"photo": "https://example.org/a.jpg"}, r"image https://example.org/a\.jpg is missing"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_row_that_makes_no_sample_stands_alone(tmp_path, row, told):
     [
         ("jsonl", b'{"question": "\xff", "answer": "a"}\n', "not UTF-8"),
         ("jsonl", b'{"question": "\\ud800", "answer": "a"}\n', "not valid Unicode"),
-        ("jsonl", b'["question"]\n', "a list where a JSON object belongs"),
+        ("jsonl", b'["question"]\n', "a list instead of a JSON object"),
         ("csv", b"question,answer,photo,wrong,kind\n\xff,a,,,\n", "not valid Unicode"),
         ("csv", b"question,answer,photo,wrong,kind\nq,a\n", "more or fewer fields than the heading"),
     ],
@@ -159,7 +159,7 @@ def test_settings_that_name_no_pair_are_refused(tmp_path):
 
 
 def test_what_is_not_there_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not there\. Name your table"):
+    with pytest.raises(DataError, match=r"nowhere does not exist\. Name your table"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no table below it"):
         len(source(tmp_path))
@@ -227,9 +227,9 @@ def test_a_folder_of_frames_is_found_in_an_archive(tmp_path):
         ({"film": "x" * 300}, "no folder x+ of images"),
         ({"film": "\ud800"}, "the video is not valid Unicode"),
         ({"film": []}, "neither text nor image"),
-        ({"film": 3}, "a int stands where a video belongs"),
+        ({"film": 3}, "a video is a int, not a folder"),
         ({"film": ["clips/a/00.jpg", "clips/a/09.jpg"]}, "clips/a/09.jpg is missing"),
-        ({"film": "clips/a", "pace": "soon"}, "'soon' stands where the seconds"),
+        ({"film": "clips/a", "pace": "soon"}, "'soon' instead of the seconds"),
         ({"film": "clips/a", "pace": 0}, "0.0 seconds from frame to frame"),
     ],
 )

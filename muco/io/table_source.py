@@ -1,4 +1,4 @@
-"""What the sources that read tables have in common: files in order, rows as records."""
+"""Base class of the sources that read tables, one sample a row."""
 
 from __future__ import annotations
 
@@ -19,37 +19,41 @@ from muco.io.tables import Row, num_rows, rows
 
 
 class TableSource(Source, ABC):
-    """A source whose records are the rows of some files."""
+    """A source whose records are the rows of tables: JSONL, CSV, TSV or Parquet files.
+
+    A subclass writes `tables`, `sample_of` and `image_names_of`, and `columns` where it does not need all
+    of them. It may override `__init__`, which then sets `folder` and `images`.
+    """
 
     folder: Path
-    """What rows' files are named from."""
+    """The folder that the tables lie below; `Row.file` is relative to it."""
     images: ImageFiles
-    """Where the rows' images lie."""
+    """Where the images of the rows are looked for."""
     limit: int | None = None
-    """The most rows of each file."""
+    """How many rows of each table are read at most; None for all."""
 
     def __init__(self, config: Any) -> None:
-        """Take a folder, `path`, in which or in `images` the images lie too, and the first `limit` rows."""
+        """Read `config.path`, the folder; `config.images`, None for the folder; and `config.limit`."""
         self.config = config
         self.folder = Path(config.path).expanduser()
         self.limit = config.limit
-        self.images = ImageFiles([Path(config.images or config.path).expanduser()])
+        self.images = ImageFiles.below(config.images, self.folder)
 
     @abstractmethod
     def tables(self) -> Sequence[Path]:
-        """Return the files in their order; raise DataError, saying how to get them, if there are none."""
+        """Return the tables in a fixed order; raise DataError with how to get them if there are none."""
 
-    @abstractmethod
     def columns(self) -> Sequence[str] | None:
-        """Return the columns that are read; None for all."""
+        """Return the columns to read; None for all."""
+        return None
 
     @abstractmethod
     def sample_of(self, row: Row) -> Sample:
-        """Return the sample of a row that could be read."""
+        """Return the sample of a row without `fault`; raise DataError or ValueError if there is none."""
 
     @abstractmethod
-    def names_in(self, row: Row) -> Iterable[str]:
-        """Yield the names of the images that `sample_of` reads."""
+    def image_names_of(self, row: Row) -> Iterable[str]:
+        """Yield the names of the images that `sample_of` reads for this row."""
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -62,32 +66,32 @@ class TableSource(Source, ABC):
         for path, size in zip(self.tables(), self._sizes, strict=True):
             if start < size:
                 name = path.relative_to(self.folder).as_posix()
-                found = rows(path, self.columns(), start=start)
-                yield from (replace(row, file=name) for row in islice(found, size - start))
+                some = islice(rows(path, self.columns(), start=start), size - start)
+                yield from (replace(row, file=name) for row in some)
             start = max(0, start - size)
 
     def sample(self, record: Row) -> Sample:
         try:
-            return self.sample_of(record.faultless)
+            return self.sample_of(record.checked())
         except ValueError as error:
             raise DataError(str(error)) from None
 
     def name_of(self, record: Row) -> str:
-        return record.place
+        return record.location
 
     def files_of(self, record: Row) -> Iterator[tuple[str, int]]:
         yield from ((name, self.images.size(name)) for name in self.image_names(record))
 
     def image_names(self, record: Row) -> Iterator[str]:
         if not record.fault:
-            yield from self.names_in(record)
+            yield from self.image_names_of(record)
 
     def revision(self) -> str:
         return revision_of(self.tables())
 
 
 def revision_of(paths: Iterable[Path]) -> str:
-    """Return a hash that changes when a file does."""
+    """Return a hash of the names, sizes and modification times of files."""
     digest = blake2b(digest_size=8)
     for path in paths:
         stat = path.stat()
@@ -95,9 +99,9 @@ def revision_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def existing(path: str, *, what: str) -> Path:
-    """Return a path that is there; raise DataError with how to get it."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"{found} is not there. {what}")
-    return found
+def existing(path: str | Path, *, hint: str) -> Path:
+    """Return the path of a file or folder; if it is missing, raise DataError with `hint`, how to get it."""
+    expanded = Path(path).expanduser()
+    if not expanded.exists():
+        raise DataError(f"{expanded} does not exist. {hint}")
+    return expanded

@@ -1,4 +1,4 @@
-"""An image as it lies in a shard: encoded bytes, decoded as late as possible."""
+"""An image as encoded bytes; it is decoded as late as possible."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""What Pillow may take the bytes for: others of its readers run programs, Ghostscript for one."""
+"""Formats that are read. Some other readers of Pillow run programs, such as Ghostscript."""
 
 MAX_PIXELS = 100_000_000
-"""Images with more pixels than this are refused before they are decoded."""
+"""Larger images are refused before they are decoded."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One PNG, JPEG or WebP file, in memory."""
+    """The bytes of one PNG, JPEG or WebP file."""
 
     data: bytes
 
     @cached_property
     def content_id(self) -> int:
-        """The stable hash of the bytes."""
+        """A stable hash of the bytes."""
         return stable_id(self.data)
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the header; raises as `decode` does."""
+        """Width and height in pixels, read from the header; raises as `decode` does."""
         with self._open() as image:
             return image.size
 
@@ -43,7 +43,7 @@ class EncodedImage:
         """Return the image in RGB.
 
         Raises:
-            DataError: the bytes are no image, are cut short, or hold over `MAX_PIXELS` pixels.
+            DataError: the bytes are no image, are cut short, or have more than `MAX_PIXELS` pixels.
         """
         with self._open() as image:
             return image.convert("RGB")

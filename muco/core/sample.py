@@ -1,4 +1,4 @@
-"""What a shard holds: samples, each one or more query-target pairs, most often about one image."""
+"""Samples: one or more pairs of query and target, usually about one image."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from muco.core.video import Visual
 
 @dataclass(frozen=True)
 class Content:
-    """Text, images or both; where both are rendered, the images come first.
+    """A text, images or both; the images are rendered before the text.
 
-    Videos stand among the images, here and in a `Sample`.
+    `images` may hold videos, here and in `Sample`.
     """
 
     text: str = ""
     images: tuple[Visual, ...] = ()
     caption: str = ""
-    """What the images show, in words, where it is known; it is no part of the content's identity."""
+    """A description of the images, if known; it does not affect `content_id`."""
 
     @property
     def content_id(self) -> int:
-        """The stable hash of text and images: equal content, equal id."""
+        """A stable hash of text and images: equal for equal contents."""
         return stable_id(self.text, *(str(image.content_id) for image in self.images))
 
     def __bool__(self) -> bool:
@@ -39,12 +39,12 @@ class Pair:
     """
 
     task: str
-    """The kind of question, `local_vqa_1`; it groups statistics and has no effect on the loss."""
+    """The kind of question, such as `local_vqa_1`; for statistics only."""
     queries: tuple[Content, ...]
-    """Paraphrases of one query: a packer draws one. Their images come on top of the sample's."""
+    """Paraphrases of one query, of which a packer draws one. Their images are added to the sample's."""
     target: Content
     negatives: tuple[Content, ...] = ()
-    """Hard negatives: wrong targets for this query in particular."""
+    """Hard negatives: targets that are wrong for this query."""
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -55,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sample:
-    """One record of a shard.
+    """One record of a data set.
 
     Raises:
         ValueError: there is no pair.
@@ -65,10 +65,10 @@ class Sample:
     """Unique within its data set."""
     dataset: str
     images: tuple[Visual, ...]
-    """Seen by every query of the sample, before its text: the shared prefix."""
+    """Put before every query of the sample: the shared prefix."""
     pairs: tuple[Pair, ...]
     caption: str = ""
-    """What `images` show, in words, where it is known."""
+    """A description of `images`, if known."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -80,15 +80,15 @@ class Sample:
             yield from (*pair.queries, pair.target, *pair.negatives)
 
     def visuals(self) -> Iterator[Visual]:
-        """Yield the images and videos, those of queries, targets and hard negatives too."""
+        """Yield all images and videos, including those of queries, targets and hard negatives."""
         yield from self.images
         yield from (visual for content in self.contents() for visual in content.images)
 
     @property
     def group_id(self) -> int:
-        """The stable hash of the images, or of the record where there is none.
+        """A stable hash of the images, or of the record if it has none.
 
-        Records of one image share it, so that their turns are never each other's negatives.
+        It is equal for records with the same images, so that their turns are never each other's negatives.
         """
         if self.images:
             return stable_id("image", *(str(image.content_id) for image in self.images))

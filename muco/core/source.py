@@ -1,4 +1,4 @@
-"""A source turns an outside data set into samples."""
+"""The interface of sources, which convert an outside data set to samples."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from muco.core.sample import Sample
 
 
 class Source(Component, ABC):
-    """List the records of a data set in a fixed order, and make a sample of each.
+    """List the records of a data set in a fixed order, and convert each to a sample.
 
-    Listing is cheap and done in one process. Making reads images and is done in many, each with a
-    source of its own built from the same settings.
+    One process lists the records, which must be cheap. Many processes convert them, which reads the images;
+    each builds its own source from the same settings.
     """
 
     kind: ClassVar[Kind] = "source"
     version: ClassVar[int] = 1
-    """Raised when the same settings would give other samples, so that cached shards are not reused."""
+    """Increase it when the same settings give other samples, so that cached shards are made again."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -27,30 +27,31 @@ class Source(Component, ABC):
 
     @abstractmethod
     def records(self, start: int = 0) -> Iterator[Any]:
-        """Yield the records from `start` on: picklable, and light, for no image is read."""
+        """Yield the records from index `start` on; picklable and small, without image data."""
 
     @abstractmethod
     def sample(self, record: Any) -> Sample:
         """Return the sample of a record.
 
         Raises:
-            DataError: there is none: an image is missing, a target is empty, the text is broken.
+            DataError: the record makes no sample: an image is missing, a target is empty, a text is broken.
+                It is then skipped and counted.
         """
 
     def samples(self, start: int = 0) -> Iterator[Sample]:
-        """Yield the samples from record `start` on; raises where a record makes none."""
+        """Yield the samples from record `start` on; raise DataError at a record that makes none."""
         return map(self.sample, self.records(start))
 
     def name_of(self, record: Any) -> str:
-        """Return where a record lies, in words: file and row."""
+        """Return where a record is, such as file and row, for messages."""
         return str(record)
 
     def image_names(self, record: Any) -> Iterable[str]:
-        """Yield the names of the images that a record asks for; those that are URLs can be downloaded."""
+        """Yield the names of a record's images; `muco data download` fetches those that are URLs."""
         return ()
 
     def files_of(self, record: Any) -> Iterable[tuple[str, int]]:
-        """Yield name and size in bytes of each image file that `sample` would read; to foretell sizes.
+        """Yield name and size in bytes of each image file that `sample` reads, to forecast disk usage.
 
         Raises:
             DataError: a file is missing.
@@ -58,5 +59,5 @@ class Source(Component, ABC):
         return ()
 
     def revision(self) -> str:
-        """Return what changes when the data does though the settings stay; empty where nothing can."""
+        """Return a text that changes when the data changes under equal settings; empty if it cannot."""
         return ""

@@ -1,4 +1,4 @@
-"""A suite says what is searched for, among what, and what counts as found."""
+"""The interface of suites: named sets of retrieval tasks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from muco.core.sample import Content
 
 @dataclass(frozen=True)
 class Task:
-    """Queries against one pool of unique candidates.
+    """Queries that are searched in one pool of candidates.
 
     Raises:
-        ValueError: the lists disagree, a query has no relevant candidate, or a list holds one twice.
+        ValueError: the lists differ in length, there is no query, or a query has no relevant candidate, a
+            relevant one that is no candidate, or a candidate twice or outside the pool.
     """
 
     name: str
     meta_task: str
-    """The kind of task that its average is told by; MMEB's are classification, vqa, retrieval, grounding."""
+    """The kind of task, which has an average; in MMEB classification, vqa, retrieval or grounding."""
     queries: Sequence[Content]
-    """In memory, or made when one is asked for by its index, as an image on disk is."""
+    """A list, or a sequence that reads a content when it is used: `muco.io.lazy.LazyContents`."""
     pool: Sequence[Content]
-    """Every candidate once; each is encoded once. A pool that several tasks search is one object."""
+    """Every candidate once. Tasks that share a pool share the object, so that it is encoded once."""
     candidates: Sequence[Sequence[int]] | None
-    """For each query the indices into `pool` that it is searched among; None for the whole pool."""
+    """For each query, indices into `pool` of its candidates; None for the whole pool."""
     relevant: Sequence[Sequence[int]]
-    """For each query the indices into `pool` that are right."""
+    """For each query, indices into `pool` of the right candidates."""
     metric: str = "precision@1"
-    """The task's score: precision@k, hit@k, recall@k, ndcg@k or mrr, as `muco.evaluation.metrics` says."""
+    """The task's score: precision@k, hit@k, recall@k, ndcg@k or mrr, as in docs/components/suites.md."""
     more_metrics: tuple[str, ...] = ()
-    """Told beside it."""
+    """Metrics that are reported beside the score."""
     groups: tuple[str, ...] = ()
-    """Averages that this task belongs to, beside those of all and of its meta-task; `turns`, say."""
+    """Further averages that include this task, besides those of all tasks and of its `meta_task`."""
     in_mean: bool = True
-    """Whether the averages of all and of the meta-task count it; those of `groups` do."""
+    """Whether the averages of all tasks and of `meta_task` include this task; those of `groups` always do."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.queries), len(self.relevant)}
@@ -50,22 +51,22 @@ class Task:
         for row, right in enumerate(self.relevant):
             if not len(right):
                 raise ValueError(f"task {self.name!r}: query {row} has no relevant candidate")
-            among = range(len(self.pool)) if self.candidates is None else self._places(row)
-            if any(place not in among for place in right):
+            among = range(len(self.pool)) if self.candidates is None else self._candidates_of(row)
+            if any(index not in among for index in right):
                 raise ValueError(f"task {self.name!r}: query {row} has a right answer that is no candidate")
 
-    def _places(self, row: int) -> Container[int]:
-        """Return a query's own candidates, each a place in the pool and none twice."""
+    def _candidates_of(self, row: int) -> Container[int]:
+        """Return the indices of a query's candidates; raise ValueError if one is there twice or invalid."""
         assert self.candidates is not None
-        own, everything = self.candidates[row], range(len(self.pool))
-        if isinstance(own, range) and own == everything:
-            return everything
-        places = set(own)
-        if len(places) != len(own):
+        own, pool = self.candidates[row], range(len(self.pool))
+        if isinstance(own, range) and own == pool:
+            return pool
+        indices = set(own)
+        if len(indices) != len(own):
             raise ValueError(f"task {self.name!r}: query {row} has a candidate twice")
-        if places and (min(places) < 0 or max(places) >= len(self.pool)):
+        if indices and (min(indices) < 0 or max(indices) >= len(self.pool)):
             raise ValueError(f"task {self.name!r}: query {row} has a candidate that is not in the pool")
-        return places
+        return indices
 
 
 class Suite(Component, ABC):
@@ -74,33 +75,33 @@ class Suite(Component, ABC):
     kind: ClassVar[Kind] = "suite"
 
     def verify_data(self) -> None:
-        """Accept what the suite is made of; one that reads files says before training what is not right.
+        """Check the suite's files before training; by default do nothing.
 
-        A look at what can be seen at once: whether the files are there, and begin as they should.
+        It should take seconds: check that the files exist and begin as they should.
 
         Raises:
-            DataError: what is missing or of another layout, and how to get it.
+            DataError: a file is missing or of another layout; the message says how to get it.
         """
 
     @abstractmethod
     def tasks(self) -> Iterable[Task]:
-        """Yield the tasks; the same settings give the same queries and candidates.
+        """Yield the tasks; equal settings must give equal queries and candidates.
 
         Raises:
-            DataError: what the suite is made of is missing, or disagrees with itself.
+            DataError: a file is missing or broken.
         """
 
     def members(self) -> Mapping[str, int]:
-        """Return how many tasks each average has that claims a number; one over fewer is no average.
+        """Return the number of tasks in each average; one over fewer tasks is reported as partial.
 
-        By name: `mean` of all, `meta_<kind>` of a kind of task, and the names of `Task.groups`. An average
-        that is not named here is over whatever tasks there are.
+        Averages are named `mean` for all tasks, `meta_<meta_task>`, and as in `Task.groups`. One that is not
+        named here may be over any number of tasks.
         """
         return {}
 
     def turns(self) -> Iterable[Sequence[Content]]:
-        """Yield queries about one image, image by image, by which the agreement of its turns is measured.
+        """Yield the queries about one image, for each of some images, to measure how similar they are.
 
-        By default none: the tasks' own queries serve where several of them share an image.
+        By default none; tasks whose queries share images are measured by those.
         """
         return ()

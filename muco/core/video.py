@@ -1,4 +1,4 @@
-"""A video as it lies in a shard: its frames, encoded images at even steps of time."""
+"""A video as its frames: encoded images at equal intervals of time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from muco.core.image import EncodedImage
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one size, in order; it stands wherever an image may.
+    """Frames of one size, in order. A video may be used wherever an image may.
 
     Raises:
-        ValueError: there is no frame, or the time between frames is no positive number.
+        ValueError: there is no frame, or `seconds_per_frame` is no positive number.
     """
 
     frames: tuple[EncodedImage, ...]
     seconds_per_frame: float = 1.0
-    """From one frame to the next."""
+    """Seconds from one frame to the next."""
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -32,35 +32,35 @@ class Video:
 
     @cached_property
     def content_id(self) -> int:
-        """The stable hash of the frames and their time."""
-        pace = repr(float(self.seconds_per_frame))
-        return stable_id("video", pace, *(str(frame.content_id) for frame in self.frames))
+        """A stable hash of the frames and of `seconds_per_frame`."""
+        seconds = repr(float(self.seconds_per_frame))
+        return stable_id("video", seconds, *(str(frame.content_id) for frame in self.frames))
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height of every frame in pixels, from the headers.
+        """Width and height of every frame in pixels, read from the headers.
 
         Raises:
             DataError: the frames differ in size, or one is no image.
         """
         sizes = dict.fromkeys(frame.size for frame in self.frames)
         if len(sizes) > 1:
-            told = " and ".join(f"{width} x {height}" for width, height in list(sizes)[:2])
-            raise DataError(f"the frames of a video differ in size: {told} pixels")
+            two = " and ".join(f"{width} x {height}" for width, height in list(sizes)[:2])
+            raise DataError(f"the frames of a video differ in size: {two} pixels")
         return next(iter(sizes))
 
-    def places(self, max_frames: int) -> list[int]:
-        """Return which frames stand for all, ascending: at most `max_frames`, spread evenly.
+    def frame_indices(self, max_frames: int) -> list[int]:
+        """Return the indices of at most `max_frames` evenly spaced frames, ascending.
 
-        The first and the last are among them; one alone is the first.
+        The first and the last frame are among them; if `max_frames` is 1, only the first.
         """
         number = min(len(self.frames), max_frames)
         step = (len(self.frames) - 1) / max(1, number - 1)
-        return [round(place * step) for place in range(number)]
+        return [round(index * step) for index in range(number)]
 
 
 Visual = EncodedImage | Video
-"""What a content shows: an image or a video."""
+"""An image or a video."""
 
 
 def stills(visuals: Iterable[Visual]) -> Iterator[EncodedImage]:

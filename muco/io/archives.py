@@ -1,4 +1,4 @@
-"""Files inside zip and tar archives, listed once and read where they lie."""
+"""Read files out of zip and tar archives without unpacking them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,103 +25,101 @@ from muco.io.cache import cached_database, cached_file
 from muco.io.tar import tar_files
 
 MAX_FILE_BYTES = 2**28
-"""Larger files are no images that we read."""
+"""Larger files are not read."""
 
 PLAIN = (".zip", ".tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.gz.part-00")
-"""Out of which no file can be read alone: they are written to the cache folder once, as a plain tar."""
+"""A single file cannot be read out of these: they are decompressed once, to a plain tar in the cache folder."""
 
-_HEADS = frozenset({".", "images", "image-tasks", "eval_images", "MMEB"})
-"""Folders at the head of a name that say nothing."""
+_GENERIC = frozenset({".", "images", "image-tasks", "eval_images", "MMEB"})
+"""Leading folders of a name that need not agree with the table's name."""
 _STORED, _DEFLATED = 0, 8
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _BLOCK_BYTES = 2**22
 _SPARE_BYTES = 2**30
-"""Left free on the disk of the cache folder."""
+"""Free space to leave on the disk of the cache folder."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive, where its bytes begin or its local header does."""
+    """A file in an archive."""
 
     archive: int
+    """Index of the archive in `Archives.paths`."""
     name: str
     offset: int
+    """Where its bytes begin in a tar, or its local header in a zip."""
     stored: int
-    """Bytes in the archive."""
+    """Size in the archive, in bytes."""
     size: int
-    """Bytes of the file."""
+    """Size of the file, in bytes."""
     method: int
+    """Compression method, as zip numbers it."""
     crc: int | None
-    """Of the file; None in a tar, which has none."""
+    """Check sum of the file; None in a tar."""
 
 
 class Archives:
-    """The files in some archives, by name. The list of them is made once and kept in the cache folder."""
+    """The files in some archives, by name. They are listed once, in a database in the cache folder."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Take archives of the kinds in `PLAIN` and `COMPRESSED`; nothing is opened yet."""
+        """Take archives with suffixes of `PLAIN` and `COMPRESSED`; nothing is opened yet."""
         self.paths = paths
         self._files: dict[int, int] = {}
 
     def find(self, name: str) -> Member | None:
-        """Return the file of that name, but for folders at the head.
+        """Return the file of a name; None if there is none. Leading folders may differ.
 
-        The archive may put any folders before the name. It may leave out, or have instead, folders that
-        say nothing and those called like itself. Of several the one that agrees in most folders is taken,
-        in the first archive, and of one name twice in an archive the later one, as tar and zip have it.
+        The archive may have any folders before the name. Generic folders and those named like the archive may
+        be missing or differ. Of several matches the one that agrees in most folders is returned, then that of
+        the first archive. Of one name twice in an archive the later file counts, as in tar and zip.
 
         Raises:
-            MucoError: an archive cannot be listed, or not be decompressed. This is no matter of one file.
+            MucoError: an archive cannot be listed or decompressed. All its files are affected, so this is not
+                a DataError of one file.
         """
-        wanted = PurePosixPath(name).parts
-        if not self.paths or not wanted:
+        parts = PurePosixPath(name).parts
+        if not self.paths or not parts:
             return None
-        found = self._index.execute(
-            "SELECT archive, name, offset, stored, size, method, crc FROM members WHERE tail IN (?, ?)",
-            ("/".join(wanted[-2:]), wanted[-1]),
-        )
-        fitting = [member for member in (Member(*row) for row in found) if self._fits(member, wanted)]
-        return max(fitting, key=lambda it: (_common(it.name, wanted), -it.archive, it.offset), default=None)
+        members = self._members("tail IN (?, ?)", "/".join(parts[-2:]), parts[-1])
+        matches = [member for member in members if self._matches(member, parts)]
+        return max(matches, key=lambda it: (_common(it.name, parts), -it.archive, it.offset), default=None)
 
     def names_in(self, folder: str) -> list[str]:
-        """Return the names of the files in the folder of that name, which is found as `find` finds a file.
+        """Return the names of the files in a folder, which is matched as `find` matches a file.
 
         Raises:
-            DataError: an archive has several such folders, which agree in equally many parts of the name.
+            DataError: an archive has several such folders that agree in equally many parts of the name.
         """
-        wanted = PurePosixPath(folder).parts
-        if not self.paths or not wanted:
+        parts = PurePosixPath(folder).parts
+        if not self.paths or not parts:
             return []
-        # All that begins with the folder's name and a stroke: the next character ends the range.
-        range_ = (f"{wanted[-1]}/", f"{wanted[-1]}0")
-        empty = {*_HEADS, *map(stem_of, self.paths)}
-        others = " OR instr(tail, '/') = 0" if wanted[-1] in empty else ""
-        found = self._index.execute(
-            "SELECT archive, name, offset, stored, size, method, crc FROM members "
-            f"WHERE (tail >= ? AND tail < ?){others}",
-            range_,
-        )
+        # All tails that begin with `NAME/`: `0` is the character after `/`.
+        condition, bounds = "(tail >= ? AND tail < ?)", (f"{parts[-1]}/", f"{parts[-1]}0")
+        if parts[-1] in {*_GENERIC, *map(stem_of, self.paths)}:
+            condition += " OR instr(tail, '/') = 0"
         folders: dict[tuple[int, int], dict[str, list[str]]] = {}
-        for member in (Member(*row) for row in found):
+        for member in self._members(condition, *bounds):
             path = PurePosixPath(member.name)
-            inside = (*wanted, path.name)
-            if self._fits(member, inside):
+            inside = (*parts, path.name)
+            if self._matches(member, inside):
                 rank = _common(member.name, inside), -member.archive
                 folders.setdefault(rank, {}).setdefault(str(path.parent), []).append(path.name)
         if not folders:
             return []
         rank = max(folders)
         if len(folders[rank]) > 1:
-            told = " and ".join(sorted(folders[rank])[:2])
-            raise DataError(f"{self.paths[-rank[1]]}: {folder} may be {told}; name more of its folders")
+            two = " and ".join(sorted(folders[rank])[:2])
+            raise DataError(f"{self.paths[-rank[1]]}: {folder} may be {two}; name more of its folders")
         return next(iter(folders[rank].values()))
 
     def read(self, member: Member) -> bytes:
-        """Return a file; raise DataError where the archive is cut short or broken."""
+        """Return the bytes of a file; raise DataError if it is too large, or the archive is broken there."""
         path = self.paths[member.archive]
         if member.size > MAX_FILE_BYTES:
-            raise DataError(f"{path}: {member.name} has {member.size:,} bytes; no image is so large")
+            raise DataError(
+                f"{path}: {member.name} has {member.size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
         file = self._open(member.archive)
         offset = member.offset
         if member.crc is not None:
@@ -137,30 +136,39 @@ class Archives:
             except zlib.error as error:
                 raise DataError(f"{path}: {member.name} is broken: {error}") from None
         elif member.method != _STORED:
-            raise DataError(f"{path}: {member.name} is packed by a method not read, {member.method}")
+            raise DataError(
+                f"{path}: {member.name} is compressed by method {member.method}, which is not read"
+            )
         if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):
-            raise DataError(f"{path}: {member.name} is not what the archive's list says")
+            raise DataError(
+                f"{path}: {member.name} has another size or check sum than the archive's list says"
+            )
         return data
 
     @cached_property
     def _plain(self) -> list[Path]:
-        """The archives themselves; in the place of a compressed one, what was written of it."""
-        return [path if path.suffix in PLAIN else _written(path) for path in self.paths]
+        """The archives, each compressed one replaced by its decompressed copy."""
+        return [path if path.suffix in PLAIN else _decompressed(path) for path in self.paths]
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
         return cached_database(
             f"archives/{_digest(self.paths)}.sqlite",
-            lambda beside: _write_index(beside, self.paths, self._plain),
+            lambda partial: _write_index(partial, self.paths, self._plain),
         )
 
-    def _fits(self, member: Member, wanted: Sequence[str]) -> bool:
-        common = _common(member.name, wanted)
-        if common == len(wanted):
+    def _members(self, condition: str, *values: str) -> Iterator[Member]:
+        query = f"SELECT archive, name, offset, stored, size, method, crc FROM members WHERE {condition}"
+        return (Member(*row) for row in self._index.execute(query, values))
+
+    def _matches(self, member: Member, parts: Sequence[str]) -> bool:
+        """Return whether the names agree, apart from leading folders that may differ."""
+        common = _common(member.name, parts)
+        if common == len(parts):
             return True
-        nothing = {*_HEADS, stem_of(self.paths[member.archive])}
-        theirs = PurePosixPath(member.name).parts
-        return nothing.issuperset((*wanted[: len(wanted) - common], *theirs[: len(theirs) - common]))
+        others = PurePosixPath(member.name).parts
+        differing = (*parts[: len(parts) - common], *others[: len(others) - common])
+        return {*_GENERIC, stem_of(self.paths[member.archive])}.issuperset(differing)
 
     def _open(self, archive: int) -> int:
         if archive not in self._files:
@@ -171,30 +179,26 @@ class Archives:
 
 
 def stem_of(path: Path) -> str:
-    """Return what an archive is called: `photos` of `photos.tar.gz.part-00`."""
+    """Return an archive's name without suffixes: `photos` for `photos.tar.gz.part-00`."""
     ending = next((each for each in (*COMPRESSED, *PLAIN) if path.name.endswith(each)), "")
     return path.name.removesuffix(ending)
 
 
 def command_for(path: Path) -> str:
-    """Return the command that writes a compressed archive without compression, beside it."""
+    """Return the command that decompresses an archive beside itself."""
     packed = f"{stem_of(path)}.tar.gz.part-*" if ".part-" in path.name else path.name
     return f"cd {path.parent} && cat {packed} | gunzip > {stem_of(path)}.tar"
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return the files of an archive that may be cut into several."""
+    """Return the files of an archive, which may be split into several."""
     return sorted(path.parent.glob(f"{stem_of(path)}.tar.gz.part-*")) if ".part-" in path.name else [path]
 
 
-def _common(name: str, wanted: Sequence[str]) -> int:
+def _common(name: str, parts: Sequence[str]) -> int:
     """Return how many parts two names share at their ends."""
-    count = 0
-    for ours, theirs in zip(reversed(PurePosixPath(name).parts), reversed(wanted), strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
+    pairs = zip(reversed(PurePosixPath(name).parts), reversed(parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _digest(paths: Iterable[Path]) -> str:
@@ -205,18 +209,17 @@ def _digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _written(path: Path) -> Path:
+def _decompressed(path: Path) -> Path:
     """Return the plain tar of a compressed one, in the cache folder."""
-    return cached_file(
-        f"archives/{stem_of(path)}-{_digest([path])}.tar", lambda beside: _decompress(path, beside)
-    )
+    name = f"archives/{stem_of(path)}-{_digest([path])}.tar"
+    return cached_file(name, lambda partial: _decompress(path, partial))
 
 
 def _decompress(path: Path, to: Path) -> None:
     parts = _parts(path)
-    packed = sum(part.stat().st_size for part in parts)
-    told = f"{path} is compressed, {packed / 2**30:,.1f} GiB: it is written once without, below {to.parent}"
-    print(told, file=sys.stderr, flush=True)
+    num_bytes = sum(part.stat().st_size for part in parts)
+    message = f"{path} is compressed, {num_bytes / 2**30:,.1f} GiB: it is decompressed once, to {to.parent}"
+    print(message, file=sys.stderr, flush=True)
     try:
         with ExitStack() as stack:
             joined = _Joined(stack.enter_context(open(part, "rb")) for part in parts)
@@ -225,10 +228,10 @@ def _decompress(path: Path, to: Path) -> None:
             written = 0
             while True:
                 free = shutil.disk_usage(to.parent).free - _SPARE_BYTES
-                if max(packed - written, _BLOCK_BYTES) > free:
+                if max(num_bytes - written, _BLOCK_BYTES) > free:
                     raise MucoError(
-                        f"{path} is compressed, and {to.parent} has no room for it without. Name a folder "
-                        f"that has in $MUCO_CACHE, or write it elsewhere: {command_for(path)}"
+                        f"{path} is compressed, and the disk of {to.parent} has no room to decompress it. Set "
+                        f"$MUCO_CACHE to a folder that has, or decompress it elsewhere: {command_for(path)}"
                     )
                 block = source.read(_BLOCK_BYTES)
                 if not block:
@@ -236,11 +239,11 @@ def _decompress(path: Path, to: Path) -> None:
                 target.write(block)
                 written += len(block)
     except (EOFError, OSError, zlib.error) as error:
-        raise MucoError(f"{path} cannot be decompressed: {error}. Fetch it anew.") from error
+        raise MucoError(f"{path} cannot be decompressed: {error}. Download it again.") from error
 
 
 class _Joined(io.RawIOBase):
-    """Open files one after the other as one."""
+    """Concatenated files as one."""
 
     def __init__(self, files: Iterable[io.BufferedReader]) -> None:
         super().__init__()
@@ -257,49 +260,42 @@ class _Joined(io.RawIOBase):
         return 0
 
 
-def _write_index(place: Path, named: Sequence[Path], plain: Sequence[Path]) -> None:
-    with closing(sqlite3.connect(place)) as index:
+def _write_index(to: Path, paths: Sequence[Path], plain: Sequence[Path]) -> None:
+    with closing(sqlite3.connect(to)) as index:
         index.execute("PRAGMA synchronous = OFF")
         index.execute(
             "CREATE TABLE members (tail TEXT, archive INT, name TEXT, offset INT, stored INT, size INT, "
             "method INT, crc INT)"
         )
-        for number, (path, file) in enumerate(zip(named, plain, strict=True)):
-            listed = _zip_members(number, file) if file.suffix == ".zip" else _tar_members(number, file)
-            lines = _lines(listed, {*_HEADS, stem_of(path)})
-            index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lines)
+        for number, (path, file) in enumerate(zip(paths, plain, strict=True)):
+            members = _zip_members(number, file) if file.suffix == ".zip" else _tar_members(number, file)
+            generic = {*_GENERIC, stem_of(path)}
+            rows = ((_tail(member.name, generic), *astuple(member)) for member in members)
+            index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         index.execute("CREATE INDEX tails ON members (tail)")
         index.commit()
 
 
-def _lines(members: Iterable[Member], nothing: set[str]) -> Iterator[tuple[object, ...]]:
-    for it in members:
-        *folders, name = PurePosixPath(it.name).parts or ("",)
-        tail = "/".join((*folders[-1:], name)) if set(folders) - nothing else name
-        yield tail, it.archive, it.name, it.offset, it.stored, it.size, it.method, it.crc
+def _tail(path: str, generic: set[str]) -> str:
+    """Return a file's name with its folder, or without if all its folders are generic."""
+    *folders, name = PurePosixPath(path).parts or ("",)
+    return "/".join((*folders[-1:], name)) if set(folders) - generic else name
 
 
 def _zip_members(number: int, path: Path) -> Iterator[Member]:
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not entry.is_dir() and not entry.flag_bits & 1:
-                    yield Member(
-                        number,
-                        entry.filename,
-                        entry.header_offset,
-                        entry.compress_size,
-                        entry.file_size,
-                        entry.compress_type,
-                        entry.CRC,
-                    )
+            for it in archive.infolist():
+                if not it.is_dir() and not it.flag_bits & 1:
+                    sizes = it.compress_size, it.file_size
+                    yield Member(number, it.filename, it.header_offset, *sizes, it.compress_type, it.CRC)
     except (zipfile.BadZipFile, OSError) as error:
-        raise MucoError(f"{path}: no zip archive that can be read: {error}. Fetch it anew.") from error
+        raise MucoError(f"{path}: no zip archive that can be read: {error}. Download it again.") from error
 
 
 def _tar_members(number: int, path: Path) -> Iterator[Member]:
     try:
-        for entry in tar_files(path):
-            yield Member(number, entry.name, entry.offset_data, entry.size, entry.size, _STORED, None)
+        for it in tar_files(path):
+            yield Member(number, it.name, it.offset_data, it.size, it.size, _STORED, None)
     except DataError as error:
-        raise MucoError(f"{error}. Fetch it anew.") from error
+        raise MucoError(f"{error}. Download it again.") from error

@@ -1,4 +1,4 @@
-"""Files that are made once and kept in the cache folder."""
+"""Files that are written once to the cache folder and used again."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ def cache_folder() -> Path:
 
 
 def cached_file(name: str, write: Callable[[Path], None]) -> Path:
-    """Return a file of the cache folder, written now unless it was before; other processes wait for it.
+    """Return the path of a file in the cache folder; write it if it does not exist.
+
+    One process writes it, others wait.
 
     Args:
-        name: of the file, below the folder.
-        write: makes it at another path; moved to its own when it is whole.
+        name: path of the file, relative to the cache folder.
+        write: writes the file to a temporary path, from where it is moved when it is complete.
 
     Raises:
         MucoError: the cache folder cannot be written, or is full.
     """
-    place = cache_folder() / name
-    if place.is_file():
-        return place
+    path = cache_folder() / name
+    if path.is_file():
+        return path
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with alone(place.with_suffix(".lock")):
-            if not place.is_file():
-                _write(place, write)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(path.with_suffix(".lock")):
+            if not path.is_file():
+                _write(path, write)
     except (OSError, sqlite3.Error) as error:
-        raise MucoError(f"{place} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
-    return place
+        raise MucoError(f"{path} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
+    return path
 
 
 def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:
-    """Return the SQLite file that `kept` keeps, open for reading."""
-    place = cached_file(name, write)
-    return sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+    """Return a SQLite file of the cache folder, open for reading; as `cached_file`."""
+    path = cached_file(name, write)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
-def _write(place: Path, write: Callable[[Path], None]) -> None:
-    beside = place.with_suffix(".partial")
-    beside.unlink(missing_ok=True)  # of a process that was killed
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)  # of a process that was killed
     try:
-        write(beside)
-        beside.rename(place)
+        write(partial)
+        partial.rename(path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The neighbour graph: for each sample of a data set the others that a teacher finds nearest to it.
+"""The neighbour graph: for each sample of a data set, the samples nearest to it by a teacher model.
 
-One safetensors file; docs/components/samplers.md is its specification.
+It is one safetensors file, specified in docs/components/samplers.md.
 """
 
 from __future__ import annotations
@@ -26,31 +26,30 @@ class NeighbourGraph:
     """Ranked neighbours of every sample."""
 
     neighbours: NDArray[np.int32]
-    """[samples, ranks]: row i holds positions in the data set's index, the nearest first, without i and
-    none twice; -1 after the last where a sample has fewer."""
+    """[samples, ranks]: row i holds positions in the data set's index, nearest first, without i and without
+    repeats; filled up with -1 if a sample has fewer neighbours."""
     data: str
     """Fingerprint of the shards: `muco.data.shards.index.ShardIndex.fingerprint`."""
     teacher: str
-    """Fingerprint of the model that ranked them: its weights' hash, or a name and revision."""
+    """Fingerprint of the teacher: the hash of its weights, or its name and revision."""
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises:
-            ValueError: the neighbours are not what they must be.
-            DataError: it cannot be written.
+            ValueError: `neighbours` has another dtype or shape, or an index outside the samples.
+            DataError: the file cannot be written.
         """
         import numpy as np
         from safetensors import numpy as safetensors
 
-        told = _wrong(self.neighbours)
-        if told:
-            raise ValueError(told)
+        if problem := _problem(self.neighbours):
+            raise ValueError(problem)
         beside = path.with_name(f".{path.name}.{uuid4().hex}")
-        about = {"format": _FORMAT, "version": _VERSION, "data": self.data, "teacher": self.teacher}
+        metadata = {"format": _FORMAT, "version": _VERSION, "data": self.data, "teacher": self.teacher}
         try:
             cast(Any, safetensors).save_file(
-                {"neighbours": np.ascontiguousarray(self.neighbours)}, beside, metadata=about
+                {"neighbours": np.ascontiguousarray(self.neighbours)}, beside, metadata=metadata
             )
             os.replace(beside, path)
         except OSError as error:
@@ -63,7 +62,7 @@ class NeighbourGraph:
         """Return the graph of a file.
 
         Raises:
-            DataError: no such file, or not a graph of this version.
+            DataError: the file is missing or broken, or is no graph of this version.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -71,20 +70,19 @@ class NeighbourGraph:
             raise DataError(f"{path}: no such file; `sampler.graphs` names files of neighbours")
         try:
             with cast(Any, safe_open)(path, framework="np") as file:
-                about: dict[str, str] = file.metadata() or {}
-                if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
+                metadata: dict[str, str] = file.metadata() or {}
+                if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
                     raise DataError(f"{path}: no neighbour graph of version {_VERSION}")
-                found = cls(file.get_tensor("neighbours"), about["data"], about["teacher"])
+                graph = cls(file.get_tensor("neighbours"), metadata["data"], metadata["teacher"])
         except (SafetensorError, OSError, KeyError) as error:
             raise DataError(f"{path}: the graph is broken: {error}") from None
-        told = _wrong(found.neighbours)
-        if told:
-            raise DataError(f"{path}: {told}")
-        return found
+        if problem := _problem(graph.neighbours):
+            raise DataError(f"{path}: {problem}")
+        return graph
 
 
-def _wrong(neighbours: NDArray[np.int32]) -> str:
-    """Return what is wrong with the rows; empty where nothing is."""
+def _problem(neighbours: NDArray[np.int32]) -> str:
+    """Return what is wrong with the rows; empty if they are valid."""
     if str(neighbours.dtype) != "int32" or neighbours.ndim != 2 or not neighbours.size:
         return f"neighbours are int32 [samples, ranks], not {neighbours.dtype} {list(neighbours.shape)}"
     if int(neighbours.min()) < -1 or int(neighbours.max()) >= len(neighbours):

@@ -200,7 +200,7 @@ def _images(visuals: Iterable[Visual]) -> tuple[ShownImage, ...]:
     found: list[ShownImage] = []
     for visual in visuals:
         if isinstance(visual, Video):
-            for place in visual.places(_MOST_FRAMES):
+            for place in visual.frame_indices(_MOST_FRAMES):
                 frame = _image(visual.frames[place])
                 moment = f"frame {place + 1} of {len(visual.frames)}, {place * visual.seconds_per_frame:g} s"
                 found.append(replace(frame, told=f"{moment}: {frame.told}"))

@@ -115,7 +115,7 @@ def test_a_struct_of_the_tables_own_is_no_image(folder):
     """Whatever its keys are called."""
     write_jsonl(folder / "t.jsonl", [{"q": "x", "p": {"base64": "!"}, "a": "y"}, {"q": "x", "a": "y"}])
     assert len(prepare("t.jsonl", PICTURES)) == 1
-    assert "a NoneType stands where an image belongs" in skipped()[0]
+    assert "an image is a NoneType, not a path" in skipped()[0]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_tar_that_is_cut_short_stops_the_conversion_and_nothing_is_lost(folder
     cuts = {1700: "no plain tar|end mark", 1536: "its end mark is missing", 2600: r"cut short within 1\.jpg"}
     for size, told in cuts.items():  # within a header, between files, within a file
         (folder / "a.tar").write_bytes(whole[:size])
-        with pytest.raises(MucoError, match=rf"a\.tar.*({told}).*\. Fetch it anew"):
+        with pytest.raises(MucoError, match=rf"a\.tar.*({told}).*\. Download it again"):
             prepare("t.jsonl", PICTURES)
         assert not Path("shards").exists()
     (folder / "a.tar").write_bytes(whole)

@@ -40,7 +40,7 @@ def plain(items, length, what):
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_frames_are_taken_evenly_from_the_first_to_the_last(length, most):
-    places = Video(FRAMES[:1] * length).places(most)
+    places = Video(FRAMES[:1] * length).frame_indices(most)
     assert len(places) == len(set(places)) == min(length, most)
     assert places[0] == 0
     assert places[-1] == length - 1 or len(places) == 1

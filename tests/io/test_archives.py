@@ -123,7 +123,7 @@ def test_a_compressed_tar_is_read_once_into_a_plain_one(folder, cache, num_parts
         assert {name: images.image(name).data for name in PHOTOS} == PHOTOS
         assert images.size("photos/3.jpg") == len(image_bytes(3))
         assert images.image("images/photos/2.jpg").data == image_bytes(2)
-    assert capfd.readouterr().err.count("it is written once without") == 1
+    assert capfd.readouterr().err.count("it is decompressed once") == 1
     assert [path.name for path in folder.iterdir()] == names or num_parts > 1
     assert sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock") == [".sqlite", ".tar"]
 
@@ -133,7 +133,7 @@ def test_several_readers_wait_for_the_one_that_writes(folder, capfd):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: ImageFiles([folder]).image("photos/1.jpg").data, range(4)))
     assert set(found) == {image_bytes(1)}
-    assert capfd.readouterr().err.count("it is written once without") == 1
+    assert capfd.readouterr().err.count("it is decompressed once") == 1
 
 
 def test_what_is_found_elsewhere_leaves_it_closed(folder, cache):
@@ -157,7 +157,7 @@ def test_a_broken_one_stops_everything_and_leaves_nothing(folder, cache, harm):
     else:
         data[:] = b"<html>"
     write_files(folder, {"all.tar.gz": bytes(data)})
-    with pytest.raises(MucoError, match=r"all\.tar\.gz cannot be decompressed: .* Fetch it anew") as caught:
+    with pytest.raises(MucoError, match=r"all\.tar\.gz cannot be decompressed: .* Download it again") as caught:
         ImageFiles([folder]).image("photos/1.jpg")
     assert not isinstance(caught.value, DataError), "no matter of one image: it is not skipped"
     assert list(cache.iterdir()) == []
@@ -167,7 +167,7 @@ def test_a_full_disk_is_told_with_the_command_that_helps(folder, cache, monkeypa
     write_files(folder, {"all.tar.gz.part-00": packed()})
     free = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=2**30 + 1000))
-    told = r"no room for it without\..* cat all\.tar\.gz\.part-\* \| gunzip > all\.tar"
+    told = r"no room to decompress it\..* cat all\.tar\.gz\.part-\* \| gunzip > all\.tar"
     with pytest.raises(MucoError, match=told):
         ImageFiles([folder]).image("photos/1.jpg")
     assert list(cache.iterdir()) == []

@@ -89,7 +89,7 @@ def theirs(backbone, videos: list[Video], text: str):
     colors = {"image_mean": images.image_mean, "image_std": images.image_std}
     metadata, frames = [], []
     for video in videos:
-        places = video.places(most)
+        places = video.frame_indices(most)
         if family == "qwen3_vl" and len(places) % 2:
             places.append(places[-1])
         metadata.append(

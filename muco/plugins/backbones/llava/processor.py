@@ -86,7 +86,7 @@ class LlavaProcessor(DecoderProcessor):
         if self.tiling.frame_tokens is None or self.video_id is None:
             raise no_video("of this backbone's families LLaVA-OneVision alone reads videos; the chosen one")
         _ = video.size
-        num_frames = len(video.places(self.max_frames))
+        num_frames = len(video.frame_indices(self.max_frames))
         size = num_frames * self.tiling.frame_tokens + 1
         sequence.put_image(video, self.video_id, np.arange(size)[None], size, num_tiles=num_frames)
 
@@ -121,7 +121,7 @@ class LlavaProcessor(DecoderProcessor):
     def _frames(self, video: Video) -> NDArray[np.uint8]:
         """Return the frames that are taken, each drawn to the size of a tile, whatever its shape."""
         side = (self.tiling.side_pixels, self.tiling.side_pixels)
-        frames = [video.frames[place].decode() for place in video.places(self.max_frames)]
+        frames = [video.frames[place].decode() for place in video.frame_indices(self.max_frames)]
         drawn = [np.asarray(frame.resize(side, self.image_processor.resample)) for frame in frames]
         return np.stack(drawn).transpose(0, 3, 1, 2)
 

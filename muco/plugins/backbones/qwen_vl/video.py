@@ -66,7 +66,7 @@ def cut(video: Video, frames: Frames, images: Any) -> Cut:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     depth, factor = images.temporal_patch_size, images.patch_size * images.merge_size
-    places = video.places(frames.max_frames)
+    places = video.frame_indices(frames.max_frames)
     seconds_per_slice = depth * video.seconds_per_frame * len(video.frames) / len(places)
     places += places[-1:] * (-len(places) % depth)
     width, height = video.size

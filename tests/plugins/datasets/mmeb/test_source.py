@@ -176,7 +176,7 @@ def test_a_broken_archive_is_told(folder, harm):
     else:
         data[:] = b"<html>"
     path.write_bytes(data)
-    told = "no zip archive" if harm != "flipped" else "is not what the archive's list says"
+    told = "no zip archive" if harm != "flipped" else "does not have the listed size and check sum"
     with pytest.raises(MucoError, match=told):
         list(source(folder, subsets=("CIRR",)).samples())
 

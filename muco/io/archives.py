@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import takewhile
@@ -29,7 +29,7 @@ MAX_FILE_BYTES = 2**28
 
 PLAIN = (".zip", ".tar")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.gz.part-00")
-"""A single file cannot be read out of these: they are decompressed once, to a plain tar in the cache folder."""
+"""Decompressed once, to a plain tar in the cache folder: a single file cannot be read out of them."""
 
 _GENERIC = frozenset({".", "images", "image-tasks", "eval_images", "MMEB"})
 """Leading folders of a name that need not agree with the table's name."""
@@ -117,9 +117,7 @@ class Archives:
         """Return the bytes of a file; raise DataError if it is too large, or the archive is broken there."""
         path = self.paths[member.archive]
         if member.size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{path}: {member.name} has {member.size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-            )
+            raise DataError(f"{path}: {member.name} has {member.size:,} bytes, over {MAX_FILE_BYTES:,}")
         file = self._open(member.archive)
         offset = member.offset
         if member.crc is not None:
@@ -136,13 +134,9 @@ class Archives:
             except zlib.error as error:
                 raise DataError(f"{path}: {member.name} is broken: {error}") from None
         elif member.method != _STORED:
-            raise DataError(
-                f"{path}: {member.name} is compressed by method {member.method}, which is not read"
-            )
+            raise DataError(f"{path}: {member.name} has compression method {member.method}, unknown here")
         if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):
-            raise DataError(
-                f"{path}: {member.name} has another size or check sum than the archive's list says"
-            )
+            raise DataError(f"{path}: {member.name} does not have the listed size and check sum")
         return data
 
     @cached_property
@@ -230,8 +224,8 @@ def _decompress(path: Path, to: Path) -> None:
                 free = shutil.disk_usage(to.parent).free - _SPARE_BYTES
                 if max(num_bytes - written, _BLOCK_BYTES) > free:
                     raise MucoError(
-                        f"{path} is compressed, and the disk of {to.parent} has no room to decompress it. Set "
-                        f"$MUCO_CACHE to a folder that has, or decompress it elsewhere: {command_for(path)}"
+                        f"{path} is compressed, and the disk of {to.parent} has no room to decompress it. "
+                        f"Set $MUCO_CACHE to a folder that has, or decompress it elsewhere: {command_for(path)}"
                     )
                 block = source.read(_BLOCK_BYTES)
                 if not block:
@@ -270,7 +264,7 @@ def _write_index(to: Path, paths: Sequence[Path], plain: Sequence[Path]) -> None
         for number, (path, file) in enumerate(zip(paths, plain, strict=True)):
             members = _zip_members(number, file) if file.suffix == ".zip" else _tar_members(number, file)
             generic = {*_GENERIC, stem_of(path)}
-            rows = ((_tail(member.name, generic), *astuple(member)) for member in members)
+            rows = ((_tail(member.name, generic), *vars(member).values()) for member in members)
             index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         index.execute("CREATE INDEX tails ON members (tail)")
         index.commit()

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from typer.main import get_command
 
 from muco.commands.main import app
 from muco.config.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainSettings
+from muco.core import Content, Pair, Sample
 from muco.core.component import KINDS, Kind
 from muco.core.errors import PluginError, RecipeError
 from muco.core.registry import Registry
@@ -266,6 +268,31 @@ def test_the_errors_that_plugins_md_quotes_are_those_one_gets(example, ours, cha
     with pytest.raises(PluginError) as caught:
         example(change=change, into=ours).component("pooler", "projected")
     assert str(caught.value) in (DOCS / "plugins.md").read_text(encoding="utf-8")
+
+
+def test_the_example_packer_keeps_the_contract_and_writes_the_task(example):
+    hook, test = (
+        next(text for _, text in code_blocks(DOCS / "plugins.md") if part in text)
+        for part in ("def muco_packers", "check_packer(")
+    )
+    registry = example(change=("@hookimpl", f"{hook}\n\n@hookimpl"))
+    names: dict[str, Any] = {"registry": registry}
+    exec(test.replace("default_registry()", "registry"), names)
+    names["test_keeps_the_contract"]()
+    cls = registry.component("packer", "task_first")
+    sample = Sample("0", "data", (), (Pair("color", (Content("which?"),), Content("red")),))
+    packed = cls(cls.Config()).pack(sample, batch_random=Random(0), sample_random=Random(0))
+    assert [dialogue.turns[0].messages[0].content.text for dialogue in packed.queries] == ["color: which?"]
+
+
+def test_the_table_of_the_packers_module_names_what_is_public():
+    from muco.plugins.packers import base
+
+    rows = sections(DOCS / "plugins.md")["Write a packer"]
+    named = {text.removeprefix("BasePacker.") for text in re.findall(r"^\| `([\w.]+)", rows, re.MULTILINE)}
+    public = {name for name, each in vars(base).items() if getattr(each, "__module__", "") == base.__name__}
+    own = {name for name in vars(base.BasePacker) if not name.startswith("_")}
+    assert named == public | own | {"SYSTEM"}
 
 
 def test_the_table_of_kinds_names_hooks_and_checks_that_exist():

@@ -1,4 +1,4 @@
-"""A pair twice: plain, and after reconstructing what was masked of its counterpart. Stage 2 of MuCo."""
+"""Stage 2 of MuCo: each side of a pair is embedded again after reconstructing the masked other side."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from pydantic import Field
 
 from muco.core.component import Feature
 from muco.core.dialogue import Dialogue, DialoguePair, Message, Turn, TurnKey
-from muco.core.packer import Packer
 from muco.core.sample import Content, Sample
-from muco.plugins.packers.base import (
-    PackerConfig,
-    alone,
-    draw_pairs,
-    draw_query,
-    for_inference,
-    hard_negatives,
-    turn_key,
-)
+from muco.plugins.packers.base import BasePacker, PackerConfig, draw_pairs, draw_query, turn_key
 
 REWRITE = "Please rewrite your last response in human-readable language."
 PROMPTS = {
@@ -30,18 +21,19 @@ PROMPTS = {
     "rephrase": "Rephrase your very last response in your own words.",
     "none": "",
 }
-"""The first two texts are the public code's, as they stand there; that of `rephrase` is not public."""
+"""`REWRITE` and `reconstruct` have the public code's wording; the paper's `rephrase` is not public."""
 CAPTION = "Image description: "
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Reconstruction(Packer):
-    """Let each side of a pair answer a second time, having seen the other side with words masked.
+class Reconstruction(BasePacker):
+    """Embed each side of a pair a second time, after it has seen the other side with words masked.
 
-    A query's dialogue goes on with its target, masked, as if the model had said it, and ends in a second
-    embedding, of form 1; a target's goes on with its query. Both embeddings of a side are positives of
-    both of the other. Only the first is used after training, and it sees nothing of the second turn.
+    A query's dialogue continues with its masked target as an assistant message and ends in a second
+    embedding, of form 1. A target's dialogue continues with its masked query in the same way. Both embeddings
+    of a side are positives of both of the other. Only the first is used after training; it does not see the
+    second turn.
 
     References:
         Gu et al. 2026, arXiv:2602.06393, section 3: single-turn adaptation.
@@ -51,22 +43,22 @@ class Reconstruction(Packer):
         turns: Literal["one", "all"] = "one"
         """one: a pair drawn from each sample. all: every pair, the image encoded anew for each."""
         mask_ratio: Share = 0.5
-        """Probability of each word of the counterpart to be masked; masks in a row become one."""
+        """Probability that a word of the other side is masked; adjacent masks become one."""
         full_mask_share: Share = 0.5
-        """Probability of the whole counterpart to be one mask, whatever it holds."""
+        """Probability that the whole other side is replaced by one mask."""
         prompt: Literal["reconstruct", "rephrase", "none"] = "reconstruct"
-        """What is asked before the second embedding. none: nothing."""
+        """The message before the second embedding. none: no message."""
         captions: bool = True
-        """Put an image's caption in its place in the counterpart, where the sample has one. An image
-        without, or with false any, is a mask."""
+        """Write an image of the other side as its caption, if the sample has one. Without a caption, or with
+        `captions: false`, the image is a mask."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"causal_context"})
 
     def __init__(self, config: Config) -> None:
+        super().__init__(config)
         self.config = config
-        self.system = config.system
 
     def pack(
         self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
@@ -74,47 +66,42 @@ class Reconstruction(Packer):
         queries, targets, negatives = [], [], []
         for index in draw_pairs(sample, self.config.turns, sample_random):
             pair, key = sample.pairs[index], turn_key(sample, index)
-            asked = draw_query(pair, sample_random)
-            captions = "\n".join(filter(None, (sample.caption, asked.caption)))
-            query = Content(asked.text, sample.images + asked.images, captions)
-            queries.append(self._twice(query, pair.target, key, sample_random))
-            targets.append(self._twice(pair.target, query, key, sample_random))
-            negatives += hard_negatives(
-                pair, key, system=self.system, most=self.config.max_negatives, draw=sample_random
-            )
+            drawn = draw_query(pair, sample_random)
+            caption = "\n".join(filter(None, (sample.caption, drawn.caption)))
+            query = Content(drawn.text, sample.images + drawn.images, caption)
+            queries.append(self._two_turns(query, pair.target, key, sample_random))
+            targets.append(self._two_turns(pair.target, query, key, sample_random))
+            negatives += self.hard_negatives(pair, key, sample_random)
         return DialoguePair(tuple(queries), tuple(targets), tuple(negatives))
 
-    def inference(self, content: Content) -> Dialogue:
-        return for_inference(content, system=self.system)
-
-    def _twice(self, own: Content, counterpart: Content, key: TurnKey, draw: random.Random) -> Dialogue:
-        """Return the side's plain turn and the one that reconstructs its counterpart."""
-        messages = [Message("user", Content(REWRITE)), self._masked(counterpart, draw)]
+    def _two_turns(self, content: Content, other: Content, key: TurnKey, rng: random.Random) -> Dialogue:
+        """Return a dialogue of the plain turn and the turn that reconstructs the other side."""
+        messages = [Message("user", Content(REWRITE)), self._masked(other, rng)]
         if prompt := PROMPTS[self.config.prompt]:
             messages.append(Message("user", Content(prompt)))
-        first = alone(own, key, system=self.system)
-        again = Turn(tuple(messages), replace(key, form_id=1))
-        return replace(first, turns=(*first.turns, again))
+        plain = self.single_turn(content, key)
+        return replace(plain, turns=(*plain.turns, Turn(tuple(messages), replace(key, form_id=1))))
 
-    def _masked(self, content: Content, draw: random.Random) -> Message:
-        if draw.random() < self.config.full_mask_share:
-            return _blanked([None])
+    def _masked(self, content: Content, rng: random.Random) -> Message:
+        """Return the content as an assistant message with words masked."""
+        if rng.random() < self.config.full_mask_share:
+            return _masked_message([None])
         words: list[str | None] = []
         if content.images and self.config.captions and content.caption:
             words += f"{CAPTION}{content.caption}\n{content.text}".strip("\n").split(" ")
         else:
             words += [None] * bool(content.images) + content.text.split(" ") * bool(content.text)
         ratio = self.config.mask_ratio
-        return _blanked([None if draw.random() < ratio else word for word in words])
+        return _masked_message([None if rng.random() < ratio else word for word in words])
 
 
-def _blanked(words: list[str | None]) -> Message:
-    """Return what the assistant said, a blank for each run of words that are None."""
+def _masked_message(words: list[str | None]) -> Message:
+    """Return an assistant message of the words, with one blank for each run of words that are None."""
     text, blanks = "", list[int]()
-    for place, word in enumerate(words):
-        if word is None and place and words[place - 1] is None:
+    for index, word in enumerate(words):
+        if word is None and index and words[index - 1] is None:
             continue
-        text += " " * bool(place)
+        text += " " * bool(index)
         if word is None:
             blanks.append(len(text))
         else:

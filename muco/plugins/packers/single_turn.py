@@ -1,4 +1,4 @@
-"""One pair, one dialogue: the packing of every embedder before MuCo, and the baseline to hold against."""
+"""One dialogue for each query and each target: the packing of single-turn embedders, as a baseline."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ import random
 from typing import Any, Literal
 
 from muco.core.component import Feature
-from muco.core.dialogue import Dialogue, DialoguePair
-from muco.core.packer import Packer
+from muco.core.dialogue import DialoguePair
 from muco.core.sample import Content, Sample
-from muco.plugins.packers.base import (
-    PackerConfig,
-    alone,
-    draw_pairs,
-    draw_query,
-    for_inference,
-    hard_negatives,
-    turn_key,
-)
+from muco.plugins.packers.base import BasePacker, PackerConfig, draw_pairs, draw_query, turn_key
 
 
-class SingleTurn(Packer):
+class SingleTurn(BasePacker):
     """Give every query and every target a dialogue of its own."""
 
     class Config(PackerConfig):
@@ -32,9 +23,8 @@ class SingleTurn(Packer):
         return frozenset({"independent_targets"})
 
     def __init__(self, config: Config) -> None:
+        super().__init__(config)
         self.turns: Literal["one", "all"] = config.turns
-        self.max_negatives = config.max_negatives
-        self.system = config.system
 
     def pack(
         self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
@@ -42,14 +32,8 @@ class SingleTurn(Packer):
         queries, targets, negatives = [], [], []
         for index in draw_pairs(sample, self.turns, sample_random):
             pair, key = sample.pairs[index], turn_key(sample, index)
-            asked = draw_query(pair, sample_random)
-            query = Content(asked.text, sample.images + asked.images)
-            queries.append(alone(query, key, system=self.system))
-            targets.append(alone(pair.target, key, system=self.system))
-            negatives += hard_negatives(
-                pair, key, system=self.system, most=self.max_negatives, draw=sample_random
-            )
+            query = draw_query(pair, sample_random)
+            queries.append(self.single_turn(Content(query.text, sample.images + query.images), key))
+            targets.append(self.single_turn(pair.target, key))
+            negatives += self.hard_negatives(pair, key, sample_random)
         return DialoguePair(tuple(queries), tuple(targets), tuple(negatives))
-
-    def inference(self, content: Content) -> Dialogue:
-        return for_inference(content, system=self.system)

@@ -19,8 +19,10 @@ RENAMED = {
     "direction": "attention_direction",
     "get": "how_to_get",
     "gradients": "grad_cache: true",
+    "keep": "range_max: skip + keep",
     "samples_per_step": "global_batch_size",
     "scratch": "random_init",
+    "skip": "range_min",
     "store": "embedding_dtype",
 }
 """New name of each key that was renamed."""

@@ -116,7 +116,7 @@ def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
     muco("mine", "runs/quickstart", "--range-min", "2", "--range-max", "8", "--negatives", "1")
 
     quick = [each for each in quick if not each.startswith(("data", "sampler"))]
-    sampler = ["sampler.skip=2", "sampler.keep=6", "sampler.community_size=4"]
+    sampler = ["sampler.range_min=2", "sampler.range_max=8", "sampler.community_size=4"]
     muco("run", "recipes/quickstart_mined.yaml", *settings(*quick, *few, *sampler))
     lines = (tmp_path / "runs/quickstart_mined/train.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

@@ -57,7 +57,7 @@ def graphs(folder: Path) -> dict[str, Any]:
         graph = NeighbourGraph(rows.astype(np.int32), data=name, teacher="a model")
         graph.write(folder / f"{name}.safetensors")
     files = {name: str(folder / f"{name}.safetensors") for name in CATALOG}
-    return {"graphs": files, "skip": 1, "keep": 3, "community_size": 2}
+    return {"graphs": files, "range_min": 1, "range_max": 4, "community_size": 2}
 
 
 def files(write: Callable[[Path], None], field: str) -> Callable[[Path], dict[str, Any]]:

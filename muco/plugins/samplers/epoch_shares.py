@@ -1,27 +1,26 @@
-"""Which sample of a data set each visit takes, and how many visits of an epoch it has."""
+"""How many samples of each data set an epoch holds, and which sample is at which position."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import stable_id
 from muco.core.sampler import Catalog, SampleRef
-from muco.plugins.samplers.permutation import permute
+from muco.plugins.samplers.permutation import permute_one
 
 
 class SharesConfig(ComponentConfig):
-    """How much of an epoch each data set fills."""
+    """The share of an epoch that each data set fills."""
 
     weights: dict[str, NonNegativeFloat] | None = None
-    """Share of each data set by name, in any unit; None takes all samples once an epoch."""
+    """Share of each data set by name, in any unit; None takes every sample once an epoch."""
     temperature: PositiveFloat | None = None
-    """Instead of weights: shares in proportion to size ** (1 / temperature). 1 leaves them as the sizes are;
-    the higher, the more alike they become."""
+    """Instead of weights: shares proportional to size ** (1 / temperature). 1: as the sizes; higher values
+    make the shares more equal."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> SharesConfig:
@@ -31,18 +30,21 @@ class SharesConfig(ComponentConfig):
 
 
 def shares_of(config: SharesConfig, catalog: Catalog) -> Mapping[str, float] | None:
-    """Return the data sets' weights; None where every sample comes once an epoch."""
+    """Return the weight of each data set; None if every sample comes once an epoch."""
     if config.temperature is None:
         return config.weights
-    # Of the largest, so that no power of them is beyond a float.
-    most = max(catalog.values())
-    return {name: (size / most) ** (1 / config.temperature) for name, size in catalog.items()}
+    # Relative to the largest, so that no power overflows.
+    largest = max(catalog.values())
+    return {name: (size / largest) ** (1 / config.temperature) for name, size in catalog.items()}
 
 
 def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str, int]:
     """Return how many samples of each data set an epoch holds.
 
-    Without weights, all of each; with weights as many in sum, in the proportion of the weights.
+    Without weights: all. With weights: about as many in total, in proportion to the weights.
+
+    Raises:
+        MucoError: a weight names no data set, or no weight is above zero.
     """
     if weights is None:
         return dict(catalog)
@@ -53,47 +55,60 @@ def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str
                 f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(catalog)}"
             )
     shares = {name: weights.get(name, 0.0) for name in catalog}
-    whole, length = sum(shares.values()), sum(catalog.values())
-    if whole <= 0:
+    total, length = sum(shares.values()), sum(catalog.values())
+    if total <= 0:
         raise MucoError("sampler.weights: at least one data set needs a weight above zero")
-    return {name: round(length * share / whole) for name, share in shares.items()}
+    return {name: round(length * share / total) for name, share in shares.items()}
 
 
-def owner_of(sizes: Mapping[str, int], place: int) -> tuple[str, int]:
-    """Return whose place it is where each name has its `sizes` in a row, and the place within them."""
-    for name, size in sizes.items():
-        if place < size:
-            return name, place
-        place -= size
-    raise ValueError(f"no place {place} beyond the end")
+def batch_positions(quotas: Mapping[str, int], batch_size: int, position: int) -> range:
+    """Return the positions in the epoch of the samples of batch `position`.
+
+    Raises:
+        ValueError: the epoch has no such batch.
+    """
+    total, start = sum(quotas.values()), position * batch_size
+    if not 0 <= start < total:
+        raise ValueError(f"position {position} is outside an epoch of {total} samples")
+    return range(start, min(start + batch_size, total))
 
 
-def place_in_runs(quotas: Mapping[str, int], place: int, *, run_length: int, key: int) -> tuple[str, int]:
-    """Return the data set of a place in the epoch, and the place in that data set's share.
+def run_position(quotas: Mapping[str, int], position: int, *, run_length: int, key: int) -> tuple[str, int]:
+    """Return the data set of a position in the epoch, and the position within that data set's quota.
 
-    Each share is cut into runs, and the runs of all are shuffled; what is left of each share after its last
-    whole run comes at the end, data set by data set.
+    Each quota is cut into runs, and the runs of all data sets are shuffled together. The positions of each
+    quota after its last whole run come at the end of the epoch, data set by data set.
 
     Args:
-        quotas: places of each data set.
-        place: in the epoch, below the sum of the quotas.
-        run_length: places that stand together.
+        quotas: samples of each data set in an epoch.
+        position: in the epoch, less than the sum of the quotas.
+        run_length: samples of one run.
         key: seeds the order of the runs.
     """
     runs = {name: quota // run_length for name, quota in quotas.items()}
     num_runs = sum(runs.values())
-    run, offset = divmod(place, run_length)
+    run, offset = divmod(position, run_length)
     if run < num_runs:
-        drawn = int(permute(np.array([run], dtype=np.int64), num_runs, seed=key)[0])
-        name, run_of_it = owner_of(runs, drawn)
-        return name, run_of_it * run_length + offset
+        name, run = _find(runs, permute_one(run, num_runs, seed=key))
+        return name, run * run_length + offset
     rest = {name: quota % run_length for name, quota in quotas.items()}
-    name, offset = owner_of(rest, place - num_runs * run_length)
+    name, offset = _find(rest, position - num_runs * run_length)
     return name, runs[name] * run_length + offset
 
 
 def shuffled_visit(name: str, visit: int, *, size: int, seed: int) -> SampleRef:
-    """Return the sample of a data set's visit, counted over all epochs: each lap of `size` takes all once."""
-    lap, place = divmod(visit, size)
-    key = stable_id("lap", str(seed), name, str(lap))
-    return SampleRef(name, int(permute(np.array([place], dtype=np.int64), size, seed=key)[0]))
+    """Return the sample of visit number `visit` of a data set, counted over all epochs.
+
+    Every `size` visits take each sample once, in an order of their own.
+    """
+    lap, index = divmod(visit, size)
+    return SampleRef(name, permute_one(index, size, seed=stable_id("lap", str(seed), name, str(lap))))
+
+
+def _find(sizes: Mapping[str, int], index: int) -> tuple[str, int]:
+    """Return the name whose stretch holds `index`, stretches laid end to end, and the index within it."""
+    for name, size in sizes.items():
+        if index < size:
+            return name, index
+        index -= size
+    raise ValueError(f"index {index} is beyond the end")

@@ -1,4 +1,4 @@
-"""Batches of samples that a teacher finds alike, so that they are each other's hard negatives."""
+"""Batches of samples that a teacher model ranks as near neighbours: hard negatives of each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
@@ -16,15 +16,15 @@ from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.communities import communities
-from muco.plugins.samplers.epoch_shares import place_in_runs
-from muco.plugins.samplers.permutation import permute
+from muco.plugins.samplers.epoch_shares import batch_positions, run_position
+from muco.plugins.samplers.permutation import permute_one
 
 
 class Mined(Sampler):
-    """Part each data set into communities of near neighbours, and draw a batch's communities from one.
+    """Group each data set into communities of near neighbours; a batch has communities of one data set.
 
-    An epoch holds every sample once. Communities are made once, of the graph alone, and shuffled every
-    epoch. What is left of each data set after its last whole batch comes at the end of the epoch.
+    An epoch holds every sample once. The communities depend on the graph alone and are shuffled every epoch.
+    The samples of each data set after its last whole batch come at the end of the epoch.
 
     References:
         Thirukovalluru et al. 2025, arXiv:2505.11293: B3.
@@ -32,13 +32,21 @@ class Mined(Sampler):
 
     class Config(ComponentConfig):
         graphs: dict[str, str]
-        """File of neighbours of each data set, by name."""
-        skip: NonNegativeInt = 30
-        """The nearest neighbours of a sample that are left out: likely right answers to its query."""
-        keep: PositiveInt = 100
-        """The neighbours after those that count as near."""
+        """Neighbour file of each data set, by name."""
+        range_min: NonNegativeInt = 30
+        """Leave out this many nearest neighbours of a sample, which are likely positives."""
+        range_max: PositiveInt = 130
+        """Keep neighbours up to this rank."""
         community_size: PositiveInt = 32
-        """Samples that stand together; divides `train.global_batch_size`."""
+        """Samples of a community; divides `train.global_batch_size`."""
+
+        @model_validator(mode="after")
+        def _range_holds_a_rank(self) -> Mined.Config:
+            if self.range_max <= self.range_min:
+                raise ValueError(
+                    f"`range_max` {self.range_max} must be greater than `range_min` {self.range_min}"
+                )
+            return self
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -48,8 +56,8 @@ class Mined(Sampler):
             graph, fingerprint = self._graph(name), fingerprints[name]
             if graph.data != fingerprint:
                 raise MucoError(
-                    f"sampler.graphs.{name}: {self.config.graphs[name]} was made of other data (it says "
-                    f"{graph.data}, data.{name} is {fingerprint}). Mine the graph anew."
+                    f"sampler.graphs.{name}: {self.config.graphs[name]} was made of other data (fingerprint "
+                    f"{graph.data}, data.{name} has {fingerprint}). Run `muco mine` again."
                 )
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
@@ -58,31 +66,27 @@ class Mined(Sampler):
 
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
         self._check(catalog, batch_size)
-        total, start = sum(catalog.values()), position * batch_size
-        if not 0 <= start < total:
-            raise ValueError(f"position {position} lies outside an epoch of {total} samples")
         key = stable_id("runs", str(seed), str(epoch))
         refs: list[SampleRef] = []
-        for place in range(start, min(start + batch_size, total)):
-            name, offset = place_in_runs(catalog, place, run_length=batch_size, key=key)
-            refs.append(SampleRef(name, self._member(name, offset, seed=seed, epoch=epoch)))
+        for index in batch_positions(catalog, batch_size, position):
+            name, offset = run_position(catalog, index, run_length=batch_size, key=key)
+            refs.append(SampleRef(name, self._sample_at(name, offset, seed=seed, epoch=epoch)))
         return BatchPlan(epoch, position, tuple(refs))
 
-    def _member(self, name: str, offset: int, *, seed: int, epoch: int) -> int:
-        """Return the sample at a place of a data set's epoch: whole communities shuffled, then the rest."""
+    def _sample_at(self, name: str, offset: int, *, seed: int, epoch: int) -> int:
+        """Return the sample at an offset of the data set's epoch: shuffled communities, then the rest."""
         order, size = self._orders[name], self.config.community_size
-        place, within = divmod(offset, size)
-        whole = len(order) // size
-        if place < whole:
+        community, within = divmod(offset, size)
+        num_whole = len(order) // size
+        if community < num_whole:
             key = stable_id("communities", str(seed), str(epoch), name)
-            place = int(permute(np.array([place], dtype=np.int64), whole, seed=key)[0])
-        return int(order[place * size + within])
+            community = permute_one(community, num_whole, seed=key)
+        return int(order[community * size + within])
 
     @cached_property
     def _orders(self) -> dict[str, NDArray[np.int64]]:
-        """Each data set's samples, community by community."""
-        first, last = self.config.skip, self.config.skip + self.config.keep
-        size = self.config.community_size
+        """The samples of each data set, ordered by community."""
+        first, last, size = self.config.range_min, self.config.range_max, self.config.community_size
         return {
             name: communities(self._graph(name).neighbours[:, first:last], size)
             for name in self.config.graphs
@@ -92,10 +96,10 @@ class Mined(Sampler):
         path = self.config.graphs[name]
         graph = NeighbourGraph.read(Path(path).expanduser())
         ranks = graph.neighbours.shape[1]
-        if ranks < self.config.skip + self.config.keep:
+        if ranks < self.config.range_max:
             raise MucoError(
-                f"sampler.graphs.{name}: {path} holds {ranks} neighbours a sample; `skip` {self.config.skip} "
-                f"and `keep` {self.config.keep} want {self.config.skip + self.config.keep}"
+                f"sampler.graphs.{name}: {path} holds {ranks} neighbours of each sample, fewer than "
+                f"`range_max` {self.config.range_max}. Lower `range_max`, or mine more neighbours."
             )
         return graph
 
@@ -109,10 +113,11 @@ class Mined(Sampler):
             if name not in catalog:
                 near = did_you_mean(name, list(catalog))
                 raise MucoError(f"sampler.graphs: no data set named {name!r}.{near}")
-        for name, number in catalog.items():
+        for name, num_samples in catalog.items():
             if name not in self.config.graphs:
                 raise MucoError(f"sampler.graphs: the data set {name!r} has no graph")
-            if len(self._orders[name]) != number:
+            if len(self._orders[name]) != num_samples:
                 raise MucoError(
-                    f"sampler.graphs.{name}: a graph of {len(self._orders[name]):,} samples for {number:,}"
+                    f"sampler.graphs.{name}: the graph has {len(self._orders[name]):,} samples, "
+                    f"the data set {num_samples:,}"
                 )

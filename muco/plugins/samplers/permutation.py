@@ -1,4 +1,4 @@
-"""A shuffled order in which any position is computed at once, without shuffling."""
+"""Pseudo-random permutations in which each position is computed on its own, without shuffling a list."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 _ROUNDS = 6
 _BLOCKS = 16
-"""Stretches of neighbours that a window is made of."""
+"""Blocks of neighbours in a window."""
 _MASK_64 = (1 << 64) - 1
 
 
 def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np.int64]:
     """Return where `positions` land in a pseudo-random permutation of range(`size`).
 
-    A Feistel network over the smallest even number of bits that holds `size`, walked until the
-    value falls inside the range: a bijection, with memory and time independent of `size`.
+    A Feistel network over the smallest even number of bits that holds `size`, applied until the value is
+    inside the range. This is a bijection; memory and time do not depend on `size`.
 
     Args:
         positions: int64, each in range(`size`).
@@ -26,45 +26,50 @@ def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains": cycle walking.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = [np.uint64(_mix(seed * _ROUNDS + turn)) for turn in range(_ROUNDS)]
+    keys = [np.uint64(_mix(seed * _ROUNDS + index)) for index in range(_ROUNDS)]
     values = _feistel(positions.astype(np.uint64), half, keys)
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], half, keys)
     return values.astype(np.int64)
 
 
+def permute_one(position: int, size: int, *, seed: int) -> int:
+    """Return where one position lands; see `permute`."""
+    return int(permute(np.array([position], dtype=np.int64), size, seed=seed)[0])
+
+
 def permute_in_windows(
     positions: NDArray[np.int64], size: int, *, window: int, seed: int
 ) -> NDArray[np.int64]:
-    """Return where `positions` land in a permutation that stays within windows of neighbours.
+    """Return where `positions` land in a permutation that keeps neighbours in the same window.
 
-    The elements are cut into blocks of `window / 16`, the blocks are shuffled, and the elements of each 16
-    blocks in a row are shuffled among themselves: any `window` positions in a row lie in two windows, so in
-    32 stretches at most. Where the cutting begins depends on the seed; what is left of the last block comes
+    The elements are cut into blocks of `window / 16`, the blocks are shuffled, and the elements of every 16
+    consecutive blocks are shuffled together. Any `window` consecutive positions lie in two windows, so in at
+    most 32 blocks. The seed decides where the first block begins. Elements after the last whole block come
     last.
 
     Args:
         positions: int64, each in range(`size`).
         size: number of elements, at least one.
-        window: elements shuffled together, rounded down to whole blocks; 16 at least.
+        window: number of elements shuffled together, at least 16; rounded down to whole blocks.
         seed: any integer; another seed gives another permutation.
     """
     block = max(1, window // _BLOCKS)
     shift = _mix(seed) % size
     whole = size // block * block
-    places = positions.copy()
+    landed = positions.copy()
     span = block * _BLOCKS
-    for number in np.unique(positions // span).tolist():
-        first, last = number * span, min((number + 1) * span, whole)
+    for index in np.unique(positions // span).tolist():
+        first, last = index * span, min((index + 1) * span, whole)
         inside = (positions >= first) & (positions < last)
         if inside.any():
-            own = permute(positions[inside] - first, last - first, seed=_mix(seed) + number + 1)
+            own = permute(positions[inside] - first, last - first, seed=_mix(seed) + index + 1)
             blocks = permute((first + own) // block, whole // block, seed=seed)
-            places[inside] = blocks * block + own % block
+            landed[inside] = blocks * block + own % block
     rest = positions >= whole
     if rest.any():
-        places[rest] = whole + permute(positions[rest] - whole, size - whole, seed=seed)
-    return (places + shift) % size
+        landed[rest] = whole + permute(positions[rest] - whole, size - whole, seed=seed)
+    return (landed + shift) % size
 
 
 def _feistel(values: NDArray[np.uint64], half: int, keys: list[np.uint64]) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Batches made of runs: neighbours of one data set, so that its samples are each other's negatives."""
+"""Batches made of runs of one data set, whose samples are negatives of each other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from muco.core.ids import stable_id
 from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins.samplers.epoch_shares import (
     SharesConfig,
-    place_in_runs,
+    batch_positions,
     quotas_of,
+    run_position,
     shares_of,
     shuffled_visit,
 )
@@ -19,8 +20,8 @@ from muco.plugins.samplers.epoch_shares import (
 class TaskHomogeneous(Sampler):
     """Cut every data set into runs, and shuffle the runs into batches.
 
-    A run as long as a batch makes batches of one data set each. What is left of each data set after
-    its last whole run comes at the end of the epoch.
+    With runs as long as a batch, each batch is of one data set. The samples of each data set after its last
+    whole run come at the end of the epoch.
 
     References:
         Jiang et al. 2024, arXiv:2410.05160: VLM2Vec's interleaved sub-batches.
@@ -28,7 +29,7 @@ class TaskHomogeneous(Sampler):
 
     class Config(SharesConfig):
         run_length: PositiveInt
-        """Samples of one data set that stand together; divides `train.global_batch_size`."""
+        """Samples of a run; divides `train.global_batch_size`."""
 
     def __init__(self, config: Config) -> None:
         self.run_length = config.run_length
@@ -41,13 +42,10 @@ class TaskHomogeneous(Sampler):
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
         self._check(batch_size)
         quotas = quotas_of(shares_of(self.config, catalog), catalog)
-        total, start = sum(quotas.values()), position * batch_size
-        if not 0 <= start < total:
-            raise ValueError(f"position {position} lies outside an epoch of {total} samples")
         key = stable_id("runs", str(seed), str(epoch))
         refs: list[SampleRef] = []
-        for place in range(start, min(start + batch_size, total)):
-            name, offset = place_in_runs(quotas, place, run_length=self.run_length, key=key)
+        for index in batch_positions(quotas, batch_size, position):
+            name, offset = run_position(quotas, index, run_length=self.run_length, key=key)
             visit = epoch * quotas[name] + offset
             refs.append(shuffled_visit(name, visit, size=catalog[name], seed=seed))
         return BatchPlan(epoch, position, tuple(refs))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from muco.config.load import load_recipe
-from muco.core import DataError, MucoError, SampleRef
+from muco.core import DataError, MucoError, RecipeError, SampleRef
 from muco.data.shards.reader import ShardReader
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.communities import communities
@@ -43,8 +43,11 @@ def write(folder: Path, **neighbours: np.ndarray) -> dict[str, str]:
     return {name: str(folder / f"{name}.safetensors") for name in neighbours}
 
 
+DEFAULTS = {"range_min": 0, "range_max": 3, "community_size": 4}
+
+
 def mined(graphs: dict[str, str], **others) -> Mined:
-    return Mined(Mined.Config(graphs=graphs, **{"skip": 0, "keep": 3, "community_size": 4, **others}))
+    return Mined(Mined.Config(graphs=graphs, **DEFAULTS | others))
 
 
 def epoch_of(
@@ -58,7 +61,7 @@ def epoch_of(
 
 def test_keeps_the_contract(registry, tmp_path):
     graphs = write(tmp_path, a=scattered(13, 5), b=scattered(5, 5))
-    config = {"graphs": graphs, "skip": 1, "keep": 3, "community_size": 2}
+    config = {"graphs": graphs, "range_min": 1, "range_max": 4, "community_size": 2}
     check_sampler(registry, "mined", config, catalog={"a": 13, "b": 5})
 
 
@@ -123,18 +126,20 @@ def test_the_nearest_are_skipped(tmp_path):
     near, far = planted(8, 3), planted(8, 3, seed=1)
     graphs = write(tmp_path, a=np.concatenate([near, far], axis=1))
     together = {
-        skip: epoch_of(mined(graphs, skip=skip, keep=2, community_size=3), {"a": 24}, batch_size=3)
-        for skip in (0, 2)
+        first: epoch_of(
+            mined(graphs, range_min=first, range_max=first + 2, community_size=3), {"a": 24}, batch_size=3
+        )
+        for first in (0, 2)
     }
-    for skip, neighbours in ((0, near), (2, far)):
-        for batch in together[skip]:
+    for first, neighbours in ((0, near), (2, far)):
+        for batch in together[first]:
             indices = [ref.index for ref in batch]
             assert set(neighbours[indices[0]]) == set(indices[1:])
 
 
 def test_a_far_position_costs_what_a_near_one_does(tmp_path):
     number = 2**15
-    made = mined(write(tmp_path, a=np.roll(np.arange(number, dtype=np.int32), -1)[:, None]), keep=1)
+    made = mined(write(tmp_path, a=np.roll(np.arange(number, dtype=np.int32), -1)[:, None]), range_max=1)
 
     def seconds(position: int) -> float:
         began = time.process_time()
@@ -188,7 +193,7 @@ def test_a_graph_of_other_data_is_refused(shards, tmp_path):
     recipe = [
         f"data={{scenes: {{shards: {shards}}}}}",
         "train.global_batch_size=8",
-        f"sampler={{name: mined, graphs: {{scenes: {tmp_path}/g}}, skip: 0, keep: 3, community_size: 4}}",
+        f"sampler={DEFAULTS | {'name': 'mined', 'graphs': {'scenes': f'{tmp_path}/g'}}}",
     ]
     NeighbourGraph(rows, data=reader.index.fingerprint, teacher="t").write(tmp_path / "g")
     build_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
@@ -199,13 +204,27 @@ def test_a_graph_of_other_data_is_refused(shards, tmp_path):
         build_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
 
 
-def test_settings_that_do_not_fit_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("skip: 2, keep: 3", ["sampler.skip: this key is now `range_min`",
+                              "sampler.keep: this key is now `range_max: skip + keep`"]),
+        ("range_min: 5, range_max: 5", ["`range_max` 5 must be greater than `range_min` 5"]),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_problems_of_the_recipe(given, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("quickstart", [f"sampler={{name: mined, graphs: {{}}, {given}}}"])
+    assert all(part in str(caught.value) for part in message)
+
+
+def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     graphs = write(tmp_path, a=scattered(9, 4))
     with pytest.raises(MucoError, match=r"community_size: 4 does not divide train\.global_batch_size 6"):
         mined(graphs).num_batches({"a": 9}, batch_size=6)
-    with pytest.raises(MucoError, match="holds 4 neighbours a sample; `skip` 2 and `keep` 3 want 5"):
-        mined(graphs, skip=2).num_batches({"a": 9}, batch_size=4)
-    with pytest.raises(MucoError, match="a graph of 9 samples for 10"):
+    with pytest.raises(MucoError, match="holds 4 neighbours of each sample, fewer than `range_max` 5"):
+        mined(graphs, range_max=5).num_batches({"a": 9}, batch_size=4)
+    with pytest.raises(MucoError, match="the graph has 9 samples, the data set 10"):
         mined(graphs).num_batches({"a": 10}, batch_size=4)
     with pytest.raises(MucoError, match="the data set 'b' has no graph"):
         mined(graphs).num_batches({"a": 9, "b": 3}, batch_size=4)

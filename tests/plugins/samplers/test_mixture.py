@@ -147,7 +147,7 @@ def test_a_late_position_of_a_large_catalog_costs_what_an_early_one_of_a_small_o
 
 @pytest.mark.parametrize("position", [-1, 3])
 def test_a_position_outside_the_epoch_is_refused(position):
-    with pytest.raises(ValueError, match=f"position {position} lies outside an epoch of 20 samples"):
+    with pytest.raises(ValueError, match=f"position {position} is outside an epoch of 20 samples"):
         mixture().plan({"a": 20}, batch_size=8, seed=0, epoch=0, position=position)
 
 

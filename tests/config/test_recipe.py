@@ -215,7 +215,7 @@ def test_a_recipe_is_frozen(load):
         ("name: small", 'name: "a\\n" # <-', "name: use letters, digits"),
         ("name: small", "name: 2024-01-01 # <-", "name: must be a valid string"),
         ("packer:\n", "packer: # <-\n  targets: dialogue\n",
-         "packer: `context: isolated` goes with `targets: independent`"),
+         "packer: `context: isolated` needs `targets: independent`"),
         ("  num_steps: 10", "  num_steps: 10\n  num_steps: 20 # <-",
          "train.num_steps: given twice, first in line 23"),
         ("seed: 0", "seed: 0\nname: again # <-", "name: given twice, first in line 1"),

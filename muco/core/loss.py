@@ -21,7 +21,10 @@ class LossTerms:
     per_turn: Tensor
     """float [N], in nats."""
     counts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Scalar statistics by name, summed over ranks by the caller: negatives masked, hits, ..."""
+    """Scalar tensors by name, logged under `counts` as the sum over all ranks, a step on average."""
+    rates: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Scalar tensors by name: how many of the N query turns have a property. Logged by this name as a share
+    of all ranks' query turns: `in_batch_accuracy`."""
 
 
 def positive_pairs(query: TurnIds, target: TurnIds) -> tuple[Tensor, Tensor]:
@@ -66,5 +69,6 @@ class Loss(Component, nn.Module, ABC):
                 positives, whatever their form; rows with `is_negative` are negatives for everyone.
 
         Returns:
-            `per_turn` float [N], in nats, and `counts` by name. The caller averages over the batch.
+            `per_turn` float [N], in nats, with `counts` and `rates` by name. The caller averages over the
+            batch.
         """

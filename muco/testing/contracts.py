@@ -124,7 +124,7 @@ def check_loss(registry: Registry, name: str, settings: Mapping[str, Any]) -> No
     terms = loss(query, target)
     assert terms.per_turn.shape == (len(keys),)
     assert torch.isfinite(terms.per_turn).all()
-    assert all(count.ndim == 0 for count in terms.counts.values())
+    assert all(count.ndim == 0 for count in (*terms.counts.values(), *terms.rates.values()))
     shuffled = target.select(torch.randperm(len(keys)))
     torch.testing.assert_close(loss(query, shuffled).per_turn, terms.per_turn)
     (gradient,) = torch.autograd.grad(terms.per_turn.sum(), sides)

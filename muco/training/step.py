@@ -26,6 +26,8 @@ class StepLoss:
     num_turns: int
     """Query turns."""
     counts: Mapping[str, float]
+    rates: Mapping[str, float]
+    """Numbers of query turns."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Stepper:
             mean = (mean + self._exchanged(queries, targets)) / 2
         mean.backward()
         sums = self.ranks.sums({**terms.counts, "mean": mean.detach()}, self.device)
-        return StepLoss(sums.pop("mean"), int(num_turns), sums)
+        rates = self.ranks.sums(terms.rates, self.device)
+        return StepLoss(sums.pop("mean"), int(num_turns), sums, rates)
 
     def _exchanged(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> Tensor:
         """Return this rank's part of the mean loss of the target turns against all queries."""

@@ -222,6 +222,8 @@ class Trainer:
             self._count(name, total)
         for name, count in result.counts.items():
             self._count(f"count/{name}", count)
+        for name, count in result.rates.items():
+            self._count(f"rate/{name}", count)
 
     def _count(self, name: str, value: float) -> None:
         self.progress.window[name] = self.progress.window.get(name, 0.0) + value
@@ -234,8 +236,6 @@ class Trainer:
             return
         sums = self.progress.window
         steps, seconds = sums["steps"], sums["seconds"]
-        counts = {name[6:]: sums[name] / steps for name in sums if name.startswith("count/")}
-        hits = counts.pop("hits", None)
         log.write(
             {
                 "step": self.progress.step,
@@ -247,9 +247,9 @@ class Trainer:
                 "samples_per_second": sums["samples"] / seconds,
                 "tokens": round(sums["tokens"] / steps),
                 "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
-                "in_batch_accuracy": None if hits is None else hits * steps / sums["pairs"],
+                **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
                 "wait_share": sums["wait"] / seconds,
-                "counts": counts,
+                "counts": {name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
             }
         )
         self.progress.window = {}

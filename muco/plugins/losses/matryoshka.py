@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -20,8 +19,8 @@ from muco.core.turns import TurnEmbeddings
 class Matryoshka(Loss):
     """Sum a loss over embeddings cut to several sizes, so that each size serves alone.
 
-    A cut embedding is divided by its length anew. Counts are those of the largest size; the hits of the
-    others stand beside them by size.
+    A cut embedding is divided by its length anew. Counts and rates are those of the largest size. The count
+    `hits_<size>` of each other size is how many queries rank a positive first at that size.
 
     References:
         Kusupati et al. 2022, arXiv:2205.13147.
@@ -61,15 +60,14 @@ class Matryoshka(Loss):
         terms = {dim: self.loss(_cut(query, dim), _cut(target, dim)) for dim in self.weights}
         total = sum(weight * terms[dim].per_turn for dim, weight in self.weights.items())
         assert isinstance(total, Tensor)
-        return LossTerms(total, _counts({dim: each.counts for dim, each in terms.items()}))
+        largest, *others = terms
+        hits = {
+            f"hits_{dim}": terms[dim].rates["in_batch_accuracy"]
+            for dim in others
+            if "in_batch_accuracy" in terms[dim].rates
+        }
+        return LossTerms(total, {**terms[largest].counts, **hits}, terms[largest].rates)
 
 
 def _cut(turns: TurnEmbeddings, dim: int) -> TurnEmbeddings:
     return replace(turns, vectors=F.normalize(turns.vectors[:, :dim], dim=-1))
-
-
-def _counts(by_dim: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the counts of the first size, the largest, and the hits of the others."""
-    first, *others = by_dim
-    hits = {f"hits_{dim}": by_dim[dim]["hits"] for dim in others if "hits" in by_dim[dim]}
-    return {**by_dim[first], **hits}

@@ -44,8 +44,9 @@ class SigLIP(PairingLoss):
         )
         refuse_lonely(torch.isneginf(top_N).nonzero().flatten())
         logit_P = (scaled_ND[pairing.rows] * pairing.targets[pairing.columns]).sum(1) + self.bias
-        counts = {**pairing.counts, "hits": (best_of(pairing, logit_P) > top_N).sum()}
-        return LossTerms(sum_N.index_add(0, pairing.rows, -F.logsigmoid(logit_P)), counts)
+        per_turn = sum_N.index_add(0, pairing.rows, -F.logsigmoid(logit_P))
+        rates = {"in_batch_accuracy": (best_of(pairing, logit_P) > top_N).sum()}
+        return LossTerms(per_turn, pairing.counts, rates)
 
 
 def _beside(rows_ND: Tensor, value: Tensor) -> Tensor:

@@ -176,8 +176,8 @@ def contrast(
     best_N = torch.stack([each.best for each in found]).amax(0)
     top_N = torch.stack([each.top for each in found]).amax(0)
     counts = {name: torch.stack([each.counts[name] for each in found]).sum() for name in found[0].counts}
-    counts["hits"] = (best_N > top_N).sum()
-    return LossTerms(per_turn / row_P.bincount(minlength=len(query)), counts)
+    rates = {"in_batch_accuracy": (best_N > top_N).sum()}
+    return LossTerms(per_turn / row_P.bincount(minlength=len(query)), counts, rates)
 
 
 def refuse_lonely(rows: Tensor) -> None:

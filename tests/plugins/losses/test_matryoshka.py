@@ -44,6 +44,7 @@ def test_counts_are_those_of_the_largest_size_and_hits_stand_beside_them():
     whole = matryoshka("multiturn_infonce", dims=(6,))(query, target)
     assert {"hits_2", "hits_4"} == terms.counts.keys() - whole.counts.keys()
     assert all(int(terms.counts[name]) == int(whole.counts[name]) for name in whole.counts)
+    assert terms.rates == whole.rates
 
 
 def test_the_wrapped_loss_is_built_once_and_its_parameters_are_trained():

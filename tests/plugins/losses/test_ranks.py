@@ -34,7 +34,7 @@ def scored(name: str, settings: dict, ranks: Ranks) -> dict[str, object]:
     ranks.sum_gradients(loss.parameters())
     return {
         "mean": done.mean,
-        "counts": dict(done.counts),
+        "counts": {**done.counts, **done.rates},
         "vectors": [side.vectors.grad for side in shares],
         "parameters": {name: weight.grad for name, weight in loss.named_parameters()},
     }

@@ -225,7 +225,7 @@ def _decompress(path: Path, to: Path) -> None:
                 if max(num_bytes - written, _BLOCK_BYTES) > free:
                     raise MucoError(
                         f"{path} is compressed, and the disk of {to.parent} has no room to decompress it. "
-                        f"Set $MUCO_CACHE to a folder that has, or decompress it elsewhere: {command_for(path)}"
+                        f"Set $MUCO_CACHE to a larger one, or decompress it elsewhere: {command_for(path)}"
                     )
                 block = source.read(_BLOCK_BYTES)
                 if not block:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import yaml
 from muco.config.recipe import Evaluation, Recipe
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
+from muco.io.atomic import write_text
 
 _REPORTED = (
     "muco",
@@ -169,14 +169,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:

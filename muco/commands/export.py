@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
 from muco.config.load import validate_evaluation
 from muco.core.errors import MucoError
+from muco.io.atomic import atomic_folder
 from muco.model.source import Parts, find_model
 
 
@@ -41,11 +40,9 @@ def export(model: str, to: Path) -> Path:
     encoder, about = source.load(Parts.of(validate_evaluation(source.values, title=title)))
     encoder.backbone.merge_adapters()
     parts = Parts.of(validate_evaluation(_without_adapter(source.values), title=title))
-    beside = to.with_name(f".{to.name}.partial")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        save_encoder(encoder, cast(Any, parts), beside, step=about["step"])
-        os.rename(beside, to)
+        with atomic_folder(to) as partial:
+            save_encoder(encoder, cast(Any, parts), partial, step=about["step"])
     except OSError as error:
         raise MucoError(f"{to}: the model cannot be written: {error}") from error
     return to

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from muco.config.recipe import Recipe
 from muco.core.errors import MucoError
+from muco.io.atomic import atomic_folder
 from muco.run_folder import RunFolder, blocks_resume, differences, with_scores
 
 if TYPE_CHECKING:
@@ -224,11 +225,8 @@ def _publish(place: RunFolder) -> None:
     """Put the last checkpoint's model where the run's model is looked for."""
     from muco.training.checkpoint import checkpoints
 
-    beside = place.path / ".model.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(checkpoints(place.path)[-1].folder / "model", beside)
-    shutil.rmtree(place.model, ignore_errors=True)
-    beside.rename(place.model)
+    with atomic_folder(place.model, replace=True) as partial:
+        shutil.copytree(checkpoints(place.path)[-1].folder / "model", partial, dirs_exist_ok=True)
 
 
 def _evaluate(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> dict[str, float] | None:

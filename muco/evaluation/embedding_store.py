@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.errors import DataError, MucoError
+from muco.io.atomic import write_text
 
 StoreDtype = Literal["float32", "float16"]
 """How a number is kept; a search reads float32 from either."""
@@ -211,9 +212,7 @@ class EmbeddingStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
             if found is None:
-                beside = path.with_name(f".about.{os.getpid()}.partial")
-                beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-                os.replace(beside, path)
+                write_text(path, json.dumps(about, indent=1) + "\n")
         except OSError as error:
             raise MucoError(f"{self.folder}: embeddings cannot be kept here: {error}") from error
         except ValueError as error:

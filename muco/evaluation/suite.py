@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -25,6 +24,7 @@ from muco.evaluation.geometry import Coherence, CoherenceMeter
 from muco.evaluation.metrics import Ties, mean
 from muco.evaluation.search.ranking import Ranking
 from muco.evaluation.search.search import rank_all
+from muco.io.atomic import write_text
 
 FORMAT_VERSION = 1
 _MOST_SHOWN_BYTES, _SHOWN_PIXELS = 20_000, 256
@@ -254,10 +254,7 @@ def _data_uri(image: EncodedImage) -> str:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, json.dumps(values, indent=1) + "\n", inside=path.parent.parent)
     except OSError as error:
         raise MucoError(f"{path}: the result cannot be written: {error}") from error

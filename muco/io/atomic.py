@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all.
 
-Each write goes to a new entry of the same folder under a random name, is flushed to the disk and then renamed:
-a reader sees the old content or the new one. Symbolic links are never written through: a link at the path is
+Each write goes to a new entry of the same folder under a random name, is flushed to the disk and renamed: a
+reader sees the old content or the new one. Symbolic links are never written through: a link at the path is
 replaced by the file. A process that is killed leaves `.NAME.HOST-PID-RANDOM.partial` behind; the next write
 into the folder removes it.
 """
@@ -138,7 +138,7 @@ def _is_abandoned(path: Path, host: str, pid: int) -> bool:
     import psutil
 
     try:
-        changed = path.lstat().st_mtime
+        changed = path.lstat().st_ctime  # a copy may have been given an old st_mtime
         if host != _host():
             return time.time() - changed > _OTHER_HOST_SECONDS
         return psutil.Process(pid).create_time() > changed + _CLOCK_SKEW_SECONDS

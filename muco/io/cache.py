@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muco.core.errors import MucoError
+from muco.io.atomic import atomic_path
 from muco.io.lock import alone
 
 
@@ -25,7 +26,7 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
 
     Args:
         name: path of the file, relative to the cache folder.
-        write: writes the file to a temporary path, from where it is moved when it is complete.
+        write: fills an empty file at a temporary path, which is renamed when it is complete.
 
     Raises:
         MucoError: the cache folder cannot be written, or is full.
@@ -37,7 +38,8 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path.with_suffix(".lock")):
             if not path.is_file():
-                _write(path, write)
+                with atomic_path(path) as partial:
+                    write(partial)
     except (OSError, sqlite3.Error) as error:
         raise MucoError(f"{path} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
     return path
@@ -47,13 +49,3 @@ def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connect
     """Return a SQLite file of the cache folder, open for reading; as `cached_file`."""
     path = cached_file(name, write)
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)  # of a process that was killed
-    try:
-        write(partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,13 +5,12 @@ It is one safetensors file, specified in docs/components/samplers.md.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from uuid import uuid4
 
 from muco.core.errors import DataError
+from muco.io.atomic import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,17 +44,13 @@ class NeighbourGraph:
 
         if problem := _problem(self.neighbours):
             raise ValueError(problem)
-        beside = path.with_name(f".{path.name}.{uuid4().hex}")
         metadata = {"format": _FORMAT, "version": _VERSION, "data": self.data, "teacher": self.teacher}
         try:
-            cast(Any, safetensors).save_file(
-                {"neighbours": np.ascontiguousarray(self.neighbours)}, beside, metadata=metadata
-            )
-            os.replace(beside, path)
+            with atomic_path(path) as partial:
+                tensors = {"neighbours": np.ascontiguousarray(self.neighbours)}
+                cast(Any, safetensors).save_file(tensors, partial, metadata=metadata)
         except OSError as error:
             raise DataError(f"{path}: the graph cannot be written: {error}") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> NeighbourGraph:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from muco import __version__
+from muco.io.atomic import write_bytes
 from muco.report import formatting as words
 from muco.report.comparison import comparisons_of, differences_of
 from muco.report.gallery import gallery_of
@@ -37,7 +37,7 @@ def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
     """
     page = render(read_run(folder), [read_run(other) for other in others])
     path = folder / "report.html"
-    _replace(path, page)
+    write_bytes(path, page.encode(errors="replace"))
     return path
 
 
@@ -103,13 +103,3 @@ def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
         yield f"Logged steps whose loss is not finite: {len(steps)}, the first is step {steps[0]}."
     if run.unreadable:
         yield f"Training left out samples that could not be read: {len(run.unreadable)}."
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old page or the new one, whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

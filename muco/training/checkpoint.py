@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from muco.config.recipe import Recipe
 from muco.core.errors import DataError, MucoError
+from muco.io.atomic import atomic_folder, remove_folder
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
 
@@ -72,21 +71,13 @@ def save_checkpoint(
     """
     parent = run_folder / "checkpoints"
     folder = parent / f"step-{progress.step:06d}"
-    beside = parent / f".{folder.name}.partial"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_encoder(model.encoder, recipe, beside / "model", step=progress.step)
-        state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
-        torch.save(state, beside / "training.pt")
-        (beside / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
-        for file in [path for path in beside.rglob("*") if path.is_file()]:
-            _sync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(beside, folder)
-        _sync(parent)
+        with atomic_folder(folder, replace=True) as partial:
+            save_encoder(model.encoder, recipe, partial / "model", step=progress.step)
+            state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
+            torch.save(state, partial / "training.pt")
+            (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
     except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
         kept = checkpoints(run_folder)
         rest = f"The last good one is {kept[-1].folder}" if kept else "There is none yet"
         raise MucoError(
@@ -94,7 +85,7 @@ def save_checkpoint(
             f"{rest}. Make room and go on with --resume."
         ) from error
     for old in checkpoints(run_folder)[: -recipe.train.keep_checkpoints]:
-        shutil.rmtree(old.folder, ignore_errors=True)
+        remove_folder(old.folder)
     return folder
 
 
@@ -109,11 +100,3 @@ def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, l
         ) from error
     loss.load_state_dict(state["loss"])
     return Model(encoder, loss), state["optimizers"]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

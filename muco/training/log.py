@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from muco.io.atomic import write_text
+
 LOG_FILE = "train.jsonl"
 
 
@@ -23,7 +25,7 @@ def cut_lines(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # the last line of a run that was killed as it wrote
             break
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
 
 
 class NoLog:

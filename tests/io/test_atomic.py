@@ -1,14 +1,13 @@
-import os
 import sqlite3
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from muco.core.errors import DataError
+from muco.io import atomic
 from muco.io.atomic import atomic_file, atomic_folder, atomic_path, remove_folder, write_bytes, write_text
 
 KILLED = """
@@ -93,16 +92,22 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write_to_the_folder(t
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".partial")
-    # What SQLite puts beside a file, a folder, and another host's.
+    # What SQLite puts beside a file, and a folder.
     (tmp_path / f"{left.name}-journal").touch()
     host, rest = left.name.removeprefix(".a.").split("-", 1)
     (tmp_path / f".folder.{host}-{rest}" / "model").mkdir(parents=True)
-    young, old = tmp_path / f".a.00000000-{rest}", tmp_path / f".b.00000000-{rest}"
-    young.touch()
-    old.touch()
-    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
     write_text(tmp_path / "b", "")
-    assert {each.name for each in tmp_path.iterdir()} == {"b", young.name}
+    assert [each.name for each in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_another_host_writes_stays_for_a_day(tmp_path, monkeypatch):
+    foreign = tmp_path / f".a.00000000-1-{'0' * 32}.partial"
+    foreign.touch()
+    write_text(tmp_path / "b", "")
+    assert foreign.exists()
+    monkeypatch.setattr(atomic, "_OTHER_HOST_SECONDS", -1)
+    write_text(tmp_path / "b", "")
+    assert not foreign.exists()
 
 
 def test_files_of_running_processes_and_other_hidden_files_stay(tmp_path):
@@ -113,10 +118,10 @@ def test_files_of_running_processes_and_other_hidden_files_stay(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"a", "b", ".mine.partial"}
 
 
-def test_a_process_id_that_was_given_to_another_process_does_not_keep_a_file(tmp_path):
+def test_a_file_older_than_the_process_that_has_its_id_now_is_removed(tmp_path, monkeypatch):
     with atomic_path(tmp_path / "a") as partial:
-        # Last changed before this process began, which has the id now.
-        os.utime(partial, (time.time() - 7 * 24 * 3600,) * 2)
+        # As if the file had last changed long before this process began.
+        monkeypatch.setattr(atomic, "_CLOCK_SKEW_SECONDS", -(10**9))
         write_text(tmp_path / "b", "")
         assert not partial.exists()
         partial.touch()

@@ -299,7 +299,7 @@ def test_the_table_of_kinds_names_hooks_and_checks_that_exist():
     import muco.testing
     from muco.core.hookspecs import HOOKS
 
-    rows = sections(DOCS / "plugins.md")["What to write for each kind"]
+    rows = sections(DOCS / "plugins.md")["What to implement for each kind"]
     assert set(re.findall(r"`(muco_\w+)`", rows)) == set(HOOKS.values())
     assert set(re.findall(r"`(check_\w+)`", rows)) == set(muco.testing.__all__)
 

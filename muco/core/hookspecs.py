@@ -1,7 +1,7 @@
-"""The seven hooks of a plugin package, one a kind; entry-point group `muco`.
+"""The seven hooks of a plugin package, one for each kind; entry-point group `muco`.
 
-A hook declares components as text, so that listing them imports none. The plugin module also states
-the contract that it was built for: `muco_contract = 1`.
+A hook returns names and paths of components as text, so listing them imports none. The plugin module also
+states the version of the interfaces that it was written for: `muco_contract = 1`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pluggy
 
 PROJECT = "muco"
 CONTRACT = 1
-"""Raised when an interface of `muco.core` changes so that a component must change with it."""
+"""Version of the interfaces. It is increased when a change of `muco.core` breaks existing components."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -1,4 +1,4 @@
-"""A margin between the positive and the hardest negative."""
+"""A loss that wants a margin between the positive and the hardest negative."""
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +8,20 @@ from muco.core import ComponentConfig, Loss, LossTerms, TurnEmbeddings, positive
 
 
 class Triplet(Loss):
-    """Push each query's nearest negative below its positive by a margin; smooth, so that all learn."""
+    """A smooth triplet loss with the most similar negative of each query."""
 
     class Config(ComponentConfig):
         margin: PositiveFloat = 0.2
-        """Of cosine similarity."""
+        """By how much the cosine similarity of the positive should exceed that of the negative."""
         temperature: PositiveFloat = 0.1
-        """Divides what is missing of the margin; the lower, the sharper."""
+        """Divides the violation of the margin; a lower value is closer to the hard triplet loss."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        """Return the loss of each query; for small batches, all similarities are in memory."""
+        """Return the loss of each query. All similarities are in memory at once, so use small batches."""
         rows, columns = positive_pairs(query, target)
         similarity = query.vectors @ target.vectors.T
         sibling = (query.group_ids[:, None] == target.group_ids) & ~target.is_negative

@@ -1,4 +1,4 @@
-"""The mean of a turn's hidden states, later ones with more weight: a causal model has read more by then."""
+"""A pooler that gives later tokens more weight: a causal model has read more of the turn at that point."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from muco.core import ComponentConfig, Pooler, TurnStates
 
 
 class WeightedMean(Pooler):
-    """Weigh the n-th token of a turn's span by n (Muennighoff 2022, arXiv:2202.08904)."""
+    """Weight the n-th token of a turn's span by n (Muennighoff 2022, arXiv:2202.08904)."""
 
     class Config(ComponentConfig):
         """No settings."""
@@ -17,7 +17,7 @@ class WeightedMean(Pooler):
         self.embedding_dim = hidden_dim
 
     def pool(self, states: TurnStates) -> Tensor:
-        """Return [N, H], not divided by the sum of the weights: the interface divides by the length."""
+        """Return [N, H]. There is no division by the sum of the weights, because the interface normalizes."""
         spans = zip(states.spans.start.tolist(), states.spans.stop.tolist(), strict=True)
         return torch.stack([self._mean(states.hidden[start:stop]) for start, stop in spans])
 

@@ -1,4 +1,4 @@
-"""What muco asks of any pooler and any loss."""
+"""The contract checks of muco for any pooler and any loss."""
 
 from muco.core import default_registry
 from muco.testing import check_loss, check_pooler

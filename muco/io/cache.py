@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muco.core.errors import MucoError
 from muco.io.atomic import atomic_path
-from muco.io.lock import alone
+from muco.io.lock import locked
 
 
 def cache_folder() -> Path:
@@ -36,7 +36,7 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             if not path.is_file():
                 with atomic_path(path) as partial:
                     write(partial)

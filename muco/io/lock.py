@@ -1,31 +1,25 @@
-"""One process at a time."""
+"""Locks between processes."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 
 @contextmanager
-def alone(path: Path) -> Generator[None]:
-    """Wait until no other process of this machine is in here with the same path; the file is gone after."""
-    while True:
-        with open(path, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_at(path, lock.fileno()):
-                continue  # the one before removed it, and a third may hold a new one
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+def locked(path: Path) -> Generator[None]:
+    """Hold the lock file `path`; other threads and processes of this machine wait.
 
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError:
-        return False
+    The system frees the lock of a process that dies. The file is removed at the end.
+    """
+    with FileLock(path, poll_interval=0.02):
+        try:
+            yield
+        finally:
+            # Removed while it is held: a process that waits sees that its file is gone and opens a new one.
+            # Windows refuses to remove an open file, which then stays.
+            with suppress(OSError):
+                path.unlink()

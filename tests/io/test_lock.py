@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 
-from muco.io.lock import alone
+from muco.io.lock import locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from muco.io.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
-def test_the_one_who_waited_holds_the_file_that_the_next_will_find(tmp_path):
-    """Whoever leaves removes the file: a waiter must not be content with what is gone."""
+def test_one_thread_at_a_time_though_each_removes_the_file(tmp_path):
+    """A thread that waited holds the file that the next one finds, not the one that was removed."""
     path = tmp_path / "a.lock"
-    inside, most, orders = [], [], threading.Barrier(8)
+    inside, seen, start = [], [], threading.Barrier(8)
 
     def enter() -> None:
-        orders.wait()
-        for _ in range(50):
-            with alone(path):
+        start.wait()
+        for _ in range(20):
+            with locked(path):
                 inside.append(None)
-                most.append((len(inside), path.is_file()))
+                seen.append((len(inside), path.is_file()))
                 inside.pop()
 
     threads = [threading.Thread(target=enter) for _ in range(8)]
@@ -23,6 +35,26 @@ def test_the_one_who_waited_holds_the_file_that_the_next_will_find(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(most) == {(1, True)}
-    assert len(most) == 400
+    assert set(seen) == {(1, True)}
+    assert len(seen) == 160
+    assert not path.exists()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    path = tmp_path / "a.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        waited = threading.Event()
+
+        def enter() -> None:
+            with locked(path):
+                waited.set()
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not waited.wait(0.1)
+        process.send_signal(signal.SIGKILL)
+        thread.join(timeout=30)
+        assert waited.is_set()
     assert not path.exists()

@@ -23,7 +23,7 @@ from muco.data.prepare.workers import Maker, Outcome, Skipped, in_processes, in_
 from muco.data.shards.format import FORMAT_VERSION, tar_bytes, to_members
 from muco.data.shards.index import INDEX_JSON, read_index, write_index
 from muco.data.shards.writer import OpenShard
-from muco.io.lock import alone
+from muco.io.lock import locked
 
 SKIPPED_FILE = "skipped.jsonl"
 JOURNAL_FILE = "journal.sqlite"
@@ -149,7 +149,7 @@ class Conversion:
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with alone(self.folder.parent / f".{self.folder.name}.lock"):
+            with locked(self.folder.parent / f".{self.folder.name}.lock"):
                 if not self.folder.exists():
                     self.work.mkdir(parents=True, exist_ok=True)
                     if not self._is_whole():

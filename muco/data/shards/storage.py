@@ -14,7 +14,7 @@ from uuid import uuid4
 from muco.core.errors import DataError, MucoError
 from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
 from muco.io.cache import cache_folder
-from muco.io.lock import alone
+from muco.io.lock import locked
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
 _BLOCK_BYTES = 2**22
@@ -48,7 +48,7 @@ class RemotePlace:
     def index(self) -> ShardIndex:
         """Return the index, fetched anew; a cache of other shards is emptied."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder / ".index.lock"):
+        with locked(self.folder / ".index.lock"):
             fresh = self._bytes(INDEX_JSON)
             path = self.folder / INDEX_JSON
             if not path.is_file() or path.read_bytes() != fresh:
@@ -73,12 +73,12 @@ class RemotePlace:
                 file = os.open(path, os.O_RDONLY)
                 os.utime(file)
                 return file
-            with alone(self.folder / f".{path.stem}.lock"):
+            with locked(self.folder / f".{path.stem}.lock"):
                 if not path.exists():
                     self._fetch(shard, path)
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        with alone(self.folder / ".room.lock"):
+        with locked(self.folder / ".room.lock"):
             self._make_room(shard.num_bytes)
         # One process at a time fetches a shard, so what a killed one left is written over.
         beside = self.folder / f".{path.stem}.partial"

@@ -56,7 +56,7 @@ def text(*seed: int) -> str:
 
 
 def side(processor, dialogues) -> SideInputs:
-    chunk: EncoderInputs = processor.collate(dialogues)
+    chunk: EncoderInputs = processor.prepare(dialogues)
     return SideInputs(
         (chunk,), torch.arange(len(chunk.ids)), TurnIds.of([t.key for d in dialogues for t in d.turns])
     )

@@ -256,8 +256,9 @@ def test_the_example_plugin_keeps_the_contract(example):
 @pytest.mark.parametrize(
     "change",
     [
-        ("muco_contract = 1", ""),
-        ("muco_contract = 1", "muco_contract = 2"),
+        ("muco_contract = 2", ""),
+        ("muco_contract = 2", "muco_contract = 3"),
+        ("muco_contract = 2", "muco_contract = 1"),
         ("def muco_poolers", "def muco_pooler"),
         ('"projected":', '"mean":'),
         (":Projected", ":Projection"),

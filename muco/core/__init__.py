@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muco.core.backbone import Backbone, Cost, Processor
+    from muco.core.backbone import Backbone, Cost, Processor, Rendered
     from muco.core.component import KINDS, Component, ComponentConfig, Feature, Kind
     from muco.core.component_ref import ComponentRef
     from muco.core.dialogue import Context, Dialogue, DialoguePair, Message, Turn, TurnKey
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from muco.core.video import Video, Visual, stills
 
 _NAMES = {
-    "backbone": ("Backbone", "Cost", "Processor"),
+    "backbone": ("Backbone", "Cost", "Processor", "Rendered"),
     "component": ("KINDS", "Component", "ComponentConfig", "Feature", "Kind"),
     "component_ref": ("ComponentRef",),
     "dialogue": ("Context", "Dialogue", "DialoguePair", "Message", "Turn", "TurnKey"),

@@ -1,4 +1,4 @@
-"""The backbone renders dialogues into chunks and encodes the chunks."""
+"""The interface of backbones: a processor renders dialogues into chunks, a module encodes the chunks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -18,39 +18,56 @@ from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 
 @dataclass(frozen=True)
 class Cost:
-    """What encoding takes: language-model tokens, and image patches of the vision tower."""
+    """The size of a dialogue or chunk: language-model tokens, and image patches of the vision tower."""
 
     tokens: int
     patches: int
 
 
-class Processor(ABC):
-    """The half of a backbone that holds no weights, so that data workers can have it.
+class Rendered(Protocol):
+    """A dialogue as `Processor.render` returns it; the engine reads its cost alone."""
 
-    A picklable object: tokenizer, image processor, chat template.
+    @property
+    def cost(self) -> Cost:
+        """The dialogue's tokens and patches, without padding."""
+        ...
+
+
+class Processor(ABC):
+    """The part of a backbone without weights: tokenizer, image processor, chat template.
+
+    It must be picklable, because data workers get a copy.
     """
 
     padded: bool = False
-    """Whether every dialogue of a chunk is filled up to the longest one, which counts against its budget."""
+    """Whether `collate` pads each dialogue to the longest of its chunk; padding counts against the budget."""
 
     @abstractmethod
-    def count(self, dialogue: Dialogue) -> Cost:
-        """Return what `dialogue` takes, without padding."""
-
-    @abstractmethod
-    def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
-        """Render dialogues into one chunk, on the CPU; its turns are in the order given.
-
-        Args:
-            dialogues: at least one. `muco.model.batching` decides which ones go together.
+    def render(self, dialogue: Dialogue) -> Rendered:
+        """Return `dialogue` as `collate` takes it. Decodes no image: image headers give the cost.
 
         Raises:
-            DataError: a dialogue that cannot be rendered, an unreadable image among them.
+            DataError: the dialogue cannot be rendered, an image without a readable header for example.
         """
 
     @abstractmethod
+    def collate(self, rendered: Sequence[Any]) -> EncoderInputs:
+        """Return one chunk, on the CPU; its turns are in the order given. Images are decoded here.
+
+        Args:
+            rendered: what `render` returned, at least one. `muco.model.batching` decides which go together.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+
+    def prepare(self, dialogues: Iterable[Dialogue]) -> EncoderInputs:
+        """Render dialogues and collate them into one chunk; see `render` and `collate`."""
+        return self.collate([self.render(dialogue) for dialogue in dialogues])
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write all that `Backbone.load` needs to make this processor again."""
+        """Write all that `Backbone.load` needs to build this processor again."""
 
 
 class Backbone(Component, nn.Module, ABC):

@@ -1,7 +1,7 @@
 """The seven hooks of a plugin package, one for each kind; entry-point group `muco`.
 
 A hook returns names and paths of components as text, so listing them imports none. The plugin module also
-states the version of the interfaces that it was written for: `muco_contract = 1`.
+states the version of the interfaces that it was written for: `muco_contract = 2`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ from collections.abc import Mapping
 import pluggy
 
 PROJECT = "muco"
-CONTRACT = 1
+CONTRACT = 2
 """Version of the interfaces. It is increased when a change of `muco.core` breaks existing components."""
+
+CHANGES = {
+    1: {
+        "muco_backbones": (
+            "`Processor.count` is gone: `Processor.render(dialogue)` returns a `muco.core.Rendered` with its "
+            "`cost`, and `Processor.collate` takes a list of rendered dialogues. `Backbone.about` is now "
+            "`startup_summary`. `TurnPlaces` is now `TurnSpans`, and `.places` is `.spans`."
+        ),
+        "muco_poolers": "`TurnPlaces` is now `TurnSpans`, and `.places` is `.spans`.",
+    }
+}
+"""By older contract and hook: what a plugin must change before it can declare `CONTRACT`."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

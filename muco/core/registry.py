@@ -43,14 +43,8 @@ class Registry:
             PluginError: a misspelt hook, another contract version, a name that is taken, or a hook that
                 fails or does not return names and targets.
         """
-        contract = getattr(plugin, "muco_contract", None)
-        if contract != hookspecs.CONTRACT:
-            stated = "states no `muco_contract`" if contract is None else f"is built for contract {contract}"
-            raise PluginError(
-                f"plugin {plugin.__name__} ({provider}; hooks: {', '.join(_hooks_of(plugin)) or 'none'}) "
-                f"{stated}; this muco speaks contract {hookspecs.CONTRACT}. Install a release of the plugin "
-                "that does."
-            )
+        if getattr(plugin, "muco_contract", None) != hookspecs.CONTRACT:
+            raise PluginError(_other_contract(plugin, provider))
         try:
             self._manager.register(plugin)
             self._manager.check_pending()
@@ -118,6 +112,23 @@ def _hooks_of(plugin: Any) -> list[str]:
     """Return the names of a plugin's hooks, misspelt ones too."""
     members = cast(dict[str, Any], vars(plugin))
     return [name for name, value in members.items() if hasattr(value, f"{hookspecs.PROJECT}_impl")]
+
+
+def _other_contract(plugin: Any, provider: str) -> str:
+    """Return what is wrong with a plugin that does not declare our contract, and what to change."""
+    contract, ours, hooks = getattr(plugin, "muco_contract", None), hookspecs.CONTRACT, _hooks_of(plugin)
+    stated = "declares no `muco_contract`" if contract is None else f"is built for contract {contract}"
+    message = (
+        f"plugin {plugin.__name__} ({provider}; hooks: {', '.join(hooks) or 'none'}) {stated}; this muco "
+        f"needs contract {ours}. "
+    )
+    if not (isinstance(contract, int) and contract in hookspecs.CHANGES):
+        return message + "Install a release of the plugin for this muco."
+    changes = [f"{hook}: {text}" for hook, text in hookspecs.CHANGES[contract].items() if hook in hooks]
+    if not changes:
+        return message + f"Set `muco_contract = {ours}` in it; its kinds of component did not change."
+    steps = "\n".join(f"  {change}" for change in changes)
+    return f"{message}Change its code, then set `muco_contract = {ours}`:\n{steps}"
 
 
 def _misspelt_hook(plugin: Any) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muco.core.backbone import Cost
+from muco.core.backbone import Cost, Rendered
 from muco.core.dialogue import Dialogue
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError, MucoError
@@ -63,7 +63,7 @@ class _Unit:
 
     dialogue: Dialogue
     places: tuple[int, ...]
-    cost: Cost
+    rendered: Rendered
     alone: Cost
 
 
@@ -176,7 +176,7 @@ class CachedEmbedder:
         """Encode a window's contents, whole chunks of them, and store what is missing."""
         processor = self._encoder.backbone.processor
         units = self._units(contents)
-        plan = plan_chunks([unit.cost for unit in units], self._budget, padded=processor.padded)
+        plan = plan_chunks([unit.rendered.cost for unit in units], self._budget, padded=processor.padded)
         for chunk in plan:
             taken = [units[number] for number in chunk]
             places = np.array([place for unit in taken for place in unit.places])
@@ -189,7 +189,7 @@ class CachedEmbedder:
     def _embed(self, units: list[_Unit], contents: list[Content]) -> Tensor:
         """Return float32 [turns of the units, D], on the CPU."""
         try:
-            inputs = self._encoder.backbone.processor.collate([unit.dialogue for unit in units])
+            inputs = self._encoder.backbone.processor.collate([unit.rendered for unit in units])
         except DataError as error:
             raise _named(error, [contents[place] for unit in units for place in unit.places]) from error
         self.passes.cut_texts += inputs.num_cut_texts
@@ -209,9 +209,9 @@ class CachedEmbedder:
         for unit in units:
             self.passes.num_contents += len(unit.places)
             self.passes.num_passes += 1
-            self.passes.tokens += unit.cost.tokens
+            self.passes.tokens += unit.rendered.cost.tokens
             self.passes.tokens_alone += unit.alone.tokens
-            self.passes.patches += unit.cost.patches
+            self.passes.patches += unit.rendered.cost.patches
             self.passes.patches_alone += unit.alone.patches
 
     def _units(self, contents: list[Content]) -> list[_Unit]:
@@ -227,8 +227,8 @@ class CachedEmbedder:
 
     def _alone(self, content: Content, place: int) -> _Unit:
         dialogue = self._packer.inference(content)
-        cost = self._encoder.backbone.processor.count(dialogue)
-        return _Unit(dialogue, (place,), cost, cost)
+        rendered = self._encoder.backbone.processor.render(dialogue)
+        return _Unit(dialogue, (place,), rendered, rendered.cost)
 
     def _joined(self, group: list[_Unit]) -> Iterator[_Unit]:
         """Yield dialogues whose turns see their images and themselves, as they would alone."""
@@ -240,11 +240,11 @@ class CachedEmbedder:
             turns = tuple(turn for unit in members for turn in unit.dialogue.turns)
             one = replace(members[0].dialogue, turns=turns, context="isolated")
             alone = Cost(
-                tokens=sum(unit.cost.tokens for unit in members),
-                patches=sum(unit.cost.patches for unit in members),
+                tokens=sum(unit.rendered.cost.tokens for unit in members),
+                patches=sum(unit.rendered.cost.patches for unit in members),
             )
             places = tuple(place for unit in members for place in unit.places)
-            yield _Unit(one, places, self._encoder.backbone.processor.count(one), alone)
+            yield _Unit(one, places, self._encoder.backbone.processor.render(one), alone)
 
 
 def _image_id(content: Content) -> int:

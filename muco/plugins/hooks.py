@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from muco.core.hookspecs import hookimpl
 
-muco_contract = 1
+muco_contract = 2
 
 
 @hookimpl

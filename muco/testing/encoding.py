@@ -79,18 +79,19 @@ def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: A
 @torch.no_grad()
 def states(backbone: Backbone, dialogues: Sequence[Dialogue]) -> Tensor:
     """Return the hidden state of each turn's embedding token, [N, H]."""
-    found = backbone.encode(backbone.processor.collate(dialogues))
+    found = backbone.encode(backbone.processor.prepare(dialogues))
     return found.hidden[found.spans.token]
 
 
 def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
     processor = pickle.loads(pickle.dumps(backbone.processor))
-    inputs = processor.collate(dialogues)
-    costs = [processor.count(dialogue) for dialogue in dialogues]
-    for dialogue, cost in zip(dialogues, costs, strict=True):
-        alone = processor.collate([dialogue])
-        assert cost.tokens == alone.num_tokens, "count and collate disagree on tokens"
-        assert cost.patches == alone.num_patches, "count and collate disagree on patches"
+    rendered = [processor.render(dialogue) for dialogue in dialogues]
+    costs = [each.cost for each in rendered]
+    for each in rendered:
+        alone = processor.collate([each])
+        assert each.cost.tokens == alone.num_tokens, "render and collate disagree on tokens"
+        assert each.cost.patches == alone.num_patches, "render and collate disagree on patches"
+    inputs = processor.collate(rendered)
     # A backbone may encode what dialogues have in common once.
     assert inputs.num_tokens <= sum(cost.tokens for cost in costs), "a chunk has tokens of nobody"
     assert inputs.num_patches <= sum(cost.patches for cost in costs), "a chunk has patches of nobody"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from muco.core.backbone import Cost, Processor
+from muco.core.backbone import Cost, Processor, Rendered
 from muco.core.dialogue import Dialogue, DialoguePair
 from muco.core.errors import DataError
 from muco.core.ids import stable_id
@@ -22,6 +24,8 @@ from muco.core.turns import EncoderInputs, TurnIds
 from muco.data.shards.reader import ShardReader
 from muco.model.batching import plan_chunks
 from muco.training.dialogue_budget import Fitted, drop_overlong_turns
+
+Render = Callable[[Dialogue], Rendered]
 
 
 @dataclass(frozen=True)
@@ -115,38 +119,41 @@ class StepBatches(Dataset[StepInputs]):
         packed: list[Packed] = []
         broken: list[Unreadable] = []
         num_dropped = 0
+        # A dialogue is rendered once a step, although its cost is read before it is collated.
+        render = cache(self.processor.render)
         for ref in plan.samples[self.rank :: self.num_ranks]:
             reader = self.readers[ref.dataset]
             name = f"{ref.dataset}/{reader.name(ref.index)}"
             try:
-                fitted = self._pack(reader[ref.index], epoch, step)
+                fitted = self._pack(reader[ref.index], epoch, step, render)
                 num_dropped += fitted.num_dropped
                 if fitted.pair is not None:
                     packed.append(Packed(name, fitted.pair))
             except DataError as error:
                 broken.append(Unreadable(name, str(error)))
         try:
-            queries, targets = self._sides(packed)
+            queries, targets = self._sides(packed, render)
         except DataError:
-            packed, more = self._sift(packed)
+            packed, more = self._sift(packed, render)
             broken += more
-            queries, targets = self._sides(packed)
+            queries, targets = self._sides(packed, render)
         names = tuple(each.sample for each in packed)
         return StepInputs(step, epoch, queries, targets, names, tuple(broken), num_dropped)
 
-    def _sift(self, packed: Sequence[Packed]) -> tuple[list[Packed], list[Unreadable]]:
+    def _sift(self, packed: Sequence[Packed], render: Render) -> tuple[list[Packed], list[Unreadable]]:
         """Part the samples that can be collated from those that cannot, a broken image among them."""
         whole: list[Packed] = []
         broken: list[Unreadable] = []
         for each in packed:
             try:
-                self.processor.collate(each.pair.queries + each.pair.targets + each.pair.negatives)
+                dialogues = each.pair.queries + each.pair.targets + each.pair.negatives
+                self.processor.collate([render(dialogue) for dialogue in dialogues])
                 whole.append(each)
             except DataError as error:
                 broken.append(Unreadable(each.sample, str(error)))
         return whole, broken
 
-    def _pack(self, sample: Sample, epoch: int, step: int) -> Fitted:
+    def _pack(self, sample: Sample, epoch: int, step: int, render: Render) -> Fitted:
         """Pack under generators that depend on what is packed alone, within the budget of a dialogue."""
         moment = (str(self.seed), str(epoch), str(step))
         pair = self.packer.pack(
@@ -156,40 +163,39 @@ class StepBatches(Dataset[StepInputs]):
         )
         if self.max_dialogue_tokens is None:
             return Fitted(pair, 0)
-        count = self.processor.count
-        return drop_overlong_turns(
-            pair, max_tokens=self.max_dialogue_tokens, count=lambda dialogue: count(dialogue).tokens
-        )
+        max_tokens = self.max_dialogue_tokens
+        return drop_overlong_turns(pair, max_tokens=max_tokens, count=lambda each: render(each).cost.tokens)
 
-    def _sides(self, packed: Sequence[Packed]) -> tuple[SideInputs, SideInputs]:
+    def _sides(self, packed: Sequence[Packed], render: Render) -> tuple[SideInputs, SideInputs]:
         queries = [dialogue for each in packed for dialogue in each.pair.queries]
         targets = [dialogue for each in packed for dialogue in each.pair.targets + each.pair.negatives]
-        return self._side(queries), self._side(targets)
+        return self._side(queries, render), self._side(targets, render)
 
-    def _side(self, dialogues: Sequence[Dialogue]) -> SideInputs:
-        """Collate each distinct dialogue once, and note which rows belong to each turn asked for."""
-        places: dict[object, int] = {}
-        distinct: list[Dialogue] = []
-        kinds: list[int] = []
-        for dialogue in dialogues:
-            kind = places.setdefault(dialogue.content_key, len(distinct))
-            if kind == len(distinct):
-                distinct.append(dialogue)
-            kinds.append(kind)
-        costs = [self.processor.count(dialogue) for dialogue in distinct] if self.budget else []
-        plan = plan_chunks(costs or [Cost(0, 0)] * len(distinct), self.budget, padded=self.processor.padded)
-        first_row: dict[int, int] = {}
-        row = 0
-        for place in (place for chunk in plan for place in chunk):
-            first_row[place] = row
-            row += len(distinct[place].turns)
+    def _side(self, dialogues: Sequence[Dialogue], render: Render) -> SideInputs:
+        """Collate each distinct dialogue once, and note the row of each turn."""
+        keys = [dialogue.content_key for dialogue in dialogues]
+        distinct: dict[object, Dialogue] = {}
+        for key, dialogue in zip(keys, dialogues, strict=True):
+            distinct.setdefault(key, dialogue)
+        rendered = {key: render(dialogue) for key, dialogue in distinct.items()}
+        order = list(distinct)
+        costs = [each.cost for each in rendered.values()]
+        plan = [
+            [order[index] for index in chunk]
+            for chunk in plan_chunks(costs, self.budget, padded=self.processor.padded)
+        ]
+        first_row: dict[object, int] = {}
+        num_rows = 0
+        for key in chain(*plan):
+            first_row[key] = num_rows
+            num_rows += len(distinct[key].turns)
         rows = [
-            first_row[kind] + turn
-            for kind, dialogue in zip(kinds, dialogues, strict=True)
+            first_row[key] + turn
+            for key, dialogue in zip(keys, dialogues, strict=True)
             for turn in range(len(dialogue.turns))
         ]
         return SideInputs(
-            chunks=tuple(self.processor.collate([distinct[place] for place in chunk]) for chunk in plan),
+            chunks=tuple(self.processor.collate([rendered[key] for key in chunk]) for chunk in plan),
             row_index=torch.tensor(rows, dtype=torch.int64),
             ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
         )

@@ -54,7 +54,7 @@ def embedded(folder: Path) -> torch.Tensor:
     encoder, about = source.load(Parts.of(validate_evaluation(source.values, title="a test")))
     assert about["step"] == 7
     with torch.no_grad():
-        return encoder.eval()(encoder.backbone.processor.collate(DIALOGUES)).vectors
+        return encoder.eval()(encoder.backbone.processor.prepare(DIALOGUES)).vectors
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -45,7 +45,7 @@ def slow_neighbours(reader):
     @torch.inference_mode()
     def embed(contents):
         rows = [
-            encoder.eval()(encoder.backbone.processor.collate([packer.inference(each)])).vectors[0]
+            encoder.eval()(encoder.backbone.processor.prepare([packer.inference(each)])).vectors[0]
             for each in contents
         ]
         return torch.nn.functional.normalize(torch.stack(rows).sum(0), dim=0)

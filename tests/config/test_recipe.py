@@ -350,7 +350,7 @@ def with_text_only(load, refusal):
 
     class Plugin:
         __name__ = "plugin"
-        muco_contract = 1
+        muco_contract = 2
 
         @hookimpl
         def muco_backbones(self):

@@ -157,7 +157,7 @@ def test_one_name_may_serve_two_kinds():
 
 
 @pytest.mark.parametrize(
-    ("contract", "told"), [(None, "states no `muco_contract`"), (CONTRACT + 1, f"contract {CONTRACT + 1}")]
+    ("contract", "told"), [(None, "declares no `muco_contract`"), (CONTRACT + 1, f"contract {CONTRACT + 1}")]
 )
 def test_another_contract_or_none_is_refused(contract, told):
     message = refusal(plugin(contract, muco_losses={"mine": "shapes:Loss"}))
@@ -165,7 +165,21 @@ def test_another_contract_or_none_is_refused(contract, told):
     assert PROVIDER in message
     assert told in message
     assert "hooks: muco_losses" in message
-    assert f"this muco speaks contract {CONTRACT}" in message
+    assert f"this muco needs contract {CONTRACT}" in message
+
+
+def test_a_plugin_of_contract_1_is_told_what_to_change():
+    declared = {"muco_backbones": {"mine": "shapes:Mine"}, "muco_poolers": {"mine": "shapes:Mine"}}
+    message = refusal(plugin(1, **declared))
+    assert "then set `muco_contract = 2`:\n  muco_backbones: `Processor.count` is gone" in message
+    for name in ("Processor.render", "cost", "Processor.collate", "Backbone.about", "startup_summary"):
+        assert name in message
+    assert "\n  muco_poolers: `TurnPlaces` is now `TurnSpans`, and `.places` is `.spans`." in message
+
+
+def test_a_plugin_of_contract_1_that_need_not_change_is_told_so():
+    message = refusal(plugin(1, muco_losses={"mine": "shapes:Loss"}))
+    assert message.endswith("Set `muco_contract = 2` in it; its kinds of component did not change.")
 
 
 @pytest.mark.parametrize("target", ["muco_shapes.loss:Mine", "muco.core.loss:Mine", "muco.core.loss"])
@@ -243,7 +257,7 @@ def test_a_package_whose_hooks_cannot_be_imported_is_named(one_entry_point, tmp_
 def test_an_installed_package_is_found_by_its_entry_point(one_entry_point, tmp_path, monkeypatch):
     (tmp_path / "muco_more_shapes.py").write_text(
         "from muco.core import hookimpl\n"
-        "muco_contract = 1\n"
+        f"muco_contract = {CONTRACT}\n"
         "@hookimpl\n"
         "def muco_losses():\n"
         "    return {'mine': 'muco.plugins.losses.infonce:InfoNCE'}\n"

@@ -60,10 +60,10 @@ def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by
     one_by_one, joined = (each.vectors.block(0, len(each.vectors)) for each in found)
     torch.testing.assert_close(joined, one_by_one, atol=1e-5, rtol=0)
     assert passes.num_passes == 4 + 2  # four images and two texts
-    count = model.backbone.processor.count
+    render = model.backbone.processor.render
     packer = MultiTurn(MultiTurn.Config(system=""))
-    alone = [count(packer.inference(content)) for content in set(contents())]
-    images = {content.images: count(packer.inference(content)).patches for content in contents()}
+    alone = [render(packer.inference(content)).cost for content in set(contents())]
+    images = {content.images: render(packer.inference(content)).cost.patches for content in contents()}
     assert passes.tokens_alone == sum(cost.tokens for cost in alone) > 1.5 * passes.tokens
     assert passes.patches_alone == sum(cost.patches for cost in alone)
     assert passes.patches == sum(images.values())
@@ -80,9 +80,9 @@ def test_each_distinct_content_is_encoded_once_and_never_again(model, tmp_path, 
     processor = model.backbone.processor
     collate = type(processor).collate
 
-    def counted(self, dialogues):
-        seen.extend(turn.key.content_id for dialogue in dialogues for turn in dialogue.turns)
-        return collate(self, dialogues)
+    def counted(self, rendered):
+        seen.extend(key.content_id for each in rendered for key in each.keys)
+        return collate(self, rendered)
 
     monkeypatch.setattr(type(processor), "collate", counted)
     with open_store(tmp_path) as store:

@@ -99,6 +99,31 @@ def test_a_hard_negative_that_is_too_long_goes_alone():
     assert fitted.num_dropped == 1
 
 
+@pytest.mark.parametrize("max_dialogue_tokens", [None, 60])
+def test_a_step_renders_each_dialogue_once(tmp_path, monkeypatch, max_dialogue_tokens):
+    texts = ("what?", "where is it?", "where is the red circle? " * 30)
+    pairs = tuple(Pair("a", (Content(text),), Content(f"it, {text[:5]}")) for text in texts)
+    write_shards((Sample(f"{n}", "d", (), pairs) for n in range(4)), tmp_path / "shards", about={})
+    rendered: list[Dialogue] = []
+    processor = QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).processor
+    render = type(processor).render
+    monkeypatch.setattr(
+        type(processor), "render", lambda self, dialogue: rendered.append(dialogue) or render(self, dialogue)
+    )
+    StepBatches(
+        readers={"d": ShardReader(tmp_path / "shards")},
+        sampler=Mixture(Mixture.Config()),
+        packer=MultiTurn(MultiTurn.Config()),
+        processor=processor,
+        global_batch_size=4,
+        seed=0,
+        chunk_tokens=200,
+        max_dialogue_tokens=max_dialogue_tokens,
+    )[0]
+    assert rendered
+    assert len(rendered) == len(set(rendered))
+
+
 def test_a_step_counts_what_the_backbones_tokens_leave_out(tmp_path):
     long = Content("where is the red circle? " * 30)
     samples = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from muco.core import hookimpl
 
-muco_contract = 1
+muco_contract = 2
 
 
 @hookimpl

@@ -145,7 +145,7 @@ def test_isolated_turns_equal_single_turn_passes(mlp, asked, num_images):
 
 
 def test_all_poolers_give_the_same(mlp):
-    found = mlp.encode(mlp.processor.collate([dialogue_of(["a", "red"], IMAGES, "isolated")]))
+    found = mlp.encode(mlp.processor.prepare([dialogue_of(["a", "red"], IMAGES, "isolated")]))
     vectors = [cls(cls.Config(), hidden_dim=32)(found).vectors for cls in (TurnToken, LastToken, Mean)]
     torch.testing.assert_close(vectors[1], vectors[0])
     torch.testing.assert_close(vectors[2], vectors[0])
@@ -216,7 +216,7 @@ def test_each_distinct_image_and_text_is_encoded_once(backbone):
         dialogue_of(["a", "red", "blue"], [again], "isolated"),
         dialogue_of([""], IMAGES[1:]),
     ]
-    inputs = backbone.processor.collate(dialogues)
+    inputs = backbone.processor.prepare(dialogues)
     backbone.encode(inputs)
     for hook in hooks:
         hook.remove()
@@ -243,7 +243,7 @@ def test_special_tokens_in_a_users_text_are_ordinary_characters(backbone, tmp_pa
 def test_a_text_beyond_the_context_is_an_error_that_says_what_to_do(backbone, tmp_path):
     clip = pretrained(towers_of(VISION, TEXT, tmp_path))
     for each, limit in ((backbone, 48), (clip, 77)):
-        for call in (each.processor.count, lambda dialogue, each=each: each.processor.collate([dialogue])):
+        for call in (each.processor.render, lambda dialogue, each=each: each.processor.prepare([dialogue])):
             with pytest.raises(DataError, match=rf"takes {limit}\..*`backbone.truncate: true`"):
                 call(dialogue_of([LONG], ()))
 
@@ -255,7 +255,7 @@ def test_a_text_beyond_the_context_is_cut_and_counted_where_that_is_asked_for(tm
         (pretrained(folder, truncate=True), f"local-dir:{folder}"),
     ):
         texts = backbone.processor.texts
-        inputs = backbone.processor.collate([dialogue_of([LONG, "a", LONG], IMAGES, "isolated")])
+        inputs = backbone.processor.prepare([dialogue_of([LONG, "a", LONG], IMAGES, "isolated")])
         assert inputs.num_cut_texts == 2
         ids = texts.rows([LONG])
         assert ids.shape == (1, texts.tokenizer.context_length)
@@ -263,7 +263,7 @@ def test_a_text_beyond_the_context_is_cut_and_counted_where_that_is_asked_for(tm
             assert torch.equal(ids, open_clip.get_tokenizer(name)([LONG]))
         else:
             assert ids[0, -1] == 2
-        assert backbone.processor.collate([dialogue_of(["a"], ())]).num_cut_texts == 0
+        assert backbone.processor.prepare([dialogue_of(["a"], ())]).num_cut_texts == 0
 
 
 def test_images_that_cannot_be_read_are_named(backbone):
@@ -273,12 +273,12 @@ def test_images_that_cannot_be_read_are_named(backbone):
         (picture("red", (2, 600)), "2 x 600 pixels"),
     ):
         with pytest.raises(DataError, match=told):
-            backbone.processor.collate([dialogue_of(["a"], [image])])
+            backbone.processor.prepare([dialogue_of(["a"], [image])])
 
 
 def test_an_empty_turn_is_an_error(backbone):
     with pytest.raises(DataError, match="neither text nor image"):
-        backbone.processor.collate([dialogue_of([" \n"], ())])
+        backbone.processor.prepare([dialogue_of([" \n"], ())])
 
 
 # What it cannot do
@@ -306,7 +306,7 @@ def test_causal_turns_are_refused_with_the_setting_that_works(given, works):
 
 def test_causal_turns_that_reach_it_are_a_bug(backbone):
     with pytest.raises(ValueError, match="isolated"):
-        backbone.processor.collate([dialogue_of(["a", "b"], IMAGES)])
+        backbone.processor.prepare([dialogue_of(["a", "b"], IMAGES)])
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_a_timm_tower_brings_its_weights_and_its_normalisation(saved, timm_folde
     own = backbone.model.visual.trunk.state_dict()
     assert own.keys() == {name for name in trunk if not name.startswith("head.")}
     assert all(torch.equal(own[name], trunk[name]) for name in own)
-    pixels = backbone.processor.collate([dialogue_of([""], [picture("red", (90, 70))])]).tensors[
+    pixels = backbone.processor.prepare([dialogue_of([""], [picture("red", (90, 70))])]).tensors[
         "pixel_values"
     ]
     assert pixels.shape == (1, 3, 160, 160)
@@ -606,7 +606,7 @@ def test_steps_on_one_batch_lower_its_loss(reader, tower, fusion):
 def test_cut_texts_are_counted_chunk_by_chunk():
     backbone = build(truncate=True)
     dialogues = [dialogue_of([LONG], IMAGES), dialogue_of(["a"], ()), dialogue_of([LONG], ())]
-    chunks = [backbone.processor.collate(part) for part in (dialogues[:2], dialogues[2:])]
+    chunks = [backbone.processor.prepare(part) for part in (dialogues[:2], dialogues[2:])]
     assert [chunk.num_cut_texts for chunk in chunks] == [1, 1]
 
 

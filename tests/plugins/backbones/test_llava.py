@@ -64,7 +64,7 @@ def whole_model(backbone: Llava, dialogue: Dialogue) -> torch.Tensor:
     whole = copy.deepcopy(backbone.model)
     whole.set_attn_implementation("sdpa")
     processor = backbone.processor
-    inputs = processor.collate([dialogue]).tensors
+    inputs = processor.prepare([dialogue]).tensors
     images = [image.decode() for image in dialogue.images]
     if not images:
         made = {}
@@ -117,7 +117,7 @@ def test_equals_the_whole_transformers_model(backbone, number):
     dialogue = dialogue_of(["what is it?", "a"], IMAGES[3 - number :])
     expected = whole_model(backbone, dialogue)
     with torch.no_grad():
-        found = backbone.encode(backbone.processor.collate([dialogue])).hidden
+        found = backbone.encode(backbone.processor.prepare([dialogue])).hidden
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_a_rendered_image_has_the_tokens_of_transformers_processor(backbone, the
         made = their_processor(
             text=["<image>" * len(images)], images=[[image.decode() for image in images]], return_tensors="pt"
         )
-        inputs = backbone.processor.collate([dialogue_of(["a"], images)])
+        inputs = backbone.processor.prepare([dialogue_of(["a"], images)])
         expected = (made["input_ids"] == backbone.processor.image_id).sum()
         assert len(inputs.tensors["image_index"]) == expected
 
@@ -168,10 +168,10 @@ def test_onevision_interpolates_what_is_too_much(tmp_path, most):
     )
     backbone = Llava.build(pretrained(tmp_path), texts=()).eval()
     dialogue = dialogue_of(["a"], [picture("red", (151, 133))])
-    assert backbone.processor.count(dialogue).patches == 5 * 16
-    assert backbone.processor.count(dialogue).tokens < 4 * 16 + 16
+    assert backbone.processor.render(dialogue).cost.patches == 5 * 16
+    assert backbone.processor.render(dialogue).cost.tokens < 4 * 16 + 16
     with torch.no_grad():
-        found = backbone.encode(backbone.processor.collate([dialogue])).hidden
+        found = backbone.encode(backbone.processor.prepare([dialogue])).hidden
     torch.testing.assert_close(found, whole_model(backbone, dialogue), rtol=0, atol=1e-5)
 
 
@@ -179,8 +179,8 @@ def test_onevision_interpolates_what_is_too_much(tmp_path, most):
 def test_fewer_tiles_are_a_setting(family):
     single = build(family, max_tiles=1)
     for image in IMAGES:
-        assert single.processor.count(dialogue_of(["a"], [image])).patches == 2 * 16
-    assert build(family).processor.count(dialogue_of(["a"], IMAGES[1:2])).patches == 4 * 16
+        assert single.processor.render(dialogue_of(["a"], [image])).cost.patches == 2 * 16
+    assert build(family).processor.render(dialogue_of(["a"], IMAGES[1:2])).cost.patches == 4 * 16
 
 
 RENDERED = {
@@ -198,7 +198,7 @@ RENDERED = {
 def test_renders_the_templates_of_the_language_models(template):
     processor = build("llava", template=template).processor
     turns = dialogue_of(["what is it?", "a"], ()).turns
-    ids = processor.collate([Dialogue("Be brief.", tuple(IMAGES[:1]), turns)]).tensors["input_ids"][0]
+    ids = processor.prepare([Dialogue("Be brief.", tuple(IMAGES[:1]), turns)]).tensors["input_ids"][0]
     text = processor.tokenizer.decode(ids).replace("<image>" * 16, "<image>")
     assert text == RENDERED[template]
 
@@ -209,15 +209,15 @@ def test_renders_the_templates_of_the_language_models(template):
 def test_the_template_is_that_of_the_language_model(family, template):
     dialogue = dialogue_of(ASKED, IMAGES[:1])
     found, expected = (
-        build(family, template=name).processor.collate([dialogue]) for name in ("auto", template)
+        build(family, template=name).processor.prepare([dialogue]) for name in ("auto", template)
     )
     assert torch.equal(found.tensors["input_ids"], expected.tensors["input_ids"])
 
 
 def test_special_tokens_in_a_users_text_are_ordinary_characters(backbone):
     text = "<|emb|> <image> <|im_start|>system </s>"
-    inputs = backbone.processor.collate([dialogue_of([text], ())])
-    plain = backbone.processor.collate([dialogue_of(["a"], ())])
+    inputs = backbone.processor.prepare([dialogue_of([text], ())])
+    plain = backbone.processor.prepare([dialogue_of(["a"], ())])
     ids, expected = (list(each.tensors["input_ids"][0]) for each in (inputs, plain))
     special = set(backbone.processor.tokenizer.all_special_ids)
     assert [i for i in ids if int(i) in special] == [i for i in expected if int(i) in special]
@@ -231,7 +231,7 @@ def test_the_language_model_head_is_never_there(backbone):
 def test_a_frozen_vision_tower_leaves_the_projector_to_learn():
     backbone = build("llava_next", freeze_vision=True)
     assert not any(weight.requires_grad for weight in backbone.image_parameters())
-    inputs = backbone.processor.collate([dialogue_of(["a"], IMAGES)])
+    inputs = backbone.processor.prepare([dialogue_of(["a"], IMAGES)])
     features = backbone.encode_images(inputs)
     assert not features.tensors[0].requires_grad
     backbone.encode(inputs, features).hidden.sum().backward()
@@ -316,7 +316,7 @@ def test_pieces_of_a_dialogue_become_the_tokens_of_the_whole_text(template, imag
     )
     turns = dialogue_of(["what is the colour?", "where is it?"], ()).turns
     dialogue = Dialogue("Be brief.", tuple(IMAGES[:images]), turns)
-    ids = processor.collate([dialogue]).tensors["input_ids"][0].tolist()
+    ids = processor.prepare([dialogue]).tensors["input_ids"][0].tolist()
     text = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("\u2581", " ").replace("<0x0A>", "\n")
     before = text.removeprefix("<s> ").partition("<|emb|>")[0]
     assert ids[: ids.index(processor.emb_id)] == tokenizer(before)["input_ids"]
@@ -340,7 +340,7 @@ def test_a_checkpoint_gets_our_tokens(tmp_path, spare):
     loaded = Llava.build(pretrained(tmp_path, template="auto"), texts=()).eval()
     assert loaded.model.get_input_embeddings().weight.shape[0] == max(rows, len(tokenizer) + 2)
     dialogue = dialogue_of(["<image> <|emb|> </s>"], IMAGES[:1])
-    ids = loaded.processor.collate([dialogue]).tensors["input_ids"][0].tolist()
+    ids = loaded.processor.prepare([dialogue]).tensors["input_ids"][0].tolist()
     assert ids.count(loaded.processor.image_id) == 16
     assert ids.count(loaded.processor.emb_id) == ids.count(tokenizer.eos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id

@@ -76,7 +76,7 @@ def test_adapters_and_the_rows_of_the_new_tokens_are_trained_and_nothing_else():
             for part in ("lora_A", "lora_B", "lora_magnitude_vector")
         ),
     }
-    states_of = backbone.encode(backbone.processor.collate(DIALOGUES))
+    states_of = backbone.encode(backbone.processor.prepare(DIALOGUES))
     states_of.hidden.sum().backward()
     gradient = dict(backbone.named_parameters())["rows.weight"].grad
     assert gradient.shape == (2, backbone.hidden_dim)

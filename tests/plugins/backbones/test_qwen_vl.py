@@ -50,7 +50,7 @@ def test_causal_turns_see_the_earlier_ones(backbone):
 
 def test_positions_are_those_of_transformers(backbone):
     dialogue = dialogue_of(["what is it?", "a"], IMAGES)
-    tensors = backbone.processor.collate([dialogue]).tensors
+    tensors = backbone.processor.prepare([dialogue]).tensors
     is_image = (tensors["input_ids"] == backbone.processor.image_id).int()
     expected, _ = backbone.model.get_rope_index(tensors["input_ids"], is_image, tensors["image_grid_thw"])
     assert torch.equal(tensors["position_ids"], expected)
@@ -59,7 +59,7 @@ def test_positions_are_those_of_transformers(backbone):
 def test_equals_the_whole_transformers_model(backbone):
     """Our seam (embed, place image features, language model) is the model's own forward."""
     dialogue = dialogue_of(["what is it?"], IMAGES)
-    tensors = backbone.processor.collate([dialogue]).tensors
+    tensors = backbone.processor.prepare([dialogue]).tensors
     own = backbone.processor.image_processor([each.decode() for each in IMAGES], return_tensors="pt")
     whole = copy.deepcopy(backbone.model)
     whole.set_attn_implementation("sdpa")
@@ -71,7 +71,7 @@ def test_equals_the_whole_transformers_model(backbone):
             mm_token_type_ids=(tensors["input_ids"] == backbone.processor.image_id).int(),
             use_cache=False,
         ).last_hidden_state
-        found = backbone.encode(backbone.processor.collate([dialogue])).hidden
+        found = backbone.encode(backbone.processor.prepare([dialogue])).hidden
     torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-6)
 
 
@@ -80,7 +80,7 @@ def test_chatml_renders_the_public_base_template():
     processor = QwenVL.build(config, texts=TEXTS).processor
     dialogue = dialogue_of(["what is it?\n"], ())
     whole = type(dialogue)("You are a helpful assistant.", IMAGES[:1], dialogue.turns)
-    ids = processor.collate([whole]).tensors["input_ids"][0]
+    ids = processor.prepare([whole]).tensors["input_ids"][0]
     pad = "<|image_pad|>"
     text = processor.tokenizer.decode(ids).replace(pad * 4, pad)
     assert text == (
@@ -92,7 +92,7 @@ def test_chatml_renders_the_public_base_template():
 
 def test_special_tokens_in_a_users_text_are_ordinary_characters(backbone):
     text = "<|emb|> <|image_pad|> <|im_start|>system"
-    inputs = backbone.processor.collate([dialogue_of([text], ())])
+    inputs = backbone.processor.prepare([dialogue_of([text], ())])
     ids = inputs.tensors["input_ids"][0]
     assert (ids == backbone.processor.emb_id).sum() == 1
     assert (ids == backbone.processor.image_id).sum() == 0
@@ -107,12 +107,12 @@ def test_a_broken_image_is_named(backbone):
     whole = IMAGES[0].data
     for data in (b"no image", whole[: len(whole) // 2]):
         with pytest.raises(DataError, match="image"):
-            backbone.processor.collate([dialogue_of(["a"], [EncodedImage(data)])])
+            backbone.processor.prepare([dialogue_of(["a"], [EncodedImage(data)])])
 
 
 def test_an_image_too_long_for_the_processor_is_named(backbone):
     with pytest.raises(DataError, match="600 x 2 pixels"):
-        backbone.processor.collate([dialogue_of(["a"], [picture("red", (600, 2))])])
+        backbone.processor.prepare([dialogue_of(["a"], [picture("red", (600, 2))])])
 
 
 def test_another_family_is_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_a_step_against_the_gradient_lowers_the_loss_of_a_fixed_batch(family, op
     torch.manual_seed(0)
     backbone = QwenVL.build(QwenVL.Config.model_validate(small(family, **options)), texts=TEXTS).eval()
     dialogues = [dialogue_of([text], IMAGES[:1]) for text in ("what is it?", "where?", "a red circle")]
-    inputs = backbone.processor.collate(dialogues)
+    inputs = backbone.processor.prepare(dialogues)
     goal = torch.randn(3, backbone.hidden_dim)
 
     def loss() -> torch.Tensor:

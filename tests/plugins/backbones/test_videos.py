@@ -142,7 +142,7 @@ def test_tokens_positions_and_states_are_those_of_transformers(family, number, m
     backbone = build(family, max_frames=most)
     videos = [film(number, exact(family), seconds)]
     made = theirs(backbone, videos, rendered(backbone, videos, ASKED[0]))
-    inputs = backbone.processor.collate([dialogue_of(ASKED[:1], videos)])
+    inputs = backbone.processor.prepare([dialogue_of(ASKED[:1], videos)])
     assert torch.equal(inputs.tensors["input_ids"], made["input_ids"])
     whole = copy.deepcopy(backbone.model)
     whole.set_attn_implementation("sdpa")
@@ -169,7 +169,7 @@ def test_frames_are_resized_as_transformers_does(backbone, size):
     smooth = np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8)
     video = Video((_png(smooth), _png(255 - smooth)))
     made = theirs(backbone, [video], rendered(backbone, [video], "a"))
-    inputs = backbone.processor.collate([dialogue_of(["a"], [video])])
+    inputs = backbone.processor.prepare([dialogue_of(["a"], [video])])
     assert torch.equal(inputs.tensors["input_ids"], made["input_ids"])
     pixels = backbone.processor.colors(inputs.tensors["pixel_values"])
     expected = made["pixel_values_videos"]
@@ -181,7 +181,7 @@ def test_a_video_of_equal_frames_is_seen_as_their_image(family):
     backbone = build(family, min_pixels=56 * 56, max_pixels=128 * 128)
     image = film(1, (150, 90)).frames[0]
     shown, still = (
-        backbone.processor.collate([dialogue_of(["a"], [each])]).tensors
+        backbone.processor.prepare([dialogue_of(["a"], [each])]).tensors
         for each in (Video((image, image)), image)
     )
     assert torch.equal(shown["pixel_values"], still["pixel_values"])
@@ -212,7 +212,7 @@ def test_images_and_videos_mix_as_in_transformers(backbone):
     size = exact(backbone.model.config.model_type)
     visuals = [film(3, size), picture("red", size), film(3, size, 1.1, seed=1)]
     dialogue = dialogue_of(ASKED[:1], visuals)
-    inputs = backbone.processor.collate([dialogue])
+    inputs = backbone.processor.prepare([dialogue])
     ids, processor = inputs.tensors["input_ids"], backbone.processor
     videos = [each for each in visuals if isinstance(each, Video)]
     made = theirs(backbone, videos, rendered(backbone, videos, ASKED[0]))
@@ -250,8 +250,8 @@ def test_keeps_the_contract(registry, tmp_path, family, rows):
 
 def test_counts_are_those_of_the_chunk(backbone):
     rows = mixed(backbone, "causal")
-    costs = [backbone.processor.count(row) for row in rows]
-    inputs = backbone.processor.collate(rows)
+    costs = [backbone.processor.render(row).cost for row in rows]
+    inputs = backbone.processor.prepare(rows)
     assert sum(cost.tokens for cost in costs) == inputs.num_tokens
     assert sum(cost.patches for cost in costs) == inputs.num_patches
     pixels = inputs.tensors["pixel_values"]
@@ -314,18 +314,18 @@ def test_frames_that_cannot_be_taken_are_named(backbone):
         (Video((replace(frames[0], data=frames[0].data[:900]),)), "broken image"),
     ):
         with pytest.raises(DataError, match=told):
-            backbone.processor.collate([dialogue_of(["a"], [broken])])
+            backbone.processor.prepare([dialogue_of(["a"], [broken])])
 
 
 def test_a_long_video_is_named():
     backbone = build("qwen2_vl")
     with pytest.raises(DataError, match="video of 600 x 2 pixels"):
-        backbone.processor.collate([dialogue_of(["a"], [Video((picture("red", (600, 2)),))])])
+        backbone.processor.prepare([dialogue_of(["a"], [Video((picture("red", (600, 2)),))])])
 
 
 def test_bounds_of_frames_hold_for_each(backbone):
     if backbone.model.config.model_type == "llava_onevision":
-        assert backbone.processor.count(dialogue_of(["a"], [film(3, (500, 90))])).patches == 3 * 16
+        assert backbone.processor.render(dialogue_of(["a"], [film(3, (500, 90))])).cost.patches == 3 * 16
         return
     processor = backbone.processor
     for size in ((500, 90), (30, 20), (91, 99)):
@@ -339,7 +339,7 @@ def test_families_that_read_no_video_say_so(family):
     assert "video" not in Llava.offers(config)
     backbone = Llava.build(config, texts=TEXTS)
     with pytest.raises(MucoError, match=r"LLaVA-OneVision alone.*llava, qwen_vl"):
-        backbone.processor.count(dialogue_of(["a"], [film(2, (40, 40))]))
+        backbone.processor.render(dialogue_of(["a"], [film(2, (40, 40))]))
 
 
 def test_clip_reads_no_video_and_says_so():
@@ -347,7 +347,7 @@ def test_clip_reads_no_video_and_says_so():
     assert "video" not in Clip.offers(config)
     backbone = Clip.build(config, texts=TEXTS)
     with pytest.raises(MucoError, match=r"clip reads no video.*llava, qwen_vl"):
-        backbone.processor.collate([dialogue_of(["a"], [film(2, (40, 40))])])
+        backbone.processor.prepare([dialogue_of(["a"], [film(2, (40, 40))])])
 
 
 def test_a_backbone_without_defaults_is_not_asked_what_it_offers(monkeypatch):

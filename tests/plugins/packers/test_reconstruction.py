@@ -204,10 +204,10 @@ def test_the_first_embedding_is_that_of_inference(encoder):
     made = packer()
     packed, pair = pack(made), SAMPLE.pairs[0]
     asked = Content(pair.queries[0].text, SAMPLE.images)
-    collate = encoder.backbone.processor.collate
+    prepare = encoder.backbone.processor.prepare
     with torch.no_grad():
-        trained = encoder(collate([*packed.queries, *packed.targets])).vectors[[0, 2]]
-        used = encoder(collate([made.inference(asked), made.inference(pair.target)])).vectors
+        trained = encoder(prepare([*packed.queries, *packed.targets])).vectors[[0, 2]]
+        used = encoder(prepare([made.inference(asked), made.inference(pair.target)])).vectors
     torch.testing.assert_close(trained, used, rtol=0, atol=1e-5)
 
 

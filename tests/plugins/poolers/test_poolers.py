@@ -76,7 +76,7 @@ def test_a_projection_is_saved_with_the_model(registry, name, tmp_path):
     assert torch.equal(loaded.pooler.project.weight, encoder.pooler.project.weight)
     asked = recipe.packer.make().inference(Content("a red circle"))
     with torch.no_grad():
-        vectors = [each.eval()(backbone.processor.collate([asked])).vectors for each in (encoder, loaded)]
+        vectors = [each.eval()(backbone.processor.prepare([asked])).vectors for each in (encoder, loaded)]
     assert vectors[0].shape == (1, 6)
     assert torch.equal(*vectors)
 

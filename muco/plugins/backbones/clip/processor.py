@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muco.core.backbone import Cost, Processor
 from muco.core.compatibility import no_video
-from muco.core.dialogue import Dialogue, Turn
+from muco.core.dialogue import Dialogue, Turn, TurnKey
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds, TurnSpans
@@ -27,6 +27,15 @@ class _Shown:
 
     text: str
     images: tuple[EncodedImage, ...]
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A dialogue, turn by turn."""
+
+    cost: Cost
+    turns: list[_Shown]
+    keys: list[TurnKey]
 
 
 class ClipProcessor(Processor):
@@ -48,20 +57,21 @@ class ClipProcessor(Processor):
         # A text at its full context counts its padding already.
         self.padded = not texts.full_context
 
-    def count(self, dialogue: Dialogue) -> Cost:
-        shown = _shown(dialogue)
-        texts = {turn.text for turn in shown if turn.text}
-        images = {image.content_id for turn in shown for image in turn.images}
-        return Cost(sum(map(self.texts.num_tokens, texts)), len(images) * self.patches_per_image)
+    def render(self, dialogue: Dialogue) -> _Rendered:
+        turns = _shown(dialogue)
+        texts = {turn.text for turn in turns if turn.text}
+        images = {image.content_id for turn in turns for image in turn.images}
+        cost = Cost(sum(map(self.texts.num_tokens, texts)), len(images) * self.patches_per_image)
+        return _Rendered(cost, turns, [turn.key for turn in dialogue.turns])
 
-    def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
-        """Render dialogues into one chunk.
+    def collate(self, rendered: Sequence[_Rendered]) -> EncoderInputs:
+        """Return one chunk.
 
         Its tensors: `input_ids` int64 [texts, L] and `pixel_values` float32 [images, 3, height, width]; for
         each two int64 lists, `text_turn` and `text_row`, `image_turn` and `image_row`, that say which row
         belongs to which turn; and `both`, the turns that show text and image.
         """
-        shown = [turn for dialogue in dialogues for turn in _shown(dialogue)]
+        shown = [turn for dialogue in rendered for turn in dialogue.turns]
         texts = list(dict.fromkeys(turn.text for turn in shown if turn.text))
         images = {image.content_id: image for turn in shown for image in turn.images}
         tensors: dict[str, Tensor] = {}
@@ -85,7 +95,7 @@ class ClipProcessor(Processor):
         return EncoderInputs(
             tensors=tensors,
             spans=TurnSpans(token=place, start=place, stop=place + 1),
-            ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
+            ids=TurnIds.of([key for dialogue in rendered for key in dialogue.keys]),
             num_tokens=num_tokens,
             num_padding_tokens=num_padding_tokens,
             num_patches=len(images) * self.patches_per_image,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from muco.core.backbone import Cost, Processor
+from muco.core.backbone import Processor
 from muco.core.dialogue import Dialogue
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.core.video import Visual
@@ -19,9 +19,6 @@ from muco.plugins.backbones.decoder.attention import AttentionDirection, isolate
 from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
-
-_MOST_COUNTED = 4096
-"""Dialogues whose sequences are kept between `count` and `collate`."""
 
 
 class DecoderProcessor(Processor):
@@ -45,7 +42,7 @@ class DecoderProcessor(Processor):
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
-        self._start_afresh()
+        self._set_cache()
 
     @abstractmethod
     def pieces(self, dialogue: Dialogue) -> Pieces:
@@ -59,10 +56,6 @@ class DecoderProcessor(Processor):
             DataError: an image that the image processor cannot take.
             MucoError: a video, where the model reads none.
         """
-
-    @abstractmethod
-    def patches(self, sequence: TokenSequence) -> int:
-        """Return how many patches of the sequence's images enter the vision tower."""
 
     @abstractmethod
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
@@ -90,56 +83,7 @@ class DecoderProcessor(Processor):
         """Append text; where not `special`, special tokens in it are ordinary characters."""
         sequence.put_text(self._ids(text, special))
 
-    def count(self, dialogue: Dialogue) -> Cost:
-        if len(self._counted) >= _MOST_COUNTED:
-            self._counted.clear()
-        sequence = self._lay_out(dialogue)
-        self._counted[id(dialogue)] = (dialogue, sequence)
-        return Cost(len(sequence), self.patches(sequence))
-
-    def collate(self, dialogues: Sequence[Dialogue]) -> EncoderInputs:
-        sequences = [self._render(dialogue) for dialogue in dialogues]
-        # Nothing sees padding, so that any token serves where a tokenizer names none.
-        padding_id = self.tokenizer.pad_token_id or 0
-        if self.padded:
-            rows = padded_rows(sequences, padding_id=padding_id, causal=self.attention_direction == "causal")
-        else:
-            rows = packed_row(sequences)
-        tensors = rows.tensors()
-        if any(sequence.images for sequence in sequences):
-            tensors |= self.pixels(sequences)
-            tensors["image_index"] = rows.image_index
-        return EncoderInputs(
-            tensors=tensors,
-            spans=rows.spans,
-            ids=TurnIds.of([key for sequence in sequences for key in sequence.keys]),
-            num_tokens=rows.num_tokens,
-            num_padding_tokens=rows.num_padding_tokens,
-            num_patches=sum(map(self.patches, sequences)),
-        )
-
-    def save(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-
-    def __getstate__(self) -> dict[str, Any]:
-        memories = ("_ids", "_counted")
-        return {name: value for name, value in vars(self).items() if name not in memories}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        self._ids = lru_cache(maxsize=65536)(self._tokenize)
-        self._counted: dict[int, tuple[Dialogue, TokenSequence]] = {}
-
-    def _render(self, dialogue: Dialogue) -> TokenSequence:
-        """Return the dialogue's sequence, the one that `count` made where it was just counted."""
-        counted = self._counted.pop(id(dialogue), None)
-        return counted[1] if counted else self._lay_out(dialogue)
-
-    def _lay_out(self, dialogue: Dialogue) -> TokenSequence:
+    def render(self, dialogue: Dialogue) -> TokenSequence:
         pieces = self.pieces(dialogue)
         sequence = TokenSequence(self.num_axes)
         self.begin(sequence)
@@ -151,6 +95,40 @@ class DecoderProcessor(Processor):
             self._put(sequence, own)
             sequence.end_turn(turn.key)
         return sequence
+
+    def collate(self, rendered: Sequence[TokenSequence]) -> EncoderInputs:
+        if self.padded:
+            # No token attends to padding, so any token id will do.
+            padding_id = self.tokenizer.pad_token_id or 0
+            rows = padded_rows(rendered, padding_id=padding_id, causal=self.attention_direction == "causal")
+        else:
+            rows = packed_row(rendered)
+        tensors = rows.tensors()
+        if any(sequence.images for sequence in rendered):
+            tensors |= self.pixels(rendered)
+            tensors["image_index"] = rows.image_index
+        return EncoderInputs(
+            tensors=tensors,
+            spans=rows.spans,
+            ids=TurnIds.of([key for sequence in rendered for key in sequence.keys]),
+            num_tokens=rows.num_tokens,
+            num_padding_tokens=rows.num_padding_tokens,
+            num_patches=sum(sequence.num_patches for sequence in rendered),
+        )
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_ids"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_cache()
+
+    def _set_cache(self) -> None:
+        self._ids = lru_cache(maxsize=65536)(self._tokenize)
 
     def _put(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> None:
         images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from muco.core.backbone import Cost
 from muco.core.dialogue import TurnKey
 from muco.core.video import Visual
 
@@ -29,6 +30,8 @@ class TokenSequence:
     images: list[Visual] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
     """Of each image: into how many pictures it is cut for the vision tower; of a video, its frames."""
+    num_patches: int = 0
+    """Of all images: patches that enter the vision tower."""
     keys: list[TurnKey] = field(default_factory=list)
     token: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
@@ -43,6 +46,11 @@ class TokenSequence:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def cost(self) -> Cost:
+        """The dialogue's tokens and patches."""
+        return Cost(len(self), self.num_patches)
 
     def put_text(self, ids: Sequence[int]) -> None:
         """Append tokens, one position each."""
@@ -59,6 +67,7 @@ class TokenSequence:
         offsets: NDArray[np.int64],
         extent: int,
         *,
+        num_patches: int,
         num_tiles: int = 1,
     ) -> None:
         """Append an image's tokens, or those of a video that stand in one run.
@@ -68,15 +77,17 @@ class TokenSequence:
             token_id: the placeholder, once for each of the image's tokens.
             offsets: int64 [A, tokens], positions counted from here.
             extent: how many positions the image takes.
+            num_patches: how many patches of it enter the vision tower.
             num_tiles: into how many pictures it is cut for the vision tower.
         """
-        self.show(image, num_tiles=num_tiles)
+        self.show(image, num_patches=num_patches, num_tiles=num_tiles)
         self.put_features(token_id, offsets, extent)
 
-    def show(self, image: Visual, *, num_tiles: int = 1) -> None:
+    def show(self, image: Visual, *, num_patches: int, num_tiles: int = 1) -> None:
         """Note an image or a video, whose tokens follow, in one run or in several."""
         self.images.append(image)
         self.tiles.append(num_tiles)
+        self.num_patches += num_patches
 
     def put_features(self, token_id: int, offsets: NDArray[np.int64], extent: int) -> None:
         """Append a run of the tokens whose embeddings come from the vision tower; see `put_image`."""

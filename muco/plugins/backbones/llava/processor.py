@@ -79,7 +79,7 @@ class LlavaProcessor(DecoderProcessor):
         alone = sum(not isinstance(each, Video) for each in images) == 1
         num_tiles = self.tiling.num_tiles(height, width, alone=alone)
         size = self.tiling.num_tokens(height, width, num_tiles)
-        sequence.put_image(image, self.image_id, np.arange(size)[None], size, num_tiles=num_tiles)
+        self._put_features(sequence, image, self.image_id, size, num_tiles)
 
     def _put_video(self, sequence: TokenSequence, video: Video) -> None:
         """Append the tokens of the frames, and the one that ends the video."""
@@ -88,10 +88,14 @@ class LlavaProcessor(DecoderProcessor):
         _ = video.size
         num_frames = len(video.frame_indices(self.max_frames))
         size = num_frames * self.tiling.frame_tokens + 1
-        sequence.put_image(video, self.video_id, np.arange(size)[None], size, num_tiles=num_frames)
+        self._put_features(sequence, video, self.video_id, size, num_frames)
 
-    def patches(self, sequence: TokenSequence) -> int:
-        return sum(sequence.tiles) * self.tiling.side_patches**2
+    def _put_features(
+        self, sequence: TokenSequence, image: Visual, token_id: int, size: int, num_tiles: int
+    ) -> None:
+        num_patches = num_tiles * self.tiling.side_patches**2
+        positions = np.arange(size)[None]
+        sequence.put_image(image, token_id, positions, size, num_patches=num_patches, num_tiles=num_tiles)
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
         shown = [image for sequence in sequences for image in sequence.images]

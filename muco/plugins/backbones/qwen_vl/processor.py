@@ -61,10 +61,8 @@ class QwenVLProcessor(DecoderProcessor):
         _, grid_h, grid_w = self._grid(image)
         merge = self.image_processor.merge_size
         height, width = grid_h // merge, grid_w // merge
-        sequence.put_image(image, self.image_id, _steps(1, height, width), max(height, width))
-
-    def patches(self, sequence: TokenSequence) -> int:
-        return len(sequence.image_index) * self.image_processor.merge_size**2
+        steps, num_patches = _steps(1, height, width), grid_h * grid_w
+        sequence.put_image(image, self.image_id, steps, max(height, width), num_patches=num_patches)
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
         shown = [image for sequence in sequences for image in sequence.images]
@@ -77,12 +75,13 @@ class QwenVLProcessor(DecoderProcessor):
         made = cut(video, self.frames, self.image_processor)
         side = self.image_processor.patch_size * self.image_processor.merge_size
         height, width = made.height // side, made.width // side
+        num_patches = made.num_slices * height * width * self.image_processor.merge_size**2
         if not self.frames.told:
             steps = _steps(made.num_slices, height, width)
             steps[0] = slice_positions(made, self.frames)[steps[0]]
-            sequence.put_image(video, self.video_id, steps, max(height, width))
+            sequence.put_image(video, self.video_id, steps, max(height, width), num_patches=num_patches)
             return
-        sequence.show(video)
+        sequence.show(video, num_patches=num_patches)
         for moment in slice_times(video, made):
             self.put_text(sequence, moment + VISION_START, special=True)
             sequence.put_features(self.video_id, _steps(1, height, width), max(height, width))

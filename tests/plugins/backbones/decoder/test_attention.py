@@ -196,7 +196,7 @@ def test_packed_rows_hold_no_padding_and_equal_padded_ones(family, attention_dir
         backbone("padded", family, attention_direction),
     )
     mixed = encodable(mixed, attention_direction)
-    row, rows = packed.processor.collate(mixed), padded.processor.collate(mixed)
+    row, rows = packed.processor.prepare(mixed), padded.processor.prepare(mixed)
     assert row.num_padding_tokens == 0 < rows.num_padding_tokens
     assert row.num_tokens == rows.num_tokens == row.tensors["input_ids"].numel()
     difference = (states(packed, mixed) - states(padded, mixed)).abs().max()
@@ -224,7 +224,7 @@ def test_who_sees_what_comes_later(rows, attention_direction, prefix_sees, turn_
     model = backbone(rows, attention_direction=attention_direction)
     found = []
     for text in ("ab", "ac"):
-        inputs = model.processor.collate([dialogue_of([text], [picture("red", (56, 56))])])
+        inputs = model.processor.prepare([dialogue_of([text], [picture("red", (56, 56))])])
         found.append((inputs, model.encode(inputs).hidden.detach()))
     (inputs, one), (_, other) = found
     start, changed = int(inputs.spans.start), (one - other).abs().amax(1) > 0
@@ -240,7 +240,7 @@ def test_turns_that_would_see_their_answers_are_refused():
             QwenVL.Config.model_validate(small("qwen2_vl", attention_direction=attention_direction))
         )
         with pytest.raises(ValueError, match="cannot encode causal turns"):
-            backbone("packed", attention_direction=attention_direction).processor.collate([dialogue])
+            backbone("packed", attention_direction=attention_direction).processor.prepare([dialogue])
 
 
 def test_sliding_windows_are_refused_where_rows_are_packed():

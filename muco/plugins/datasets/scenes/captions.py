@@ -1,4 +1,4 @@
-"""What can be said of a scene: every fact has one wording, so different words are different facts."""
+"""Texts about a scene. Every fact has one wording, so texts differ only if the facts do."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def on_background(scene: Scene) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """Return all that the picture shows, in reading order."""
+    """Return a description of the whole picture, in reading order."""
     phrases = (a(f"{it.size} {it.color} {it.shape} {at(it.place)}") for it in reading_order(scene))
     return f"{listed(phrases)} {on_background(scene)}"
 
 
 def rephrased_caption(scene: Scene) -> str:
-    """Return the facts of `caption` in other words and from the last object to the first."""
+    """Return the facts of `caption` in other words, from the last object to the first."""
     phrases = [
         f"{at(it.place)} {a(it.shape)} that is {it.color} and {it.size}"
         for it in reversed(reading_order(scene))
@@ -50,7 +50,7 @@ def title(scene: Scene) -> str:
 
 
 def edit_text(scene: Scene, change: Change) -> str:
-    """Return the change as an order: "make the red circle blue"."""
+    """Return the change as an instruction: "make the red circle blue"."""
     if change.attribute == "background":
         return f"make the background {change.value}"
     it = scene.objects[change.subject]
@@ -63,5 +63,5 @@ def edit_text(scene: Scene, change: Change) -> str:
 
 
 def references(it: SceneObject) -> tuple[str, str, str]:
-    """Return three ways to point at an object that leave the rest to the picture."""
+    """Return three references to an object, each by one attribute."""
     return f"the {it.shape}", f"the {it.color} object", f"the object {at(it.place)}"

@@ -1,4 +1,4 @@
-"""A scene becomes pixels: every shape is one polygon, drawn three times too large and averaged."""
+"""Draw a scene. Every shape is one polygon, drawn at three times the size and averaged down."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def draw_image(scene: Scene, size_pixels: int) -> EncodedImage:
 
 
 def draw_part(scene: Scene, subject: int, size_pixels: int) -> EncodedImage:
-    """Return the cell of the picture that object `subject` lies in, enlarged to the picture's size."""
+    """Return the grid cell of object `subject`, enlarged to the size of the picture."""
     box = cell_box(scene.objects[subject].place, scene.cells_per_side, size_pixels)
     part = _pixels(scene, size_pixels).crop(box)
     return _encode(part.resize((size_pixels, size_pixels), Image.Resampling.BICUBIC))
 
 
 def cell_box(place: Place, cells_per_side: int, size_pixels: int) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom of a place, to whole pixels."""
+    """Return left, top, right and bottom of a cell, in whole pixels."""
     row, column = cell_of(place, cells_per_side)
     left, top, right, bottom = (
         round(size_pixels * border / cells_per_side) for border in (column, row, column + 1, row + 1)
@@ -106,7 +106,7 @@ def cell_box(place: Place, cells_per_side: int, size_pixels: int) -> tuple[int, 
 
 
 def cell_of(place: Place, cells_per_side: int) -> tuple[int, int]:
-    """Return row and column of a place."""
+    """Return row and column of a cell."""
     row, column = CELLS[place]
     return (row, column) if cells_per_side == 3 else (row // 2, column // 2)
 
@@ -137,7 +137,7 @@ def _specks(scene: Scene, size_pixels: int) -> list[tuple[int, int, int]]:
 
 
 def _outline(it: SceneObject, cells_per_side: int, size: float) -> list[Point]:
-    """Return the polygon in pixels; jitter never takes it out of its cell."""
+    """Return the polygon in pixels; jitter keeps it in its cell."""
     right, down, larger = it.jitter
     radius = RADIUS[it.size] * (1 + 0.05 * larger)
     slack = min(0.04, 0.49 - radius)

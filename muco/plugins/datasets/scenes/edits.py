@@ -1,4 +1,4 @@
-"""Scenes that differ a little: edits to ask for, and wrong answers that are nearly right."""
+"""Scenes that differ a little: edits for queries, and wrong answers that are nearly right."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from muco.plugins.datasets.scenes.world import (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One attribute of one object, or the background, becomes another."""
+    """A new value for one attribute of one object, or for the background."""
 
     attribute: Attribute
     value: str
     subject: int = 0
-    """Index of the object; without meaning for the background."""
+    """Index of the object; unused for the background."""
 
     def apply(self, scene: Scene) -> Scene:
-        """Return the scene after the change; all else, chance included, stays."""
+        """Return the scene after the change; everything else, jitter included, stays."""
         if self.attribute == "background":
             return replace(scene, **{self.attribute: self.value})
         return _with_values(scene, self.attribute, {self.subject: self.value})
@@ -37,13 +37,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Trade:
-    """Two objects trade one attribute: the same words, otherwise bound."""
+    """Two objects exchange one attribute, so that the same words describe other objects."""
 
     attribute: Attribute
     subjects: tuple[int, int]
 
     def apply(self, scene: Scene) -> Scene:
-        """Return the scene after the trade; nothing changes where both had the same size."""
+        """Return the scene after the exchange; it is equal if both objects have the same size."""
         one, other = self.subjects
         values = [getattr(it, self.attribute) for it in scene.objects]
         return _with_values(scene, self.attribute, {one: values[other], other: values[one]})
@@ -57,7 +57,7 @@ def _with_values(scene: Scene, attribute: Attribute, values: dict[int, str]) -> 
 
 
 def changes(scene: Scene, attribute: Attribute, world: SceneWorld) -> list[Change]:
-    """Return every change of one attribute after which shapes, colours and places still differ."""
+    """Return every change of one attribute that keeps shapes, colours and places distinct."""
     if attribute == "background":
         return [Change(attribute, name) for name in world.backgrounds if name != scene.background]
     values = {"color": world.colors, "shape": world.shapes, "size": SIZES, "place": world.places}[attribute]
@@ -71,9 +71,9 @@ def changes(scene: Scene, attribute: Attribute, world: SceneWorld) -> list[Chang
 
 
 def draw_change(world: SceneWorld, rng: random.Random, split: Split) -> tuple[Scene, Change]:
-    """Return a scene and a change of it such that both before and after belong to the split.
+    """Return a scene and a change, both of whose scenes, before and after, are of the split.
 
-    Every attribute that the world leaves room for is as likely as any other.
+    All attributes that can be changed in this world are equally likely.
 
     Raises:
         MucoError: the world is so small that the split is empty.
@@ -91,9 +91,9 @@ def draw_change(world: SceneWorld, rng: random.Random, split: Split) -> tuple[Sc
 
 
 def near_scenes(scene: Scene, world: SceneWorld, rng: random.Random) -> Iterator[Scene]:
-    """Yield scenes, of any split, that are one change or one trade away; repeats may occur.
+    """Yield scenes of any split that differ by one change or one trade; repeats may occur.
 
-    The attributes take turns, in random order, so that the first few scenes differ in different ways.
+    The attributes alternate, in random order, so that the first few scenes differ in different ways.
     """
     pairs = list(combinations(range(len(scene.objects)), 2))
     trades = [Trade(attribute, pair) for attribute in ATTRIBUTES[:4] for pair in pairs]

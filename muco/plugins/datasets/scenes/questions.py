@@ -1,4 +1,4 @@
-"""The seven questions about one picture; each has one right answer, and that one wording."""
+"""The seven questions about one picture. Each has one right answer, and the answer has one wording."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ MetaTask = Literal["classification", "vqa", "retrieval", "grounding"]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def _what_shapes(scene: Scene, subject: int) -> tuple[str, ...]:
+Wordings = tuple[str, ...]
+
+
+def _fixed(*wordings: str) -> Callable[[Scene, int], Wordings]:
+    return lambda scene, subject: wordings
+
+
+def _what_shapes(scene: Scene, subject: int) -> Wordings:
     if len(scene.objects) == 1:
         return (
             "Which shape is drawn, and how large?",
@@ -44,19 +51,11 @@ def _shapes(scene: Scene, subject: int) -> str:
     return listed(a(shape) for shape in sorted(it.shape for it in scene.objects))
 
 
-def _what_background(scene: Scene, subject: int) -> tuple[str, ...]:
-    return (
-        "What color is the background?",
-        "Name the color behind the objects.",
-        "On what background is the picture drawn?",
-    )
-
-
 def _background(scene: Scene, subject: int) -> str:
     return f"{a(scene.background)} background"
 
 
-def _what_arrangement(scene: Scene, subject: int) -> tuple[str, ...]:
+def _what_arrangement(scene: Scene, subject: int) -> Wordings:
     if len(scene.objects) == 1:
         return (
             "What is where in the picture?",
@@ -74,15 +73,13 @@ def _arrangement(scene: Scene, subject: int) -> str:
     first, *rest = reading_order(scene)
     if not rest:
         return f"the {first.shape} is {at(first.place)}"
-    steps = [
-        f"{_relation(before, after)} the {after.shape}"
-        for before, after in zip([first, *rest], rest, strict=False)
-    ]
+    pairs = zip([first, *rest], rest, strict=False)
+    steps = [f"{_relation(before, after)} the {after.shape}" for before, after in pairs]
     return f"the {first.shape} is {', which is '.join(steps)}"
 
 
 def _relation(first: SceneObject, second: SceneObject) -> str:
-    """Return how the earlier of two in reading order lies to the later."""
+    """Return the position of the earlier of two objects in reading order relative to the later."""
     (row, column), (second_row, second_column) = CELLS[first.place], CELLS[second.place]
     words = ["above"] if row < second_row else []
     if column != second_column:
@@ -90,7 +87,7 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
     return " and ".join(words)
 
 
-def _what_look(scene: Scene, subject: int) -> tuple[str, ...]:
+def _what_look(scene: Scene, subject: int) -> Wordings:
     shape = scene.objects[subject].shape
     return (
         f"What does the {shape} look like?",
@@ -103,7 +100,7 @@ def _look(scene: Scene, subject: int) -> str:
     return f"{scene.objects[subject].size} and {scene.objects[subject].color}"
 
 
-def _what_and_where(scene: Scene, subject: int) -> tuple[str, ...]:
+def _what_and_where(scene: Scene, subject: int) -> Wordings:
     color = scene.objects[subject].color
     return (
         f"What is the {color} object, and where is it?",
@@ -116,14 +113,6 @@ def _and_where(scene: Scene, subject: int) -> str:
     return f"{a(scene.objects[subject].shape)} {at(scene.objects[subject].place)}"
 
 
-def _what_in_mirror(scene: Scene, subject: int) -> tuple[str, ...]:
-    return (
-        "Imagine the picture in a mirror. What do you see?",
-        "Imagine that left and right change places. What is where then?",
-        "What would be seen if the picture were flipped from left to right?",
-    )
-
-
 def _in_mirror(scene: Scene, subject: int) -> str:
     mirrored = sorted(scene.objects, key=lambda it: (CELLS[it.place][0], -CELLS[it.place][1]))
     return listed(a(f"{it.color} {it.shape} {at(_mirror(it.place))}") for it in mirrored)
@@ -134,34 +123,42 @@ def _mirror(place: Place) -> Place:
     return PLACES[3 * row + 2 - column]
 
 
-def _what_all(scene: Scene, subject: int) -> tuple[str, ...]:
-    return (
-        "Describe the picture in detail.",
-        "What does the picture show?",
-        "Write a full caption for the picture.",
-    )
-
-
 @dataclass(frozen=True)
 class Question:
     """A kind of question about one picture: its paraphrases and its only answer.
 
-    Both take the scene and the index of the object asked about, which most kinds ignore.
+    Both are functions of the scene and the index of an object, which most kinds ignore.
     """
 
     task: TurnTask
     meta_task: MetaTask
-    queries: Callable[[Scene, int], tuple[str, ...]]
+    queries: Callable[[Scene, int], Wordings]
     answer: Callable[[Scene, int], str]
 
 
+_WHAT_BACKGROUND = _fixed(
+    "What color is the background?",
+    "Name the color behind the objects.",
+    "On what background is the picture drawn?",
+)
+_WHAT_IN_MIRROR = _fixed(
+    "Imagine the picture in a mirror. What do you see?",
+    "Imagine that left and right change places. What is where then?",
+    "What would be seen if the picture were flipped from left to right?",
+)
+_WHAT_ALL = _fixed(
+    "Describe the picture in detail.",
+    "What does the picture show?",
+    "Write a full caption for the picture.",
+)
+
 QUESTIONS = (
     Question("classification", "classification", _what_shapes, _shapes),
-    Question("global_vqa_1", "vqa", _what_background, _background),
+    Question("global_vqa_1", "vqa", _WHAT_BACKGROUND, _background),
     Question("global_vqa_2", "vqa", _what_arrangement, _arrangement),
     Question("local_vqa_1", "vqa", _what_look, _look),
     Question("local_vqa_2", "vqa", _what_and_where, _and_where),
-    Question("creative", "vqa", _what_in_mirror, _in_mirror),
-    Question("retrieval", "retrieval", _what_all, lambda scene, subject: caption(scene)),
+    Question("creative", "vqa", _WHAT_IN_MIRROR, _in_mirror),
+    Question("retrieval", "retrieval", _WHAT_ALL, lambda scene, subject: caption(scene)),
 )
 """The seven kinds of M3T (arXiv:2602.06393), in its order."""

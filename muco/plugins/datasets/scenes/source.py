@@ -21,15 +21,14 @@ PAIR_WEIGHTS: dict[PairTask, float] = dict.fromkeys(PAIR_TASKS, 1.0)
 
 
 class Scenes(Source):
-    """Draw coloured shapes, and ask about them as M3T and MMEB ask about photographs.
+    """Draw coloured shapes, with questions about them like those of M3T and MMEB about photographs.
 
-    A share of the samples are turns: one picture and the seven questions of M3T. The others hold one
-    pair each, with hard negatives; between them they lead from text, image and both to text, image and
-    both. Sample i depends on the settings, the seed and i alone.
+    A share of the samples have one picture and the seven questions of M3T. The others have one pair with
+    hard negatives, in the nine directions between text, image and both. Sample i depends only on the
+    settings, the seed and i.
 
-    One arrangement of objects in eight is held out for the `scenes` suite, by a hash of what it
-    shows. None is ever drawn or captioned here, on either side of a pair and on whatever background,
-    for any seed and settings.
+    One arrangement of objects in eight is held out for the `scenes` suite, by a hash. It is never drawn or
+    captioned here, on either side of a pair, on any background, for any seed and settings.
 
     References:
         Gu et al. 2026, arXiv:2602.06393: M3T, seven kinds of question about one image.
@@ -40,14 +39,13 @@ class Scenes(Source):
         num_samples: PositiveInt = 12000
         """Samples in the data set."""
         seed: NonNegativeInt = 0
-        """Other seeds, other samples."""
+        """Another seed gives other samples."""
         turn_share: Annotated[float, Field(ge=0, le=1)] = 0.8
         """The share of samples with the seven turns, from 0 to 1; the others are single pairs."""
         num_negatives: NonNegativeInt = 1
         """Hard negatives of a single pair: the picture before the edit, the other object, a fact changed."""
         pairs: dict[PairTask, NonNegativeFloat] = PAIR_WEIGHTS
-        """Kinds of single pair and their weights; a kind that is left out does not occur. Together they
-        lead from text, image and both to each of the three."""
+        """Kinds of single pair and their weights; a kind that is left out does not occur."""
 
         @field_validator("pairs", mode="before")
         @classmethod
@@ -99,14 +97,14 @@ class Scenes(Source):
         return Sample(sample_id, "scenes", (image,), tuple(pairs))
 
     def _near(self, task: SceneTask, problem: Problem, rng: random.Random) -> list[View]:
-        """Return wrong answers that nearly fit: what the query itself holds first, nothing held out."""
-        found: dict[str, View] = {task.key(problem.right): problem.right}
+        """Return wrong answers that nearly fit, none held out; those that the query shows come first."""
+        views: dict[str, View] = {task.key(problem.right): problem.right}
         for view in chain(problem.traps, near_views(problem, self.config, rng)):
-            if len(found) > self.config.num_negatives:
+            if len(views) > self.config.num_negatives:
                 break
             if view.scene.split == "train":
-                found.setdefault(task.key(view), view)
-        return list(found.values())[1:]
+                views.setdefault(task.key(view), view)
+        return list(views.values())[1:]
 
     def _single_pair(self, sample_id: str, rng: random.Random) -> Sample:
         (name,) = rng.choices(list(self.weights), list(self.weights.values()))

@@ -1,4 +1,4 @@
-"""Retrieval tasks over drawn scenes that no training sample shows."""
+"""Retrieval tasks about scenes that are held out from training."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from muco.plugins.datasets.scenes.world import SIZES, SceneWorld, distinct, draw
 
 TaskName = TurnTask | PairTask
 _TURN_PICTURES = 32
-"""By which the agreement of an image's turns is measured."""
+"""Pictures by which `turns` measures how similar the turns of an image are."""
 TASKS: dict[TaskName, SceneTask] = {**TURN_TASKS, **PAIR_TASKS}
 
 
 class ScenesSuite(Suite):
     """Ask about held-out scenes; each query is searched among a few candidates of its own.
 
-    There is a task for each kind of pair that the `scenes` source draws. What queries and right
-    answers show is held out: no training sample shows those objects so arranged, on any background.
+    There is a task for each kind of pair that the `scenes` source draws. Queries and right answers show
+    held-out arrangements of objects, which no training sample shows, on any background.
 
-    A query's first candidate is the right one, all others are wrong. About half of these nearly fit:
-    another object of the same picture, the picture before the edit, one attribute changed, one
-    attribute traded between two objects; they may be of any split. The rest are right answers to
-    other problems of the task. All are made in the same words and by the same drawing.
+    The first candidate of a query is right, all others are wrong. About half of these nearly fit: another
+    object of the picture, the picture before the edit, one attribute changed, one attribute exchanged
+    between two objects; they may be of any split. The others are right answers to other problems of the
+    task. All are worded and drawn alike.
     """
 
     class Config(SceneWorld):
@@ -62,9 +62,9 @@ class ScenesSuite(Suite):
         num_queries: PositiveInt = 256
         """Queries of each task."""
         num_candidates: Annotated[int, Field(ge=10, validate_default=True)] = 10
-        """Candidates of each query; one divided by it is the chance level."""
+        """Candidates of each query; a random guess is right in one of so many."""
         seed: NonNegativeInt = 0
-        """Other seeds, other queries."""
+        """Another seed gives other queries."""
 
         @field_validator("num_candidates")
         @classmethod
@@ -96,7 +96,7 @@ class ScenesSuite(Suite):
             yield _TaskBuilder(name, self.config).build()
 
     def turns(self) -> Iterable[Sequence[Content]]:
-        """Yield held-out pictures with all seven questions about each."""
+        """Yield the seven questions about each of some held-out pictures."""
         for index in range(_TURN_PICTURES):
             rng = seeded("turns", self.config.seed, index)
             scene = draw_scene(self.config, rng, "held_out")
@@ -106,7 +106,7 @@ class ScenesSuite(Suite):
 
 
 class _TaskBuilder:
-    """Makes one task; problems are posed and contents made when they are first asked for."""
+    """Builds one task; problems and contents are made on first use."""
 
     def __init__(self, name: TaskName, config: ScenesSuite.Config) -> None:
         self.name: TaskName = name
@@ -114,8 +114,8 @@ class _TaskBuilder:
         self.task = TASKS[name]
         self.pool: list[Content] = []
         self._problem = cache(self._pose)
-        self._place = cache(self._add_to_pool)
-        self._place_by_id: dict[int, int] = {}
+        self._index = cache(self._add_to_pool)
+        self._index_by_id: dict[int, int] = {}
 
     def build(self) -> Task:
         queries, candidates = [], []
@@ -123,7 +123,7 @@ class _TaskBuilder:
             rng = seeded("candidates", self.name, self.config.seed, index)
             problem = self._problem(index)
             queries.append(self._query(problem, rng))
-            candidates.append(tuple(map(self._place, self._candidates(problem, rng))))
+            candidates.append(tuple(map(self._index, self._candidates(problem, rng))))
         return Task(
             name=self.name,
             meta_task=self.task.meta_task,
@@ -146,7 +146,7 @@ class _TaskBuilder:
 
     def _candidates(self, problem: Problem, rng: random.Random) -> list[View]:
         """Return the right view, then wrong ones: those that nearly fit, then random ones."""
-        wanted = self.config.num_candidates
+        number = self.config.num_candidates
         chosen = {self.task.key(problem.right): problem.right}
 
         def add(views: Iterable[View], up_to: int) -> None:
@@ -154,15 +154,15 @@ class _TaskBuilder:
             while len(chosen) < up_to and (view := next(views, None)) is not None:
                 chosen.setdefault(self.task.key(view), view)
 
-        num_near = (wanted - 1) // 2
+        num_near = (number - 1) // 2
         add(rng.sample(problem.traps, len(problem.traps)), 1 + num_near // 2)
         add(near_views(problem, self.config, rng), 1 + num_near)
-        add(self._random_views(rng), wanted)
-        add(near_views(problem, self.config, rng), wanted)
-        if len(chosen) < wanted:
+        add(self._random_views(rng), number)
+        add(near_views(problem, self.config, rng), number)
+        if len(chosen) < number:
             raise MucoError(
                 f"scenes: {len(chosen)} different answers were found for a query of {self.name}, and "
-                f"`num_candidates` is {wanted}. Lower it, add shapes or colors, or list `tasks` without "
+                f"`num_candidates` is {number}. Lower it, add shapes or colors, or list `tasks` without "
                 f"{self.name}."
             )
         return list(chosen.values())
@@ -175,14 +175,14 @@ class _TaskBuilder:
 
     def _add_to_pool(self, view: View) -> int:
         content = self.task.content(view, self.config)
-        place = self._place_by_id.setdefault(content.content_id, len(self.pool))
-        if place == len(self.pool):
+        index = self._index_by_id.setdefault(content.content_id, len(self.pool))
+        if index == len(self.pool):
             self.pool.append(content)
-        return place
+        return index
 
 
 def _few_answers(world: Mapping[str, Any]) -> dict[TaskName, int]:
-    """Return how many answers there are to the questions that have few."""
+    """Return the number of different answers to the questions that have few."""
     shapes, colors = len(world["shapes"]), len(world["colors"])
     num_objects = world["num_objects"]
     return {

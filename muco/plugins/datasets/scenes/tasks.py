@@ -1,7 +1,6 @@
-"""What is asked of scenes: the seven questions, and eight tasks whose pairs stand alone.
+"""The tasks about scenes, for the `scenes` source and suite: seven questions, and eight kinds of single pair.
 
-A target shows a view: a scene, or one object of it. That is all that a wrong answer needs, so the
-`scenes` source and the `scenes` suite pose their problems here alike.
+A target shows a view: a scene, or one object of it. Wrong answers are views too.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ PairTask = Literal[
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a target shows: a scene, and the object of it that is meant, for tasks about one."""
+    """What a target shows: a scene, and the index of an object for tasks about one object."""
 
     scene: Scene
     subject: int = 0
@@ -48,28 +47,28 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """A query and what answers it."""
+    """A query and its right answer."""
 
     queries: tuple[str, ...]
     """Paraphrases."""
     picture: Scene | None
-    """What the query shows beside its text."""
+    """The picture of the query, if any."""
     right: View
     traps: tuple[View, ...] = ()
-    """Wrong answers that the query itself holds: its other objects, the picture before the edit."""
+    """Wrong answers that the query itself shows: other objects, or the picture before the edit."""
 
 
 @dataclass(frozen=True)
 class SceneTask:
-    """How a task poses problems, and what its targets are."""
+    """How a task draws problems, and what its targets are."""
 
     meta_task: MetaTask
     pose: Callable[[SceneWorld, random.Random, Split], Problem]
-    """Draw a problem: everything that its query and its right answer show is of the split."""
+    """Draw a problem whose query and right answer show scenes of the split."""
     key: Callable[[View], str]
-    """What a target says or shows: a view is right exactly if it has the right view's key."""
+    """The facts of a target, as text: a view is right if its key equals that of the right view."""
     content: Callable[[View, SceneWorld], Content]
-    """Make the target."""
+    """Make the content of a target."""
 
     @property
     def has_image_targets(self) -> bool:
@@ -78,7 +77,7 @@ class SceneTask:
 
 
 def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Iterator[View]:
-    """Yield views like the right one or like the query's picture; right ones and repeats may occur."""
+    """Yield views near the right one or near the query's picture; right ones and repeats may occur."""
     subject = problem.right.subject
     scenes = near_scenes(problem.right.scene, world, rng)
     if problem.picture in (None, problem.right.scene):
@@ -88,7 +87,7 @@ def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Itera
         yield from (View(scene, subject) for scene in pair)
 
 
-# How problems are posed.
+# Functions that draw problems.
 
 
 def _ask(question: Question, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
@@ -124,7 +123,7 @@ def _point(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, spli
     return Problem(queries, scene, View(scene, subject), _others(scene, subject))
 
 
-# What targets are, and when two of them are the same answer.
+# Keys and contents of targets.
 
 
 def _answer(question: Question, view: View) -> str:

@@ -1,7 +1,7 @@
-"""The world of drawn scenes: a few coloured shapes on a small grid, every fact about them known.
+"""Scenes: a few coloured shapes on a small grid, with every fact known.
 
-One arrangement of objects in eight is held out, by a hash of what it shows: training never draws it,
-on whatever background, and the `scenes` suite asks about nothing else.
+One arrangement of objects in eight is held out, by a hash. Training never draws it, on any background; the
+`scenes` suite asks about held-out arrangements only.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 
 CELLS = {place: divmod(index, 3) for index, place in enumerate(PLACES)}
-"""Row and column of each place on a grid of 3 x 3; on one of 2 x 2 there are the corners."""
+"""Row and column of each place on a grid of 3 x 3; a grid of 2 x 2 has the corners only."""
 CORNERS: tuple[Place, ...] = ("top left", "top right", "bottom left", "bottom right")
 
 ONE_HELD_OUT_IN = 8
 MAX_DRAWS = 1000
-"""Draws before a split is taken for empty; a split that holds one scene in eight never needs them."""
+"""Draws after which a split counts as empty; a split with one scene in eight never needs so many."""
 
 
 def check_known(value: Any, kind: str, names: tuple[str, ...]) -> Any:
-    """Return `value`; raise ValueError, with the nearest of `names` and all of them, if it is none."""
+    """Return `value`; raise ValueError, which lists `names`, if it is not one of them."""
     if value not in names:
         near = did_you_mean(str(value), names)
         raise ValueError(f"no {kind} {value!r}.{near} Known: {', '.join(names)}")
@@ -56,12 +56,12 @@ def check_known(value: Any, kind: str, names: tuple[str, ...]) -> Any:
 
 
 def known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
-    """Return the check as a validator."""
+    """Return `check_known` as a validator."""
     return BeforeValidator(lambda value: check_known(value, kind, names))
 
 
 def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `values`; raise ValueError when one is there twice."""
+    """Return `values`; raise ValueError if one is there twice."""
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise ValueError(f"given twice: {', '.join(twice)}")
@@ -69,7 +69,7 @@ def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class SceneWorld(ComponentConfig):
-    """What scenes are made of; a source and a suite that belong together share these settings."""
+    """Settings of the scenes; use the same ones for source and suite."""
 
     image_size_pixels: Annotated[int, Field(ge=32, le=2048)] = 56
     """Height and width. Small shapes are hard to tell apart below 56."""
@@ -127,14 +127,14 @@ class SceneWorld(ComponentConfig):
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """A shape on the grid, with the chance in its drawing."""
+    """A shape on the grid, and the jitter of its drawing."""
 
     shape: Shape
     color: Color
     size: Size
     place: Place
     jitter: tuple[float, float, float]
-    """Off-centre to the right, downwards, and larger; each from -1 to 1."""
+    """Shift to the right, shift downwards, enlargement; each from -1 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +142,29 @@ class Scene:
     """A picture before it is drawn: no two objects share a shape, a colour or a place."""
 
     objects: tuple[SceneObject, ...]
-    """In no particular order; a change keeps it, so an index names an object."""
+    """In any order, which changes keep: an index identifies an object."""
     background: Background
     shade: tuple[int, int, int]
     """Added to the background's red, green and blue."""
     cells_per_side: int
-    """Of the grid that `objects` lie on."""
+    """Size of the grid."""
     dust_seed: int
-    """Places faint specks on the background: no two pictures are equal."""
+    """Seed of faint specks on the background, by which any two pictures differ."""
 
     @property
     def arrangement(self) -> str:
-        """What the objects are: equal for scenes that differ by background or chance only."""
+        """The objects as text: equal for scenes that differ by background or jitter only."""
         parts = (f"{it.size} {it.color} {it.shape}, {it.place}" for it in reading_order(self))
         return "; ".join(parts)
 
     @property
     def facts(self) -> str:
-        """What the picture shows: equal for scenes that differ by chance only."""
+        """The whole picture as text: equal for scenes that differ by jitter only."""
         return f"{self.arrangement}; {self.background}"
 
     @property
     def split(self) -> Split:
-        """The split that the arrangement belongs to, whatever the settings and the seed."""
+        """The split of the arrangement; it does not depend on settings or seed."""
         held_out = stable_id("scenes", self.arrangement) % ONE_HELD_OUT_IN == 0
         return "held_out" if held_out else "train"
 
@@ -175,7 +175,7 @@ def reading_order(scene: Scene) -> list[SceneObject]:
 
 
 def seeded(*parts: str | int) -> random.Random:
-    """Return the generator that belongs to these words and numbers."""
+    """Return a random generator that is seeded by these words and numbers."""
     return random.Random(stable_id("scenes", *map(str, parts)))
 
 
@@ -220,7 +220,7 @@ def _shade(rng: random.Random) -> tuple[int, int, int]:
 
 
 def drawn_again(scene: Scene, world: SceneWorld, rng: random.Random) -> Scene:
-    """Return the same objects on another background, with other chance in their drawing."""
+    """Return the same objects on another background, with other jitter."""
     objects = tuple(replace(it, jitter=_jitter(rng)) for it in scene.objects)
     others: list[Background] = [name for name in world.backgrounds if name != scene.background]
     return Scene(objects, rng.choice(others), _shade(rng), scene.cells_per_side, rng.getrandbits(32))

@@ -69,7 +69,7 @@ def table(text: str) -> dict[str, str]:
         elif cells[:2] in (["setting", "default"], ["key", "default"]):
             inside = True
         elif inside and cells[0].startswith("`"):
-            assert cells[0] not in rows, f"{cells[0]} stands twice"
+            assert cells[0] not in rows, f"{cells[0]} is listed twice"
             rows[cells[0].strip("`")] = cells[1]
     return rows
 
@@ -86,17 +86,17 @@ def settings(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def check_table(config: type[BaseModel], rows: dict[str, str]) -> None:
-    """The rows are the settings, no more and no fewer; a default in code marks is the true one."""
+    """Check that the rows are exactly the settings, and that defaults in backticks are right."""
     expected = dict(settings(config))
     assert rows.keys() == expected.keys()
     for name, default in expected.items():
-        told = rows[name]
+        documented = rows[name]
         if default is ...:
-            assert told == "required", name
-        elif told.startswith("`"):
-            assert yaml.safe_load(told.strip("`")) == default, name
+            assert documented == "required", name
+        elif documented.startswith("`"):
+            assert yaml.safe_load(documented.strip("`")) == default, name
         else:
-            assert re.fullmatch(r"optional|all( \w+)?", told), f"{name}: {told}"
+            assert re.fullmatch(r"optional|all( \w+)?", documented), f"{name}: {documented}"
 
 
 def code_blocks(page: Path) -> list[tuple[str, str]]:
@@ -195,27 +195,27 @@ def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
     for words in commands(page):
         if words[0] != "muco-run" or "quickstart" not in words[1] or "multi_turn_infonce" in str(words):
             continue
-        given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-        load_recipe(words[1], [each for each in given if "projected" not in each])
+        overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+        load_recipe(words[1], [each for each in overrides if "projected" not in each])
 
 
 def test_the_recipe_shown_is_valid():
     from muco.config.load import validate_recipe
 
-    shown = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
-    validate_recipe(yaml.safe_load(shown), title="recipes.md")
+    block = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
+    validate_recipe(yaml.safe_load(block), title="recipes.md")
 
 
 def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):
     from muco.config.load import load_recipe
 
-    shown = next(text for _, text in code_blocks(DOCS / "recipes.md") if text.startswith("$ "))
-    command, _, told = shown.partition("\n")
+    block = next(text for _, text in code_blocks(DOCS / "recipes.md") if text.startswith("$ "))
+    command, _, message = block.partition("\n")
     words = shlex.split(command)
-    given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     with pytest.raises(RecipeError) as caught:
-        load_recipe(words[2], given, registry=ours)
-    assert str(caught.value) == told.strip()
+        load_recipe(words[2], overrides, registry=ours)
+    assert str(caught.value) == message.strip()
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ FOLDER = Path(__file__).parents[1] / "examples/muco-plugin-example"
 @pytest.fixture
 def plugins(monkeypatch) -> Iterator[Registry]:
     """muco's own components and the package's, by the entry point that its pyproject.toml names."""
-    about = tomllib.loads((FOLDER / "pyproject.toml").read_text())
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]
     monkeypatch.syspath_prepend(FOLDER)
     registry = Registry()
     registry.add(importlib.import_module("muco.plugins.hooks"), provider="muco 0.1.0")
-    for module in about["project"]["entry-points"]["muco"].values():
-        provider = f"{about['project']['name']} {about['project']['version']}"
+    for module in project["entry-points"]["muco"].values():
+        provider = f"{project['name']} {project['version']}"
         registry.add(importlib.import_module(module), provider=provider)
     yield registry
     for name in [name for name in sys.modules if name.startswith("muco_plugin_example")]:

@@ -1,4 +1,4 @@
-"""Reading recipes: what is accepted, and what a user is told about the rest."""
+"""Loading recipes: what is accepted, and the errors for everything else."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def load(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refusal(load):
-    """Return what is said of a recipe that is refused."""
+    """Return the error message of a recipe that is refused."""
 
     def refusal(text: str | bytes, *overrides: str, **options: Any) -> str:
         with pytest.raises(MucoError) as caught:
@@ -165,7 +165,7 @@ def test_a_recipe_is_frozen(load):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("multiturn_infonce", "multi_turn_infonce # <-",
          "loss.name: no loss named 'multi_turn_infonce'. Did you mean 'multiturn_infonce'?"),
@@ -221,23 +221,23 @@ def test_a_recipe_is_frozen(load):
         ("seed: 0", "seed: 0\nname: again # <-", "name: given twice, first in line 1"),
     ],
 )  # fmt: skip
-def test_one_problem_is_told_with_its_line(refusal, old, new, told):
+def test_one_problem_is_reported_with_its_line(refusal, old, new, expected):
     text = changed(old, new).replace("temprature: 0.05", "temprature: 0.05 # <-")
     message = refusal(text)
     assert message.startswith("r.yaml: 1 problem\n")
-    assert told in f"{message}\n"
+    assert expected in f"{message}\n"
     marked = [number for number, line in enumerate(text.splitlines(), 1) if "# <-" in line]
     assert re.findall(r"^  line (\d+) ", message, re.MULTILINE) == [str(number) for number in marked]
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_file(refusal):
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(refusal):
     text = changed("multiturn_infonce", "infonc")
     text = text.replace("num_steps: 10", "num_step: ten").replace("hidden_dim: 32", "hidden_dim: -1")
     text = text.replace("seed: 0", "seed: x").replace("pooler:\n  name: turn_token\n", "")
-    told = refusal(text).splitlines()
-    assert told[0] == "r.yaml: 6 problems"
-    places = [line.split(":")[0].split() for line in told[1:] if not line.startswith(" " * 11)]
-    assert places == [
+    message = refusal(text).splitlines()
+    assert message[0] == "r.yaml: 6 problems"
+    keys = [line.split(":")[0].split() for line in message[1:] if not line.startswith(" " * 11)]
+    assert keys == [
         ["pooler"],
         ["line", "2", "seed"],
         ["line", "16", "backbone.random_init.hidden_dim"],
@@ -248,7 +248,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(refusal):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "this is an empty file"),
         ("# a comment\n", "this is an empty file"),
@@ -269,12 +269,12 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(refusal):
         ), "too large with its aliases expanded"),
     ],
 )  # fmt: skip
-def test_a_file_that_holds_no_recipe_is_refused(refusal, text, told):
-    assert told in refusal(text)
+def test_a_file_that_contains_no_recipe_is_refused(refusal, text, expected):
+    assert expected in refusal(text)
 
 
 @pytest.mark.parametrize("name", ["quikstart", "recipes/quikstart.yaml", "elsewhere/quickstart.yaml"])
-def test_a_missing_file_is_told_with_the_nearest_shipped_recipe(name):
+def test_the_error_of_a_missing_file_names_the_nearest_shipped_recipe(name):
     with pytest.raises(MucoError) as caught:
         load_recipe(name)
     assert f"{name}: no such file" in str(caught.value)
@@ -291,7 +291,7 @@ def test_a_name_that_leads_outside_the_shipped_recipes_finds_none(name, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("seed", "--set seed: write KEY=VALUE"),
         ("=3", "--set =3: write KEY=VALUE"),
@@ -312,8 +312,8 @@ def test_a_name_that_leads_outside_the_shipped_recipes_finds_none(name, tmp_path
         ("data={}", "  data: "),
     ],
 )
-def test_an_override_that_does_not_fit_is_told(refusal, override, told):
-    assert told in refusal(RECIPE, override)
+def test_a_wrong_override_is_refused(refusal, override, expected):
+    assert expected in refusal(RECIPE, override)
 
 
 def test_a_problem_that_an_override_made_names_no_line_of_the_file(refusal):
@@ -364,15 +364,17 @@ TURNS_ALONE = ("data.scenes.source.turn_share=1", "evaluate.suites.0.tasks=[clas
 
 
 @pytest.mark.parametrize(
-    ("spared", "told"),
+    ("settings", "expected"),
     [
         (TURNS_ALONE[:1], "suite `scenes` as set here needs image_targets"),
         (TURNS_ALONE[1:], "source `scenes` as set here needs image_targets"),
     ],
 )
-def test_data_and_suites_need_a_backbone_that_takes_their_images(load, refusal, with_text_only, spared, told):
+def test_data_and_suites_need_a_backbone_that_takes_their_images(
+    load, refusal, with_text_only, settings, expected
+):
     text_only = ("backbone={name: text_only}",)
-    assert told in refusal(RECIPE, *text_only, *spared, registry=with_text_only)
+    assert expected in refusal(RECIPE, *text_only, *settings, registry=with_text_only)
     load(RECIPE, *text_only, *TURNS_ALONE, registry=with_text_only)
 
 
@@ -403,7 +405,7 @@ def test_no_turn_may_see_what_a_later_one_asks(load, refusal, direction, context
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_any_file_is_a_recipe_or_told(tmp_path_factory, data):
+def test_any_bytes_are_refused_with_an_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
     with pytest.raises(MucoError):
@@ -414,7 +416,7 @@ KEYS = ["name", "data", "scenes", "source", "train", "betas", "evaluate", "suite
 
 
 @given(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4), st.text("[]{}:,-0.1e&*!x'\" \n", max_size=8))
-def test_any_override_is_taken_or_told(tmp_path_factory, keys, value):
+def test_any_override_is_applied_or_refused_with_an_error(tmp_path_factory, keys, value):
     path = tmp_path_factory.getbasetemp() / "recipe.yaml"
     path.write_text(RECIPE)
     with suppress(MucoError):
@@ -453,10 +455,10 @@ def test_the_schema_refuses_what_the_loader_refuses(schema, path, value):
     values = yaml.safe_load(RECIPE)
     schema.validate(values)
     *parents, last = path.split(".")
-    place = values
+    container = values
     for parent in parents:
-        place = place[parent]
-    place[last] = value
+        container = container[parent]
+    container[last] = value
     assert not schema.is_valid(values)
     with pytest.raises(RecipeError):
         validate_recipe(values, title="r.yaml")

@@ -1,4 +1,4 @@
-"""Which components there are, and what a plugin package is told that cannot be used."""
+"""The installed components, and the errors of plugin packages that cannot be used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refusal(*plugins: ModuleType) -> str:
 
 
 def refusal_of(target: str) -> str:
-    """Return what is said of a loss `mine` that is declared to lie at `target`."""
+    """Return the error message of a loss `mine` with this target."""
     registry = registry_of(plugin(muco_losses={"mine": target}))
     with pytest.raises(PluginError) as caught:
         registry.component("loss", "mine")
@@ -110,7 +110,7 @@ def test_each_kind_has_its_hook(kind):
     assert (entry.kind, entry.name, entry.provider) == (kind, "mine", PROVIDER)
 
 
-def test_an_unknown_name_is_told_with_those_that_there_are(registry):
+def test_the_error_of_an_unknown_name_lists_the_known_ones(registry):
     with pytest.raises(LookupError) as caught:
         registry.find("loss", "multi_turn_infonce")
     message = caught.value.args[0]
@@ -157,13 +157,14 @@ def test_one_name_may_serve_two_kinds():
 
 
 @pytest.mark.parametrize(
-    ("contract", "told"), [(None, "declares no `muco_contract`"), (CONTRACT + 1, f"contract {CONTRACT + 1}")]
+    ("contract", "expected"),
+    [(None, "declares no `muco_contract`"), (CONTRACT + 1, f"contract {CONTRACT + 1}")],
 )
-def test_another_contract_or_none_is_refused(contract, told):
+def test_another_contract_or_none_is_refused(contract, expected):
     message = refusal(plugin(contract, muco_losses={"mine": "shapes:Loss"}))
     assert "muco_shapes.hooks" in message
     assert PROVIDER in message
-    assert told in message
+    assert expected in message
     assert "hooks: muco_losses" in message
     assert f"this muco needs contract {CONTRACT}" in message
 
@@ -177,7 +178,7 @@ def test_a_plugin_of_contract_1_is_told_what_to_change():
     assert "\n  muco_poolers: `TurnPlaces` is now `TurnSpans`, and `.places` is `.spans`." in message
 
 
-def test_a_plugin_of_contract_1_that_need_not_change_is_told_so():
+def test_a_plugin_of_contract_1_with_unchanged_kinds_only_sets_the_number():
     message = refusal(plugin(1, muco_losses={"mine": "shapes:Loss"}))
     assert message.endswith("Set `muco_contract = 2` in it; its kinds of component did not change.")
 
@@ -205,18 +206,18 @@ def test_a_class_without_settings_is_refused():
 
 
 class HalfDone(Loss):
-    """A loss that scores nothing."""
+    """A loss without `per_turn`."""
 
     Config = ComponentConfig
 
 
 def test_a_class_that_leaves_a_method_unwritten_is_refused():
-    told = refusal_of(f"{__name__}:HalfDone")
-    assert "does not implement per_turn; the interface requires it" in told
+    message = refusal_of(f"{__name__}:HalfDone")
+    assert "does not implement per_turn; the interface requires it" in message
 
 
 @pytest.mark.parametrize("declared", [None, ["mine"], {"mine": 3}, {"mine": Unkind}])
-def test_a_hook_that_declares_no_names_and_places_is_refused(declared):
+def test_a_hook_that_declares_no_names_and_targets_is_refused(declared):
     message = refusal(plugin(muco_losses=declared))
     assert f"plugin muco_shapes.hooks ({PROVIDER}, hook muco_losses)" in message
     assert "declares" in message
@@ -236,7 +237,7 @@ def test_a_hook_that_raises_is_named():
 
 @pytest.fixture
 def one_entry_point(monkeypatch):
-    """Let the installed packages be one, whose entry point leads where a test says."""
+    """Replace the installed packages by one with the given entry point."""
     find = registry_module.default_registry.__wrapped__
 
     def registry(target: str) -> Registry:

@@ -40,11 +40,11 @@ def plain(items, length, what):
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_frames_are_taken_evenly_from_the_first_to_the_last(length, most):
-    places = Video(FRAMES[:1] * length).frame_indices(most)
-    assert len(places) == len(set(places)) == min(length, most)
-    assert places[0] == 0
-    assert places[-1] == length - 1 or len(places) == 1
-    steps = [after - before for before, after in pairwise(places)]
+    indices = Video(FRAMES[:1] * length).frame_indices(most)
+    assert len(indices) == len(set(indices)) == min(length, most)
+    assert indices[0] == 0
+    assert indices[-1] == length - 1 or len(indices) == 1
+    steps = [after - before for before, after in pairwise(indices)]
     assert not steps or max(steps) - min(steps) <= 1
 
 
@@ -143,11 +143,11 @@ def test_check_and_show_count_frames(tmp_path):
 def test_what_reads_no_video_says_what_does():
     from muco.core.compatibility import no_video
 
-    told = no_video("clip")
-    assert isinstance(told, MucoError)
-    assert not isinstance(told, DataError)
-    assert "clip reads no video" in str(told)
-    assert str(told).endswith("llava, qwen_vl")
+    message = no_video("clip")
+    assert isinstance(message, MucoError)
+    assert not isinstance(message, DataError)
+    assert "clip reads no video" in str(message)
+    assert str(message).endswith("llava, qwen_vl")
 
 
 @pytest.fixture
@@ -224,6 +224,6 @@ LLAVA = {"name": "llava", "random_init": {"family": "llava_next"}}
 def test_a_recipe_of_videos_for_what_reads_none_is_refused_before_it_runs(recipe, backbone, works):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(recipe(backbone=backbone)))
-    told = str(caught.value)
-    assert "source `pairs` as set here needs video" in told
-    assert f"What works: {works}" in told
+    message = str(caught.value)
+    assert "source `pairs` as set here needs video" in message
+    assert f"What works: {works}" in message

@@ -24,6 +24,7 @@ from muco.config.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainS
 from muco.core import Content, Pair, Sample
 from muco.core.component import KINDS, Kind
 from muco.core.errors import PluginError, RecipeError
+from muco.core.hookspecs import CONTRACT
 from muco.core.registry import Registry
 from muco.testing import check_pooler
 
@@ -163,6 +164,11 @@ def test_modules_and_paths_that_pages_name_exist(page):
     folders = "muco|tests|tools|benchmarks|examples|\\.ci"
     paths = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w)(?![\w<])", text)
     assert [path for path in set(paths) - NOT_MUCO if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_shows_the_current_contract():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^muco_contract = (\d+)$", text, re.MULTILINE) == [str(CONTRACT)]
 
 
 def test_ci_finds_the_line_of_the_readme():

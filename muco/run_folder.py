@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from muco.config.recipe import Evaluation, Recipe
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
 from muco.io.atomic import write_text
+
+R = TypeVar("R")
 
 _REPORTED = (
     "muco",
@@ -45,6 +48,23 @@ but for `train.num_steps` under a cosine schedule."""
 
 
 @dataclass(frozen=True)
+class Summary:
+    """summary.json: the result of a run that ended."""
+
+    name: str
+    steps: int
+    samples_seen: int
+    pairs_seen: int
+    """Query turns trained on, repeats counted."""
+    train_seconds: FiniteFloat
+    """In training steps, over all resumptions."""
+    wall_seconds: FiniteFloat
+    """Of the command that wrote the file."""
+    metrics: dict[str, float]
+    """Averages and tasks of every suite by name, `scenes/mean`."""
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """`runs/<name>`."""
 
@@ -60,9 +80,11 @@ class RunFolder:
         """One result a suite."""
         return self.path / "eval"
 
-    def summary(self) -> dict[str, Any] | None:
-        """Return what a run that ended wrote; None for one that did not."""
-        return _mapping(self.path / "summary.json", json.loads)
+    def summary(self) -> Summary | None:
+        """Return the result of a run that ended; None for one that did not."""
+        path = self.path / "summary.json"
+        values = _mapping(path, json.loads)
+        return None if values is None else validate_record(path, Summary, values)
 
     def environment(self) -> dict[str, Any] | None:
         """Return what the run ran on."""
@@ -103,9 +125,9 @@ class RunFolder:
         }
         write_text(self.path / "environment.json", json.dumps(values, indent=1) + "\n")
 
-    def write_summary(self, values: dict[str, Any]) -> None:
+    def write_summary(self, summary: Summary) -> None:
         """Write the run's result; from here on the run counts as ended."""
-        write_text(self.path / "summary.json", json.dumps(values, indent=1) + "\n")
+        write_text(self.path / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
 
     def clear(self) -> None:
         """Remove the run in the folder; a folder that holds no run is left alone.
@@ -169,6 +191,23 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None
+
+
+def validate_record(path: Path, record: type[R], values: Any) -> R:
+    """Return the record that a file of the folder holds; keys that the record does not have are ignored.
+
+    Raises:
+        MucoError: a field is missing or has another type.
+    """
+    try:
+        return TypeAdapter(record).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise MucoError(
+            f"{path}: not what this version of muco writes: {where}: {first['msg']}\n"
+            "Make the file again, or read it with the version that wrote it (environment.json)."
+        ) from None
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def evaluate(
         return None
     before = place.summary()
     if before is not None:
-        place.write_summary({**before, "metrics": with_scores(before.get("metrics", {}), metrics)})
+        place.write_summary(replace(before, metrics=with_scores(before.metrics, metrics)))
 
     from muco.report.page import write_report
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from muco.config.recipe import Recipe
 from muco.core.errors import MucoError
 from muco.io.atomic import atomic_folder
-from muco.run_folder import RunFolder, blocks_resume, differences, with_scores
+from muco.run_folder import RunFolder, Summary, blocks_resume, differences, with_scores
 
 if TYPE_CHECKING:
     from muco.distributed.ranks import Ranks
@@ -65,7 +66,7 @@ def run(
             done = _run(recipe, place, only, console, began, ranks)
         if done is not None and ranks.is_main:
             _tell(done, place, console)
-        return done
+        return None if done is None else asdict(done)
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def _join_ranks(recipe: Recipe) -> Iterator[Ranks]:
         yield ranks
 
 
-def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> dict[str, Any] | None:
+def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> Summary | None:
     """Return the summary of a run that is done; raise where another run is in the way."""
     old = place.recipe()
     if old is None:
@@ -106,19 +107,19 @@ def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | No
     return None
 
 
-def _covers(summary: dict[str, Any] | None, recipe: Recipe) -> bool:
+def _covers(summary: Summary | None, recipe: Recipe) -> bool:
     """Say whether a summary holds all that the recipe asks for."""
-    if summary is None or summary.get("steps", 0) < recipe.train.num_steps:
+    if summary is None or summary.steps < recipe.train.num_steps:
         return False
     return all(
-        any(name.startswith(f"{suite.name}/mean") for name in summary.get("metrics", {}))
+        any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
         for suite in recipe.evaluate.suites
     )
 
 
 def _run(
     recipe: Recipe, place: RunFolder, only: Only | None, console: Console, began: float, ranks: Ranks
-) -> dict[str, Any] | None:
+) -> Summary | None:
     import torch
 
     from muco.model.source import quiet_libraries
@@ -147,20 +148,19 @@ def _run(
         scores = _evaluate(recipe, place, console, ranks) or {}
     if not ranks.is_main:
         return None
-    summary = {
-        "name": recipe.name,
-        "steps": progress.step,
-        "samples_seen": progress.samples_seen,
-        "pairs_seen": progress.pairs_seen,
-        "train_seconds": round(progress.train_seconds, 2),
-        "wall_seconds": 0.0,
-        "metrics": scores,
-    }
-    before = place.summary() or {}
-    if only is not None and before.get("steps") == progress.step:
-        summary["metrics"] = with_scores(before.get("metrics", {}), scores)
-    earlier = before.get("wall_seconds", 0.0) if only == "evaluate" else 0.0
-    summary["wall_seconds"] = round(earlier + time.perf_counter() - began, 2)
+    before = place.summary()
+    if before is not None and only is not None and before.steps == progress.step:
+        scores = with_scores(before.metrics, scores)
+    earlier = before.wall_seconds if before is not None and only == "evaluate" else 0.0
+    summary = Summary(
+        name=recipe.name,
+        steps=progress.step,
+        samples_seen=progress.samples_seen,
+        pairs_seen=progress.pairs_seen,
+        train_seconds=round(progress.train_seconds, 2),
+        wall_seconds=round(earlier + time.perf_counter() - began, 2),
+        metrics=scores,
+    )
     place.write_summary(summary)
 
     from muco.report.page import write_report
@@ -239,12 +239,12 @@ def _evaluate(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) 
     return score(encoder, Parts.of(recipe), weights, recipe.evaluate, place, console, ranks)
 
 
-def _tell(summary: dict[str, Any], place: RunFolder, console: Console) -> None:
+def _tell(summary: Summary, place: RunFolder, console: Console) -> None:
     from muco.console import tell
 
-    tell(summary["metrics"], console)
+    tell(summary.metrics, console)
     console.print(
-        f"{summary['steps']} steps, {summary['pairs_seen']:,} pairs, {summary['wall_seconds']:.0f} s. "
+        f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "
         f"Report: {place.path / 'report.html'}",
         highlight=False,
         soft_wrap=True,

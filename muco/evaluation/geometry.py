@@ -14,31 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.evaluation.encode import Embedded
+from muco.evaluation.results import Coherence
 from muco.evaluation.search.ranking import Ranking
 
 _PER_TASK = 8192
 """Candidates of a task that are looked at, evenly spaced over its pool."""
 _SPREAD = 4096
 """Contents whose spread is measured, evenly spaced over those looked at."""
-
-
-@dataclass(frozen=True)
-class Coherence:
-    """Measures of a suite; None where there is nothing to measure."""
-
-    modality_gap: float | None
-    """The distance between the mean of contents without an image and the mean of those with one, 0 to 2;
-    Liang et al. 2022, arXiv:2203.02053."""
-    alignment: float
-    """The mean squared distance of a query and its right answer, 0 to 4, a mean over tasks; Wang and
-    Isola 2020, arXiv:2005.10242."""
-    uniformity: float
-    """The log of the mean of exp(-2 d^2) over pairs of different contents d apart; lower is more even, -4
-    the least in many dimensions; same source."""
-    turn_agreement: float | None
-    """The mean cosine of different queries about one image."""
-    turn_agreement_others: float | None
-    """The same for queries about different images: what agreement is to be held against."""
 
 
 @dataclass

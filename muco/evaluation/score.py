@@ -47,7 +47,8 @@ def score(
     Raises:
         MucoError: something that the user can mend.
     """
-    from muco.evaluation.suite import run_suite, write_result
+    from muco.evaluation.results import write_results
+    from muco.evaluation.suite import run_suite
 
     metrics: dict[str, float] = {}
     with open_embedder(encoder, parts, weights, settings, place.eval / "vectors", console, ranks) as (
@@ -55,20 +56,21 @@ def score(
         about,
     ):
         for ref in settings.suites:
-            result = run_suite(
+            results = run_suite(
                 ref.name,
                 make(ref),
                 embedder,
                 ties=settings.ties,
                 gallery_queries=settings.gallery_queries,
+                depends_on={**weights, "suite": ref.dump(), "ties": settings.ties, **about},
                 track=lambda task: lambda windows, number: progress_bar(windows, number, task, console),
             )
-            if result is None:
+            if results is None:
                 continue
-            depends_on = {**weights, "suite": ref.dump(), "ties": settings.ties, **about}
-            write_result(result, place.eval, depends_on)
-            metrics |= result.metrics()
-            for warning in result.warnings:
+            scores, gallery = results
+            write_results(place.eval, scores, gallery)
+            metrics |= scores.metrics()
+            for warning in scores.warnings:
                 console.print(f"warning: {warning}", style="yellow", highlight=False)
     return metrics if ranks.is_main else None
 

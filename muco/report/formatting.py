@@ -36,6 +36,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def bar_percent(share: float) -> str:
+    """Write a share as the length of a bar: a percentage held within 0 to 100."""
+    return percent(min(max(share, 0.0), 1.0))
+
+
+def ratio(value: float) -> str:
+    """Write how many times as much: 8.6, or 1,280."""
+    return f"{value:.1f}" if value < 100 else count(value)
+
+
 def duration(seconds: float) -> str:
     """Write a time in its two largest units: 4 min 12 s."""
     if seconds < 10:

@@ -14,23 +14,23 @@ from muco import __version__
 from muco.io.atomic import write_bytes
 from muco.report import formatting as words
 from muco.report.comparison import comparisons_of, differences_of
-from muco.report.gallery import gallery_of
+from muco.report.gallery import gallery_of, is_safe_image
 from muco.report.read import RunFiles, read_run
-from muco.report.scores import headlines_of, suite_of
+from muco.report.scores import standard_error, suite_of
 from muco.report.training import Training, training_of
 
-_PAGE = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
     """Write `report.html` from the files of a run folder and return its path.
 
-    The page is one file and loads nothing. A run may be half finished: a section without data says
-    which command makes it.
+    The page is one file and loads nothing. The run may be unfinished: a section without data names the
+    command that makes it.
 
     Args:
-        folder: the run's.
-        others: run folders that it is set beside.
+        folder: of the run.
+        others: run folders to compare it with.
 
     Raises:
         MucoError: a folder is no run folder, or a file in it is not what muco writes.
@@ -43,7 +43,7 @@ def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
 
 def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
     """Return the page of a run as HTML; every string of the run is escaped."""
-    css, js = _own("page.css"), _own("page.js")
+    css, js = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     training = training_of(run.log) if run.log else None
     gallery = gallery_of(run.galleries)
     return (
@@ -52,7 +52,9 @@ def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
         .render(
             run=run,
             training=training,
-            headlines=headlines_of(run.suites),
+            headlines=[
+                (suite.suite, name, mean) for suite in run.suites for name, mean in suite.averages.items()
+            ],
             suites=[suite_of(suite) for suite in run.suites],
             comparisons=comparisons_of(run, others),
             changed_recipes=differences_of(run, others),
@@ -75,16 +77,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals["words"] = words
+    templates.globals |= {"words": words, "standard_error": standard_error}
+    templates.tests["safe_image"] = is_safe_image
     return templates
 
 
-def _own(name: str) -> Markup:
-    return Markup((_PAGE / name).read_text(encoding="utf-8"))
-
-
 def _policy(css: str, js: str) -> str:
-    """Allow this style and this script and no other: what escaping missed would still not run."""
+    """Allow this style and this script alone: a string that was not escaped would still not run."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "

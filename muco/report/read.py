@@ -9,17 +9,52 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from muco.core.errors import MucoError
-from muco.report.records import LoggedStep, RecipeOutline, SuiteGallery, SuiteScores, Summary, Unreadable
+from muco.evaluation.results import Gallery, SuiteScores
+from muco.run_folder import RunFolder, Summary, validate_record
+from muco.training.log import LOG_FILE, UNREADABLE_FILE, LoggedStep, UnreadableSample
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A component or a suite of a recipe."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class TrainOutline:
+    """What the page needs of a recipe's `train`."""
+
+    num_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateOutline:
+    """What the page needs of a recipe's `evaluate`."""
+
+    suites: tuple[Named, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecipeOutline:
+    """The names in a recipe; the plugins behind them need not be installed."""
+
+    name: str
+    data: dict[str, Any] | None = None
+    packer: Named | None = None
+    backbone: Named | None = None
+    loss: Named | None = None
+    train: TrainOutline = TrainOutline()
+    evaluate: EvaluateOutline = EvaluateOutline()
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """All that a run folder says; what it lacks is empty or None."""
+    """The contents of a run folder; what it lacks is empty or None."""
 
     recipe: RecipeOutline
     recipe_text: str
@@ -32,8 +67,8 @@ class RunFiles:
     log: tuple[LoggedStep, ...]
     summary: Summary | None
     suites: tuple[SuiteScores, ...]
-    galleries: tuple[SuiteGallery, ...]
-    unreadable: tuple[Unreadable, ...]
+    galleries: tuple[Gallery, ...]
+    unreadable: tuple[UnreadableSample, ...]
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -50,18 +85,19 @@ def read_run(folder: Path) -> RunFiles:
     recipe, values = _recipe(source, text)
     galleries = sorted(folder.glob("eval/*.gallery.json"))
     suites = [path for path in sorted(folder.glob("eval/*.json")) if path not in galleries]
+    run = RunFolder(folder)
     return RunFiles(
         recipe=recipe,
         recipe_text=text,
         recipe_values=values,
         is_trained=is_trained,
         command=_command(folder),
-        environment=_mapping(folder / "environment.json"),
-        log=_lines(folder / "train.jsonl", LoggedStep),
-        summary=_optional(folder / "summary.json", Summary),
-        suites=tuple(_checked(path, SuiteScores, _json(path)) for path in suites),
-        galleries=tuple(_checked(path, SuiteGallery, _json(path)) for path in galleries),
-        unreadable=_lines(folder / "unreadable.jsonl", Unreadable),
+        environment=run.environment() or {},
+        log=_lines(folder / LOG_FILE, LoggedStep),
+        summary=run.summary(),
+        suites=tuple(_record(path, SuiteScores) for path in suites),
+        galleries=tuple(_record(path, Gallery) for path in galleries),
+        unreadable=_lines(folder / UNREADABLE_FILE, UnreadableSample),
     )
 
 
@@ -77,58 +113,37 @@ def _recipe_text(path: Path) -> str:
 def _recipe(path: Path, text: str) -> tuple[RecipeOutline, dict[str, Any]]:
     try:
         values = yaml.safe_load(text)
-        return _checked(path, RecipeOutline, values), values
     except yaml.YAMLError as error:
         raise MucoError(f"{path}: not YAML: {error}\nRestore the file that the run wrote.") from None
+    return validate_record(path, RecipeOutline, values), values
 
 
 def _command(folder: Path) -> str:
-    """Name the recipe as seen from beside `runs/`; a page that is passed on shows no home folder."""
-    whole = folder.resolve()
-    return "muco-run " + shlex.quote(f"{whole.parent.name}/{whole.name}/recipe.yaml")
+    """Name the recipe as seen from beside `runs/`: a page that is passed on shows no home folder."""
+    path = folder.resolve()
+    return "muco-run " + shlex.quote(f"{path.parent.name}/{path.name}/recipe.yaml")
 
 
-def _json(path: Path) -> Any:
+def _record(path: Path, record: type[R]) -> R:
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        values = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (json.JSONDecodeError, OSError) as error:
         raise MucoError(f"{path}: not JSON: {error}\nRemove the file and make it again.") from None
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    found = _json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise MucoError(f"{path}: must hold a mapping.\nRemove the file and make it again.")
-    return found
-
-
-def _optional(path: Path, record: type[R]) -> R | None:
-    return _checked(path, record, _json(path)) if path.is_file() else None
-
-
-def _checked(path: Path, record: type[R], value: Any) -> R:
-    try:
-        return record.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise MucoError(
-            f"{path}: not what this version of muco writes: {where}: {first['msg']}\n"
-            "Make the file again, or read it with the version that wrote it (environment.json)."
-        ) from None
+    return validate_record(path, record, values)
 
 
 def _lines(path: Path, record: type[R]) -> tuple[R, ...]:
-    """Read a file of JSON lines; a last line cut short by a stop is left out."""
+    """Read a file of JSON lines; a last line that a killed run cut short is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    found: list[R] = []
+    records: list[R] = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            value = json.loads(line) if line.strip() else None
+            values = json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
             raise MucoError(f"{path}: line {number} is not JSON: {error}\nRemove that line.") from None
-        if value is not None:
-            found.append(_checked(path, record, value))
-    return tuple(found)
+        records.append(validate_record(path, record, values))
+    return tuple(records)

@@ -9,7 +9,7 @@ from statistics import median
 
 from muco.report.charts import Axis, Chart, draw, log_step_axis, step_axis, value_axis
 from muco.report.formatting import count, percent, title
-from muco.report.records import LoggedStep
+from muco.training.log import LoggedStep
 
 Curve = list[tuple[int, float]]
 
@@ -92,5 +92,5 @@ def _facts(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
 
 def _masked(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
     names = dict.fromkeys(name for line in log for name in line.counts)
-    middle = {name: median(line.counts.get(name, 0) for line in log) for name in names}
-    return [(count(number), f"{title(name).lower()} a step") for name, number in middle.items()]
+    medians = [(name, median(line.counts.get(name, 0) for line in log)) for name in names]
+    return [(count(number), f"{title(name).lower()} a step") for name, number in medians if isfinite(number)]

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muco.io.atomic import write_text
 
 LOG_FILE = "train.jsonl"
+UNREADABLE_FILE = "unreadable.jsonl"
+
+
+class LoggedStep(BaseModel):
+    """A line of train.jsonl; means are over the steps since the line before.
+
+    Keys that are not named here are other rates that the loss returns.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    step: int
+    epoch: int
+    loss: float
+    """Mean of a step's loss, in nats a query turn."""
+    lr: float
+    grad_norm: float
+    """Mean norm of the gradient before it is scaled down."""
+    pairs_per_second: float
+    samples_per_second: float
+    tokens: int
+    """Language-model tokens a step, padding left out."""
+    padding_share: float
+    in_batch_accuracy: float | None = None
+    """Share of query turns that rank a positive above all their negatives in the batch; None for a loss that
+    does not return it."""
+    wait_share: float
+    """Share of the time that training waited for data."""
+    counts: dict[str, float]
+    """What the loss counts, a step on average."""
+
+
+@dataclass(frozen=True)
+class UnreadableSample:
+    """A line of unreadable.jsonl: a sample that training left out."""
+
+    step: int
+    sample: str
+    reason: str
 
 
 def cut_lines(path: Path, step: int) -> None:
@@ -40,7 +80,7 @@ class NoLog:
     def advance(self, step: int) -> None:
         """Do nothing."""
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, line: LoggedStep) -> None:
         """Do nothing."""
 
 
@@ -79,17 +119,17 @@ class TrainLog:
         """Move the bar."""
         self._bar.update(self._task, completed=step)
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Log one line of values; `step` is among them."""
+    def write(self, line: LoggedStep) -> None:
+        """Append a line to train.jsonl and to TensorBoard, and print it."""
+        values = line.model_dump(exclude_none=True)
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        step = values["step"]
         for name, value in values.items():
             if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(f"train/{name}", value, step)
-        for name, value in values["counts"].items():
-            self._board.add_scalar(f"counts/{name}", value, step)
-        note = f"loss {values['loss']:.3f}  {values['pairs_per_second']:,.0f} pairs/s"
+                self._board.add_scalar(f"train/{name}", value, line.step)
+        for name, value in line.counts.items():
+            self._board.add_scalar(f"counts/{name}", value, line.step)
+        note = f"loss {line.loss:.3f}  {line.pairs_per_second:,.0f} pairs/s"
         self._bar.update(self._task, note=note)
         if not self._console.is_terminal:
-            self._console.print(f"step {step}/{self._num_steps}  {note}", highlight=False)
+            self._console.print(f"step {line.step}/{self._num_steps}  {note}", highlight=False)

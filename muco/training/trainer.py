@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from muco.distributed.shutdown import GracefulShutdown, Interrupted
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Progress, save_checkpoint
-from muco.training.log import NoLog, TrainLog, cut_lines
+from muco.training.log import UNREADABLE_FILE, LoggedStep, NoLog, TrainLog, UnreadableSample, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.sizing import choose_budget, describe, predict, rehearse
 from muco.training.step import StepLoss, Stepper
 
-UNREADABLE_FILE = "unreadable.jsonl"
 _BROKEN_FLOOR = 1000
 """A share of broken samples is a share of at least so many."""
 
@@ -237,20 +236,22 @@ class Trainer:
         sums = self.progress.window
         steps, seconds = sums["steps"], sums["seconds"]
         log.write(
-            {
-                "step": self.progress.step,
-                "epoch": inputs.epoch,
-                "loss": sums["loss"] / steps,
-                "lr": settings.learning_rate * learning_rate_share(settings, inputs.step),
-                "grad_norm": sums["grad_norm"] / steps,
-                "pairs_per_second": sums["pairs"] / seconds,
-                "samples_per_second": sums["samples"] / seconds,
-                "tokens": round(sums["tokens"] / steps),
-                "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
-                **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
-                "wait_share": sums["wait"] / seconds,
-                "counts": {name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
-            }
+            LoggedStep.model_validate(
+                {
+                    "step": self.progress.step,
+                    "epoch": inputs.epoch,
+                    "loss": sums["loss"] / steps,
+                    "lr": settings.learning_rate * learning_rate_share(settings, inputs.step),
+                    "grad_norm": sums["grad_norm"] / steps,
+                    "pairs_per_second": sums["pairs"] / seconds,
+                    "samples_per_second": sums["samples"] / seconds,
+                    "tokens": round(sums["tokens"] / steps),
+                    "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
+                    **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
+                    "wait_share": sums["wait"] / seconds,
+                    "counts": {name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
+                }
+            )
         )
         self.progress.window = {}
 
@@ -268,9 +269,8 @@ class Trainer:
             return
         with open(self.folder / UNREADABLE_FILE, "a", encoding="utf-8") as file:
             for each in inputs.unreadable:
-                file.write(
-                    json.dumps({"step": inputs.step + 1, "sample": each.sample, "reason": each.reason}) + "\n"
-                )
+                record = UnreadableSample(inputs.step + 1, each.sample, each.reason)
+                file.write(json.dumps(asdict(record)) + "\n")
         self.progress.unreadable += int(found["unreadable"])
         seen = self.progress.samples_seen + int(found["read"]) + self.progress.unreadable
         share = self.progress.unreadable / max(seen, _BROKEN_FLOOR)

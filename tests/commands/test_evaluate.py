@@ -21,8 +21,8 @@ from muco.commands.evaluate import evaluate
 from muco.commands.main import app
 from muco.config.load import validate_evaluation
 from muco.core.errors import MucoError
-from muco.evaluation.geometry import Coherence
-from muco.evaluation.suite import SuiteResult, TaskScore, _warnings, write_result
+from muco.evaluation.results import Coherence, Gallery, SuiteScores, TaskScore, write_results
+from muco.evaluation.suite import _warnings
 from muco.model.folder import save_encoder
 from muco.model.source import Parts, find_model
 from muco.report.page import write_report
@@ -281,9 +281,9 @@ def test_results_of_two_models_never_lie_in_one_folder(files, model, tmp_path):
 
 def test_a_result_that_the_disk_does_not_take_is_told(tmp_path):
     (tmp_path / "pairs.json").mkdir()
-    result = SuiteResult("pairs", {}, {}, {}, Coherence(None, 0, 0, None, None), [], [])
+    scores = SuiteScores(1, "pairs", {}, {}, {}, Coherence(None, 0, 0), (), {})
     with pytest.raises(MucoError, match=r"pairs\.json: the result cannot be written"):
-        write_result(result, tmp_path, {})
+        write_results(tmp_path, scores, Gallery(1, "pairs", ()))
 
 
 def test_texts_that_were_cut_are_told(capsys, monkeypatch, tmp_path):

@@ -40,15 +40,16 @@ def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
                 encoder,
                 ties=ties,
                 gallery_queries=0,
+                depends_on={},
                 track=lambda task: lambda windows, _: windows,
             )
             for ties in ("share", "first")
         )
-    for result, expected in ((shared, 0.1), (first, 1.0)):
+    for (result, _), expected in ((shared, 0.1), (first, 1.0)):
         assert set(result.tasks) == set(TASKS)
         for task in result.tasks.values():
             assert task.score == pytest.approx(expected)
             assert task.chance == pytest.approx(0.1)
             assert task.tied_share == 1
-    assert len(shared.warnings) == len(TASKS)
-    assert shared.metrics()["scenes/mean"] == pytest.approx(0.1)
+    assert len(shared[0].warnings) == len(TASKS)
+    assert shared[0].metrics()["scenes/mean"] == pytest.approx(0.1)

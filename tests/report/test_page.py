@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from muco.core.errors import MucoError
 from muco.report.charts import draw, log_step_axis, step_axis, value_axis
 from muco.report.formatting import duration, measured, short
 from muco.report.page import write_report
+from muco.run_folder import Summary
 
 EVIL = "<script>alert(1)</script>"
 TASKS = {"color": "classification", "relation": "vqa", "caption_to_image": "retrieval", "crop": "grounding"}
@@ -53,6 +55,10 @@ def log_line(step: int, **changes: object) -> dict[str, object]:
         "grad_norm": 1.0,
         "in_batch_accuracy": 0.4,
         "pairs_per_second": 512.0,
+        "samples_per_second": 80.0,
+        "tokens": 4096,
+        "padding_share": 0.1,
+        "wait_share": 0.0,
     }
     return {"step": step, "epoch": 0, **usual, "counts": {"masked_siblings": 123}, **changes}
 
@@ -74,12 +80,15 @@ def shown_query(task: str, rank: int) -> dict[str, object]:
 
 def suite_scores() -> dict[str, object]:
     score = {"metric": "precision@1", "score": 0.712, "num_queries": 256, "num_candidates": 12.0}
-    task = {**score, "chance": 0.083, "tied_share": 0.0, "groups": ["turns"]}
+    task = {**score, "chance": 0.083, "tied_share": 0.0, "groups": ["turns"], "more": {}}
+    task |= {"in_mean": True, "data": "0123"}
     return {
         "format": 1,
         "suite": "scenes",
         "tasks": {name: {"meta_task": meta, **task} for name, meta in TASKS.items()},
         "averages": {"turns": {"score": 0.712, "chance": 0.083, "num_tasks": 4}},
+        "partial_averages": {},
+        "coherence": {"modality_gap": 0.61, "alignment": 0.8, "uniformity": -2.9},
         "warnings": ["task color is at chance level"],
         "depends_on": {"dtype": "float32"},
     }
@@ -118,8 +127,8 @@ def started(tmp_path: Path) -> Path:
 def finished(started: Path) -> Path:
     write_json(started / "environment.json", {"versions": {"torch": "2.8.0"}, "device": "cpu", "x": None})
     write_log(started, [log_line(step) for step in range(10, 601, 10)])
-    summary = {"name": "tiny", "steps": 600, "pairs_seen": 268800, "train_seconds": 252.3, "metrics": {}}
-    write_json(started / "summary.json", summary)
+    summary = Summary("tiny", 600, 19200, 268800, train_seconds=252.3, wall_seconds=260, metrics={})
+    write_json(started / "summary.json", asdict(summary))
     write_evaluation(started)
     return started
 
@@ -206,7 +215,8 @@ def test_a_last_log_line_cut_short_is_left_out(started):
     [
         ("recipe.yaml", "name: [", "not YAML"),
         ("recipe.yaml", "- a list", "recipe.yaml: not what this version"),
-        ("summary.json", "{", "not JSON"),
+        ("summary.json", "{", "summary.json: cannot be read"),
+        ("summary.json", "{}", "summary.json: not what this version.*name: Field required"),
         ("environment.json", "[]", "must hold a mapping"),
         ("train.jsonl", '{"step"\n{"step": 20}\n', "line 1 is not JSON"),
         ("eval/scenes.json", '{"format": 2, "suite": "scenes", "tasks": {}}', "format: Input should be 1"),
@@ -236,7 +246,7 @@ def test_texts_of_strangers_are_shown_and_never_run(finished):
     gallery = {"format": 1, "suite": EVIL, "tasks": [{"task": EVIL, "queries": [query]}]}
     write_json(finished / "eval" / "scenes.gallery.json", gallery)
     write_json(finished / "environment.json", {EVIL: {EVIL: EVIL}, "device": EVIL})
-    (finished / "unreadable.jsonl").write_text(json.dumps({"sample": EVIL, "reason": EVIL}))
+    (finished / "unreadable.jsonl").write_text(json.dumps({"step": 1, "sample": EVIL, "reason": EVIL}))
 
     page = write_report(finished)
     parts = Parts(page)
@@ -380,7 +390,9 @@ def mmeb_scores(level: float, num_tasks: int) -> dict[str, object]:
     from muco.plugins.datasets.mmeb.suite import DATA_SETS
 
     names = list(DATA_SETS)[:num_tasks]
-    task = {"metric": "precision@1", "score": level, "num_queries": 1000, "chance": 0.001, "data": str(level)}
+    score = {"metric": "precision@1", "score": level, "num_queries": 1000, "num_candidates": 1000}
+    task = {**score, "chance": 0.001, "tied_share": 0, "groups": [], "more": {}, "in_mean": True}
+    task |= {"data": str(level)}
     average = {"score": level, "chance": 0.001, "num_tasks": num_tasks}
     whole = {f"meta_{name}": average for name in ("classification", "vqa", "retrieval", "grounding")}
     averages = {**whole, "mean": average} if num_tasks == 36 else {}
@@ -391,6 +403,8 @@ def mmeb_scores(level: float, num_tasks: int) -> dict[str, object]:
         "averages": averages,
         "partial_averages": {} if num_tasks == 36 else {"mean": {**average, "of": 36}},
         "coherence": {"modality_gap": 0.61, "alignment": 0.8, "uniformity": -2.9},
+        "warnings": [],
+        "depends_on": {},
     }
 
 
@@ -422,10 +436,10 @@ def test_a_run_stands_beside_others_and_beside_published_scores_marked_as_the_pa
 
 
 def test_a_search_among_all_candidates_does_not_stand_beside_scores_of_local_pools(started):
-    averages = {"mean": {"score": 0.4, "num_tasks": 16}}
+    averages = {"mean": {"score": 0.4, "chance": 0.1, "num_tasks": 16}}
     for pool in ("local", "global"):
-        scores = {"format": 1, "suite": "mbeir", "tasks": {}, "averages": averages,
-                  "depends_on": {"suite": {"name": "mbeir", "pool": pool}}}  # fmt: skip
+        depends_on = {"suite": {"name": "mbeir", "pool": pool}}
+        scores = {**suite_scores(), "suite": "mbeir", "averages": averages, "depends_on": depends_on}
         write_json(started / "eval" / "mbeir.json", scores)
         assert ("LamRA-Ret-7B" in write_report(started).read_text()) == (pool == "local")
 

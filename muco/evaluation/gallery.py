@@ -1,0 +1,49 @@
+"""Queries and what they retrieved, as the gallery of the report shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+from muco.core.image import EncodedImage
+from muco.core.sample import Content
+from muco.core.suite import Task
+from muco.core.video import Video
+from muco.evaluation.results import GalleryQuery, GalleryTask, Retrieved
+from muco.evaluation.search.ranking import Ranking
+
+_MAX_IMAGE_BYTES, _THUMBNAIL_PIXELS = 20_000, 256
+_FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"RIFF", "webp"))
+
+
+def gallery_task(task: Task, rankings: Sequence[Ranking]) -> GalleryTask:
+    """Return the first queries of a task, one a ranking, with their best candidates."""
+    queries: list[GalleryQuery] = []
+    for row, ranking in enumerate(rankings):
+        right = set(task.relevant[row])
+        top = tuple(
+            Retrieved(*_shown(task.pool[index]), score=score, right=index in right)
+            for index, score in ranking.top
+        )
+        queries.append(GalleryQuery(*_shown(task.queries[row]), rank=ranking.rank, top=top))
+    return GalleryTask(task.name, tuple(queries))
+
+
+def _shown(content: Content) -> tuple[str, tuple[str, ...]]:
+    """Return the text and the images, of a video its first frame."""
+    images = (visual.frames[0] if isinstance(visual, Video) else visual for visual in content.images)
+    return content.text, tuple(map(_data_uri, images))
+
+
+def _data_uri(image: EncodedImage) -> str:
+    """Return a small image as it is, a large one as a thumbnail."""
+    data = image.data
+    if len(data) > _MAX_IMAGE_BYTES:
+        thumbnail = image.decode()
+        thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+        buffer = io.BytesIO()
+        thumbnail.save(buffer, "JPEG", quality=80)
+        data = buffer.getvalue()
+    kind = next((kind for magic, kind in _FORMATS if data.startswith(magic)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

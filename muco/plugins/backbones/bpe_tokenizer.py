@@ -1,4 +1,4 @@
-"""A small tokenizer trained on the data, for backbones that start from random weights."""
+"""A small tokenizer trained on the data, for backbones with random weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]
 ) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE: any text can be encoded, and common words are one token.
+    """Train a byte-level BPE tokenizer, which encodes any text.
 
     Args:
-        texts: what to learn from; the same texts give the same tokenizer.
-        vocab_size: at most this many tokens, the 256 bytes and the special tokens among them.
+        texts: training texts; the same texts give the same tokenizer.
+        vocab_size: at most this many tokens, including the 256 bytes and the special tokens.
         special_tokens: the first is the padding token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

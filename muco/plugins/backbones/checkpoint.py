@@ -1,4 +1,4 @@
-"""Checkpoints: loaded whole or not at all."""
+"""Load checkpoints; a missing or unexpected weight is an error."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from muco.plugins.backbones.decoder.chat import EMB, MASK
 Dtype = Literal["float32", "bfloat16"]
 
 _UNUSED_WEIGHTS = ("lm_head.", "language_model.lm_head.")
-"""The head of a generating checkpoint, in today's layout and LLaVA's first; an embedder has none."""
+"""The language-model head, in the current layout and in LLaVA's first one; an embedder has no head."""
 
 
 def dtype_of(name: Dtype) -> torch.dtype:
-    """Return torch's type of that name."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    """Return the dtype of torch with that name."""
+    return getattr(torch, name)
 
 
 def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str]) -> Any:
-    """Return the model without its head; a weight that is missing or unexpected is an error, never random.
+    """Return the transformers model of a checkpoint without its head.
 
     Args:
         name: folder or hub name.
         dtype: of the weights.
-        backbone: whose setting `pretrained` it is, for messages.
-        families: the model types that it loads.
+        backbone: name of the backbone, for messages.
+        families: the `model_type`s that the backbone supports.
 
     Raises:
         MucoError: no such checkpoint, or one of another family.
-        DataError: weights that do not fit.
+        DataError: a weight is missing, unexpected or of another shape.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
@@ -58,13 +58,10 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """Return the tokenizer of a checkpoint in the transformers layout.
-
-    Args:
-        name: folder or hub name.
+    """Return the tokenizer of a checkpoint, a folder or a hub name, in the transformers layout.
 
     Raises:
-        MucoError: there is none, or it cannot be read.
+        MucoError: it is missing or cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -72,9 +69,9 @@ def load_tokenizer(name: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
-    # Where its files are missing, transformers makes some of its tokenizers without a vocabulary.
+    # If files are missing, some tokenizers of transformers load without a vocabulary.
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise MucoError(f"{name}: its tokenizer knows no text; tokenizer.json is missing or empty")
+        raise MucoError(f"{name}: its tokenizer encodes text to nothing; tokenizer.json is missing or empty")
     return tokenizer
 
 
@@ -94,46 +91,48 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def check_fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], message: str, *, unread: Collection[str] = ()
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    message: str,
+    *,
+    ignored: Collection[str] = (),
 ) -> None:
-    """Raise DataError, with the message, unless both hold the same names and shapes.
+    """Raise DataError with the message unless both have the same names and shapes.
 
     Args:
-        found: weights by name.
-        wanted: those of the module that takes them.
+        weights: by name.
+        expected: the weights of the module that they are for.
         message: what does not fit what.
-        unread: names that need not agree.
+        ignored: names that may differ.
     """
-    both = found.keys() & wanted.keys()
+    both = weights.keys() & expected.keys()
     wrong = {
-        "missing": wanted.keys() - found.keys(),
-        "unexpected": found.keys() - wanted.keys(),
-        "of another shape": {name for name in both if found[name].shape != wanted[name].shape},
+        "missing": expected.keys() - weights.keys(),
+        "unexpected": weights.keys() - expected.keys(),
+        "of another shape": {name for name in both if weights[name].shape != expected[name].shape},
     }
-    _refuse({what: names.difference(unread) for what, names in wrong.items()}, message)
+    _refuse({problem: names.difference(ignored) for problem, names in wrong.items()}, message)
 
 
 def _refuse(wrong: Mapping[str, Iterable[str]], message: str) -> None:
-    """Raise DataError where names of weights are wrong, with the first of each kind."""
-    named = {what: sorted(names) for what, names in wrong.items()}
-    if any(named.values()):
-        told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in named.items() if names)
-        raise DataError(f"{message}. {told}")
+    """Raise DataError if any name is wrong; the message has the first five of each problem."""
+    problems = {problem: sorted(names) for problem, names in wrong.items()}
+    details = [f"{problem}: {', '.join(names[:5])}" for problem, names in problems.items() if names]
+    if details:
+        raise DataError(f"{message}. {'; '.join(details)}")
 
 
 def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:
-    """Add `<|emb|>` and `<|mask|>`; the matrix grows only where its spare rows do not suffice.
+    """Add `<|emb|>` and `<|mask|>`; the embedding matrix grows only if it has too few spare rows.
 
     Args:
         model: of transformers.
-        tokenizer: its own.
-        known: tokens that become special where the tokenizer has them as ordinary additions: else a user's
-            text would name them.
+        tokenizer: of the model.
+        known: added tokens of the tokenizer to make special, so that user text cannot produce them.
     """
-    named = [token for token in known if token in tokenizer.get_added_vocab()]
+    special = [token for token in known if token in tokenizer.get_added_vocab()]
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*named, EMB, MASK]}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [*special, EMB, MASK]}, replace_extra_special_tokens=False
     )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))

@@ -1,7 +1,4 @@
-"""Adapters: low-rank maps beside a tower's frozen linear maps, by peft, and new tokens' own rows.
-
-`AdaptedBackbone` puts them on, saves them beside the frozen weights, and merges them.
-"""
+"""LoRA adapters of peft on frozen linear layers, and trained embedding rows of new tokens."""
 
 from __future__ import annotations
 
@@ -19,16 +16,15 @@ from muco.plugins.backbones.checkpoint import check_fit, read_weights
 
 ADAPTER_FILE = "adapter.safetensors"
 _SETTINGS = "adapter"
-"""The key of the file's metadata that holds the settings, as JSON."""
-_INNER = ".base_layer"
-"""What peft puts into the name of a weight that it wraps."""
-_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
+"""Key of the file's metadata that holds the settings, as JSON."""
+_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
+"""Attributes of a peft layer that hold the weights of its adapter."""
 _NAME = "default"
 
 
 class AdapterSettings(ComponentConfig):
-    """Low-rank adapters on the linear maps of the language model, or of CLIP's text tower; the defaults are
-    those of the public MuCo code.
+    """LoRA adapters on the language model, or on CLIP's text tower. The defaults are those of the public MuCo
+    code.
 
     References:
         Hu et al. 2021, arXiv:2106.09685: LoRA.
@@ -36,97 +32,97 @@ class AdapterSettings(ComponentConfig):
     """
 
     rank: PositiveInt = 16
-    """Of the update B A of each weight matrix."""
+    """Rank of the update B A of each weight matrix."""
     alpha: PositiveFloat = 64.0
     """The update is multiplied by `alpha / rank`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of an adapter's inputs that is left out in training."""
+    """Dropout probability of an adapter's inputs in training."""
     dora: bool = True
-    """Train the length of each row of the weight apart from its direction."""
+    """DoRA: train the length of each row of the weight apart from its direction."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
-    """Of A; B starts at zero, so that an adapter starts as nothing."""
+    """Initialization of A. B is initialized to zero."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Ends of the names of the linear maps to adapt, `q_proj` say; null: all of them."""
+    """Last parts of the names of the linear layers to adapt, such as `q_proj`; null: all linear layers."""
     vision: bool = False
-    """Adapt the vision tower's linear maps too."""
+    """Adapt the vision tower too."""
 
 
 class AdaptedSettings(ComponentConfig):
-    """What is trained; part of the settings of every backbone."""
+    """Which weights are trained; part of the settings of every backbone."""
 
     adapter: AdapterSettings | None = None
-    """Train low-rank adapters and the rows of the new tokens, and leave all other weights as they are."""
+    """Train LoRA adapters and the embedding rows of the new tokens; all other weights are frozen."""
     freeze_vision: bool | None = None
-    """Leave the vision tower as it is: its features are computed once a step, without gradient. null: where
-    there is an adapter. false beside an adapter: the whole tower is trained."""
+    """Freeze the vision tower: its features are computed once a step, without gradient. null: frozen if there
+    is an adapter. false with an adapter: the whole tower is trained."""
 
     @model_validator(mode="after")
-    def _one_way_for_the_tower(self) -> AdaptedSettings:
+    def _vision_is_trained_one_way(self) -> AdaptedSettings:
         if self.adapter is not None and self.adapter.vision and self.freeze_vision is not None:
             raise ValueError(
-                "`adapter.vision` trains adapters on a tower that is frozen; leave `freeze_vision` at null"
+                "`adapter.vision` puts adapters on a frozen vision tower; leave `freeze_vision` at null"
             )
         return self
 
     @property
     def vision_is_frozen(self) -> bool:
-        """Whether the vision tower's own weights stay as they are."""
+        """Whether the vision tower's own weights are frozen."""
         return self.adapter is not None if self.freeze_vision is None else self.freeze_vision
 
 
 class TokenRows(nn.Embedding):
-    """The embeddings of a few tokens, trained in place of their rows in a frozen matrix; float32 or finer."""
+    """Trained embeddings of a few tokens, which replace their rows of a frozen matrix; at least float32."""
 
     token_ids: Tensor
 
     def __init__(self, embedding: nn.Embedding, token_ids: Sequence[int]) -> None:
-        """Start from the rows of `embedding`, which is not kept."""
+        """Copy the rows of `embedding`."""
         rows = embedding.weight.detach()[list(token_ids)]
         dtype = torch.promote_types(rows.dtype, torch.float32)
         super().__init__(len(rows), rows.shape[1], _weight=rows.to(dtype), _freeze=False)
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
 
     def forward(self, input_ids: Tensor, embeds: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the embeddings [..., H] of the tokens [...] with the trained ones in their places."""
-        is_own = input_ids[..., None] == self.token_ids
-        own = super().forward(is_own.int().argmax(-1)).to(embeds.dtype)
-        return torch.where(is_own.any(-1, keepdim=True), own, embeds)
+        """Return `embeds` [..., H] of the tokens [...], those of the trained tokens replaced."""
+        matches = input_ids[..., None] == self.token_ids
+        trained = super().forward(matches.int().argmax(-1)).to(embeds.dtype)
+        return torch.where(matches.any(-1, keepdim=True), trained, embeds)
 
     @torch.no_grad()
     def merge(self, embedding: nn.Embedding) -> None:
-        """Write the rows into the matrix that they stand for."""
+        """Write the rows into the matrix that they replace."""
         embedding.weight[self.token_ids] = self.weight.to(embedding.weight.dtype)
 
 
-def linear_maps(module: nn.Module) -> list[str]:
-    """Return the names of the linear maps in a module."""
+def linear_layers(module: nn.Module) -> list[str]:
+    """Return the names of the linear layers in a module."""
     return [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
 
 
-def adapt(maps: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
-    """Freeze modules' weights and put adapters, float32 or finer, on their linear maps.
+def adapt(layers: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
+    """Freeze the modules and put adapters, at least float32, on their linear layers.
 
     Args:
-        maps: the modules, and of each the names of the linear maps that adapters fit.
-        settings: which of them, and how.
+        layers: the names of the linear layers of each module that can be adapted.
+        settings: of the adapters; `targets` chooses among the layers.
 
     Raises:
-        MucoError: a target names no linear map of any.
+        MucoError: a target matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    known = sorted({name for names in maps.values() for name in names})
+    known = sorted({name for names in layers.values() for name in names})
     targets = known if settings.targets is None else settings.targets
     for target in targets:
-        if not any(_ends(name, target) for name in known):
+        if not any(_matches(name, target) for name in known):
             raise MucoError(
-                f"backbone.adapter.targets: no linear map ends in {target!r}; there are "
-                f"{', '.join(ends_of(known))}"
+                f"backbone.adapter.targets: no linear layer's name ends in {target!r}; allowed are "
+                f"{', '.join(last_parts(known))}"
             )
-    for module, names in maps.items():
+    for module, names in layers.items():
         module.requires_grad_(False)
-        own = [name for name in names if any(_ends(name, target) for target in targets)]
-        if not own:
+        chosen = [name for name in names if any(_matches(name, target) for target in targets)]
+        if not chosen:
             continue
         config = LoraConfig(
             r=settings.rank,
@@ -134,44 +130,43 @@ def adapt(maps: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) ->
             lora_dropout=settings.dropout,
             use_dora=settings.dora,
             init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-            target_modules=own,
+            target_modules=chosen,
         )
         inject_adapter_in_model(config, module, adapter_name=_NAME)
-        for layer in _layers(module):
-            _to_full_precision(layer)
+        for layer in _adapted_layers(module).values():
+            _to_float32(layer)
 
 
-def ends_of(names: Iterable[str]) -> list[str]:
-    """Return the last parts of the names of linear maps, each once: what `targets` takes."""
+def last_parts(names: Iterable[str]) -> list[str]:
+    """Return the last part of each layer's name, once: what `targets` takes."""
     return sorted({name.rpartition(".")[2] for name in names})
 
 
 def merge(module: nn.Module) -> None:
-    """Fold the adapters into the weights that they adapt, which keep their dtype; none are left."""
-    for name, layer in [(name, each) for name, each in module.named_modules() if _is_adapted(each)]:
-        layer.merge(safe_merge=True)  # type: ignore[operator]
-        parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, layer.base_layer)
+    """Merge the adapters into the weights that they adapt, which keep their dtype, and remove them."""
+    for name, layer in _adapted_layers(module).items():
+        layer.merge(safe_merge=True)
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, layer.base_layer)
     for each in module.modules():
-        vars(each).pop("peft_config", None)  # or peft would warn of a second adapter
+        vars(each).pop("peft_config", None)  # or peft warns of a second adapter
 
 
 def adapter_modules(module: nn.Module) -> list[nn.Module]:
-    """Return the modules that hold the adapters' weights, whose dtype may not be that of the others."""
-    held = ("lora_A", "lora_B", "lora_magnitude_vector")
-    parts = [getattr(layer, name) for layer in _layers(module) for name in held]
+    """Return the modules that hold the adapters' weights, which may have another dtype than the others."""
+    parts = [getattr(layer, name) for layer in _adapted_layers(module).values() for name in _PARTS]
     return [part[_NAME] for part in parts if _NAME in part]
 
 
 def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a module's weights under the names of one without adapters, and those of its adapters."""
-    base, own = dict[str, Tensor](), dict[str, Tensor]()
+    """Return a module's weights, named as without adapters, and the weights of its adapters."""
+    base, adapters = dict[str, Tensor](), dict[str, Tensor]()
     for name, weight in module.state_dict().items():
-        if any(part in name for part in _OWN):
-            own[name] = weight
+        if any(f".{part}." in name for part in _PARTS):
+            adapters[name] = weight
         else:
-            base[name.replace(_INNER, "")] = weight
-    return base, own
+            base[name.replace(".base_layer", "")] = weight  # peft's name of the wrapped layer
+    return base, adapters
 
 
 def save_adapter(
@@ -180,94 +175,85 @@ def save_adapter(
     """Write the adapters' weights, the rows, and the settings that made them to `ADAPTER_FILE`."""
     from safetensors.torch import save_file
 
-    whole = {**weights, **_state(rows)}
     save_file(
-        {name: weight.contiguous() for name, weight in whole.items()},
+        {name: weight.contiguous() for name, weight in {**weights, **_row_weights(rows)}.items()},
         folder / ADAPTER_FILE,
         metadata={"format": "pt", _SETTINGS: settings.model_dump_json()},
     )
 
 
 def find_adapter(name: str) -> Path | None:
-    """Return the file of a checkpoint's adapters; None where it has none.
-
-    Args:
-        name: folder or hub name of a checkpoint that is there.
-    """
+    """Return the adapter file of a checkpoint, a folder or a hub name; None if it has none."""
     from transformers.utils.hub import cached_file, has_file
 
-    found = cached_file(name, ADAPTER_FILE) if has_file(name, ADAPTER_FILE) else None
-    return None if found is None else Path(found)
+    file = cached_file(name, ADAPTER_FILE) if has_file(name, ADAPTER_FILE) else None
+    return None if file is None else Path(file)
 
 
 def read_settings(file: Path) -> AdapterSettings:
     """Return the settings that made the adapters of a file.
 
     Raises:
-        DataError: it does not say them, or they are not those of its weights.
+        DataError: the metadata has no valid settings, or their rank is not that of the weights.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
-            told, names = (opened.metadata() or {}).get(_SETTINGS), opened.keys()
-            first = [name for name in names if ".lora_A." in name]
-            ranks = {opened.get_slice(name).get_shape()[0] for name in first}
+            text = (opened.metadata() or {}).get(_SETTINGS)
+            names = [name for name in opened.keys() if ".lora_A." in name]  # noqa: SIM118
+            ranks = {opened.get_slice(name).get_shape()[0] for name in names}
     except SafetensorError as error:
         raise DataError(f"{file}: it cannot be read: {error}") from error
-    if told is None:
+    if text is None:
         raise DataError(
-            f"{file}: its metadata lack {_SETTINGS!r}, the settings that made the adapters. Save it by "
+            f"{file}: its metadata has no {_SETTINGS!r}, the settings that made the adapters. Save it by "
             "`Backbone.save`, or start from a checkpoint whose adapters are merged."
         )
     try:
-        settings = AdapterSettings.model_validate_json(told)
+        settings = AdapterSettings.model_validate_json(text)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise DataError(f"{file}: {_SETTINGS!r} of its metadata is not valid. {problems}") from error
     if ranks != {settings.rank}:
-        held = ", ".join(map(str, sorted(ranks))) or "none"
-        raise DataError(f"{file}: its metadata tell of rank {settings.rank}, its weights are of {held}")
+        actual = ", ".join(map(str, sorted(ranks))) or "none"
+        raise DataError(f"{file}: its metadata says rank {settings.rank}, its weights have rank {actual}")
     return settings
 
 
 def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
-    """Read what `save_adapter` wrote into a module that was adapted alike.
+    """Load what `save_adapter` wrote into a module with adapters of the same settings.
 
     Raises:
         DataError: a weight is missing, unexpected or of another shape.
     """
-    found = read_weights(file)
-    expected = {**split_state(module)[1], **_state(rows)}
-    check_fit(found, expected, f"{file}: the weights do not fit the settings of the adapter")
+    weights = read_weights(file)
+    expected = {**split_state(module)[1], **_row_weights(rows)}
+    check_fit(weights, expected, f"{file}: the weights do not fit the settings of the adapter")
     for name, weight in expected.items():
-        weight.copy_(found[name])
+        weight.copy_(weights[name])
 
 
-def _state(rows: TokenRows | None) -> dict[str, Tensor]:
+def _row_weights(rows: TokenRows | None) -> dict[str, Tensor]:
     return {} if rows is None else rows.state_dict(prefix="rows.")
 
 
-def _ends(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _is_adapted(module: nn.Module) -> bool:
+def _adapted_layers(module: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    return isinstance(module, LoraLayer)
+    return {name: each for name, each in module.named_modules() if isinstance(each, LoraLayer)}
 
 
-def _layers(module: nn.Module) -> Iterable[Any]:
-    return [each for each in module.modules() if _is_adapted(each)]
-
-
-def _to_full_precision(layer: Any) -> None:
-    """Let the adapters of 16-bit weights be float32; peft makes them in the dtype of the weight."""
+def _to_float32(layer: Any) -> None:
+    """Make the adapters of 16-bit weights float32; peft makes them in the dtype of the weight."""
     weight = layer.base_layer.weight.detach()
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-        part.to(dtype)
+    for part in _PARTS:
+        getattr(layer, part).to(dtype)
     if _NAME in layer.lora_magnitude_vector:
-        # Rounded to 16 bits the lengths would change the model before the first step.
+        # In 16 bits, rounded lengths would change the model before the first step.
         layer.lora_magnitude_vector[_NAME].weight.data = weight.to(dtype).norm(dim=1)

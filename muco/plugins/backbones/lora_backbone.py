@@ -1,4 +1,4 @@
-"""A backbone that can be adapted: adapters put on, saved, loaded, merged, and merged where a run starts."""
+"""The base of backbones that can have adapters: add, save, load and merge them."""
 
 from __future__ import annotations
 
@@ -27,49 +27,49 @@ from muco.plugins.backbones.lora import (
 
 
 class AdaptedBackbone(Backbone):
-    """A backbone around a model some towers of which are adapted, if the settings say so."""
+    """A backbone around a model whose towers can be frozen and have adapters."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.adapter: AdapterSettings | None = None
-        """Of the adapters that are on the model."""
+        """Settings of the adapters on the model; None without adapters."""
         self.rows: TokenRows | None = None
 
     @abstractmethod
     def adaptable(self, settings: AdapterSettings) -> Mapping[nn.Module, Sequence[str]]:
-        """Return the modules to adapt, and of each the names of the linear maps that adapters fit.
+        """Return the modules to adapt, and for each the names of the linear layers that can have adapters.
 
         Raises:
-            MucoError: the settings ask for what this model has not.
+            MucoError: the settings ask for layers that this model does not have.
         """
 
     @abstractmethod
     def frozen(self, config: Any) -> Iterable[nn.Parameter]:
-        """Return the weights that stay as they are, besides those that adapters freeze."""
+        """Return the weights to freeze besides those that adapters freeze."""
 
     def token_rows(self) -> TokenRows | None:
-        """Return rows of new tokens, to be trained beside the adapters; none by default."""
+        """Return the rows of new tokens, trained beside the adapters; None by default."""
         return None
 
     def set_up(self, config: AdaptedSettings, *, start: str | None = None) -> Self:
-        """Freeze and adapt what the settings say, once the model has its weights.
+        """Freeze and adapt the model by the settings, after its weights are loaded.
 
         Args:
             config: of the subclass.
-            start: folder or hub name of the checkpoint that the weights are from; its adapters are merged.
+            start: folder or hub name of the checkpoint of the weights. Its adapters are merged.
 
         Raises:
-            MucoError: the settings name what cannot be adapted.
-            DataError: the checkpoint's adapters do not fit it.
+            MucoError: the settings name layers that cannot be adapted.
+            DataError: the checkpoint's adapters do not fit its weights.
         """
         file = None if start is None else find_adapter(start)
         if file is not None:
-            self._merge_saved(file)
+            self._merge_file(file)
         for weight in self.frozen(config):
             weight.requires_grad = False
         if config.adapter is not None:
-            self._put_on(config.adapter)
+            self._add_adapters(config.adapter)
         return self
 
     def merge_adapters(self) -> None:
@@ -81,49 +81,49 @@ class AdaptedBackbone(Backbone):
         self.rows = self.adapter = None
 
     def save_weights(self, folder: Path) -> dict[str, Any]:
-        """Write the adapters, if there are any; return the other weights under their own names."""
+        """Write the adapters, if there are any; return the other weights, named as without adapters."""
         folder.mkdir(parents=True, exist_ok=True)
-        base, own = split_state(self.model)
+        base, adapters = split_state(self.model)
         if self.adapter is not None:
-            save_adapter(folder, own, self.rows, self.adapter)
+            save_adapter(folder, adapters, self.rows, self.adapter)
         return base
 
     def read_adapter(self, folder: Path) -> None:
-        """Read the adapters that `save_weights` wrote.
+        """Load the adapters that `save_weights` wrote.
 
         Raises:
-            DataError: there are none where the settings have some, some where they have none, or others.
+            DataError: the folder has adapters and the settings have none, or the reverse, or they differ.
         """
         file = folder / ADAPTER_FILE
         if self.adapter is None:
             if file.is_file():
-                raise DataError(f"{folder}: {ADAPTER_FILE} is here, and the settings have `adapter: null`")
+                raise DataError(f"{folder} has {ADAPTER_FILE}, but the settings say `adapter: null`")
             return
         if not file.is_file():
             raise DataError(
-                f"{folder}: no {ADAPTER_FILE} here; weights without adapter go with `adapter: null`"
+                f"{folder} has no {ADAPTER_FILE}; load weights without adapters with `adapter: null`"
             )
         load_adapter(file, self.model, self.rows)
-        made = read_settings(file)
-        if made.alpha != self.adapter.alpha:
+        saved = read_settings(file)
+        if saved.alpha != self.adapter.alpha:
             raise DataError(
-                f"{file}: made with `alpha: {made.alpha:g}`, and `adapter.alpha` is {self.adapter.alpha:g}"
+                f"{file}: made with `alpha: {saved.alpha:g}`, but `adapter.alpha` is {self.adapter.alpha:g}"
             )
 
-    def _put_on(self, settings: AdapterSettings) -> None:
+    def _add_adapters(self, settings: AdapterSettings) -> None:
         adapt(self.adaptable(settings), settings)
         self.rows = self.token_rows()
         self.adapter = settings
 
-    def _merge_saved(self, file: Path) -> None:
-        """Fold the adapters of a file into the weights that it stands beside, all of which are trainable."""
+    def _merge_file(self, file: Path) -> None:
+        """Merge the adapters of a file into the model's weights; all weights are trainable afterwards."""
         settings = read_settings(file)
         try:
-            self._put_on(settings)
+            self._add_adapters(settings)
             load_adapter(file, self.model, self.rows)
             self.merge_adapters()
         except MucoError as error:
             raise DataError(f"backbone.pretrained: its adapters cannot be merged: {error}") from error
-        except ValueError as error:  # of peft, where weights are not finite
+        except ValueError as error:  # from peft, if weights are not finite
             raise DataError(f"backbone.pretrained: {file}: {error}") from error
         self.requires_grad_(True)

@@ -1,23 +1,19 @@
-"""A linear head between hidden states and embeddings, the same for every pooler."""
+"""What the poolers share: a linear map between the pooled hidden state and the embedding."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
-
-
-class ProjectedConfig(ComponentConfig):
-    """The settings of every pooler."""
-
-    projection_dim: PositiveInt | None = None
-    """Project what is pooled to this many dimensions, by a linear map that is trained with the model; None
-    leaves the backbone's hidden size."""
+from muco.core.pooler import Pooler
+from muco.core.turns import TurnStates
 
 
 class Projection(nn.Linear):
-    """A linear map without bias; it computes in the dtype of its own weights."""
+    """A linear map without bias that computes in the dtype of its own weights."""
 
     def __init__(self, hidden_dim: int, embedding_dim: int) -> None:
         super().__init__(hidden_dim, embedding_dim, bias=False)
@@ -26,8 +22,23 @@ class Projection(nn.Linear):
         return super().forward(input.to(self.weight.dtype))
 
 
-def projection(config: ProjectedConfig, hidden_dim: int) -> tuple[nn.Module, int]:
-    """Return the head, the identity where none is asked for, and the size of what it gives."""
-    if config.projection_dim is None:
-        return nn.Identity(), hidden_dim
-    return Projection(hidden_dim, config.projection_dim), config.projection_dim
+class ProjectedPooler(Pooler):
+    """A pooler with an optional projection. A subclass writes `reduce`."""
+
+    class Config(ComponentConfig):
+        projection_dim: PositiveInt | None = None
+        """Project to this many dimensions by a linear map that is trained with the model; None keeps the
+        backbone's hidden size."""
+
+    def __init__(self, config: Config, *, hidden_dim: int) -> None:
+        super().__init__()
+        dim = config.projection_dim
+        self.embedding_dim = dim or hidden_dim
+        self.project = nn.Identity() if dim is None else Projection(hidden_dim, dim)
+
+    def pool(self, states: TurnStates) -> Tensor:
+        return self.project(self.reduce(states))
+
+    @abstractmethod
+    def reduce(self, states: TurnStates) -> Tensor:
+        """Return one hidden state for each turn, [N, H]."""

@@ -378,8 +378,11 @@ def change(folder: Path, **values: Any) -> None:
         ({"model_cfg__text_cfg__hf_model_name": "roberta-base"}, "text tower of transformers"),
         ({"model_cfg__text_cfg__tokenizer_mode": "clips"}, "tokenizer mode 'clips'"),
         ({"model_cfg__text_cfg__tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
-        ({"model_cfg__vision_cfg__wings": 2}, "no model of open_clip: .*wings"),
-        ({"model_cfg__vision_cfg__timm_model_name": "no_such_tower"}, "no model of open_clip"),
+        ({"model_cfg__vision_cfg__wings": 2}, "does not describe a model of open_clip: .*wings"),
+        (
+            {"model_cfg__vision_cfg__timm_model_name": "no_such_tower"},
+            "does not describe a model of open_clip",
+        ),
     ],
     ids=str,
 )
@@ -392,10 +395,10 @@ def test_a_configuration_that_is_not_supported_is_named(saved, values, told):
 @pytest.mark.parametrize(
     ("gone", "told"),
     [
-        ("open_clip_config.json", "holds no open_clip_config.json"),
-        ("open_clip_model.safetensors", "holds no open_clip_model.safetensors or"),
+        ("open_clip_config.json", "open_clip_config.json cannot be read"),
+        ("open_clip_model.safetensors", "has no open_clip_model.safetensors or"),
         ("tokenizer.json", "its tokenizer cannot be loaded"),
-        ("", "is no folder"),
+        ("", "is not a folder"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_named(saved, gone, told):
@@ -451,10 +454,10 @@ def test_a_timm_tower_that_does_not_fit_is_named(saved, timm_folder):
     tower = {"name": "test_vit", "pretrained": str(timm_folder)}
     with pytest.raises(DataError, match=r"missing: .*unexpected: "):
         pretrained(saved, image_tower={**tower, "name": "test_convnext"})
-    with pytest.raises(MucoError, match="cannot make 'no_such_tower'"):
+    with pytest.raises(MucoError, match="cannot build 'no_such_tower'"):
         pretrained(saved, image_tower={**tower, "name": "no_such_tower"})
     (timm_folder / "config.json").unlink()
-    with pytest.raises(MucoError, match=r"holds no config\.json"):
+    with pytest.raises(MucoError, match=r"config\.json cannot be read"):
         pretrained(saved, image_tower=tower)
 
 
@@ -664,7 +667,7 @@ def test_what_is_trained_is_what_the_settings_say(changes, expected):
         own = {name for name in names if name.startswith(f"model.{tower}.")}
         whole = {name for name, _ in plain.named_parameters() if name.startswith(f"model.{tower}.")}
         if what == "adapters":
-            # Four linear maps in each of two blocks.
+            # Four linear layers in each of two blocks.
             assert len([name for name in own if ".lora_A." in name]) == 8
             assert all(".lora_" in name for name in own)
         else:
@@ -770,10 +773,10 @@ def test_steps_on_adapters_lower_the_loss_of_their_batch(reader, adapter):
     ("vision", "adapter", "told"),
     [
         ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}, {"vision": True},
-         r"no linear map that adapters fit\. `adapter\.vision: false`"),
+         r"no linear layer that can have adapters\. Set `adapter\.vision: false`"),
         ({**VISION, "qk_norm": True}, {"vision": True},
-         r"do not fit in_proj_weight .*`adapter\.targets: \[c_fc, c_proj, in_proj, out_proj\]`"),
-        (VISION, {"targets": ["q_proj"]}, r"no linear map ends in 'q_proj'; there are c_fc, c_proj, in_proj"),
+         r"in_proj_weight of these.*`adapter\.targets: \[c_fc, c_proj, in_proj, out_proj\]`"),
+        (VISION, {"targets": ["q_proj"]}, r"name ends in 'q_proj'; allowed are c_fc, c_proj, in_proj"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_adapted_is_told_with_what_can(tmp_path, vision, adapter, told):

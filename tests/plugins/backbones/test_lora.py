@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_the_settings_are_errors(tmp_path):
 
 
 def test_settings_that_mean_nothing_are_errors():
-    with pytest.raises(MucoError, match=r"no linear map ends in 'q_prok'; there are .*q_proj"):
+    with pytest.raises(MucoError, match=r"name ends in 'q_prok'; allowed are .*q_proj"):
         build({"targets": ["q_prok"]})
     with pytest.raises(ValidationError, match="leave `freeze_vision` at null"):
         build({"vision": True}, freeze_vision=False)
@@ -233,11 +233,11 @@ def test_a_file_says_what_made_it(tmp_path):
 @pytest.mark.parametrize(
     ("told", "error"),
     [
-        (None, "metadata lack 'adapter'"),
+        (None, "metadata has no 'adapter'"),
         ("{", "'adapter' of its metadata is not valid"),
         ('{"rank": 4, "run": "rm"}', r"not valid\. run: Extra inputs"),
         ('{"rank": 4, "alpha": -1}', r"not valid\. alpha"),
-        ('{"rank": 1000000000}', "tell of rank 1000000000, its weights are of 4"),
+        ('{"rank": 1000000000}', "says rank 1000000000, its weights have rank 4"),
         ('{"rank": 4, "dora": false}', r"cannot be merged: .*unexpected: .*lora_magnitude"),
         (
             '{"rank": 4, "targets": ["k_proj"]}',
@@ -269,5 +269,5 @@ def test_files_that_are_broken_or_not_finite_are_errors(tmp_path):
 def test_another_scale_than_the_one_it_was_made_with_is_an_error(tmp_path):
     build({"rank": 4, "alpha": 8.0}).save(tmp_path)
     config = QwenVL.Config.model_validate({**SMALL, "adapter": {"rank": 4, "alpha": 16.0}})
-    with pytest.raises(DataError, match=r"made with `alpha: 8`, and `adapter.alpha` is 16"):
+    with pytest.raises(DataError, match=r"made with `alpha: 8`, but `adapter.alpha` is 16"):
         QwenVL.load(config, tmp_path)

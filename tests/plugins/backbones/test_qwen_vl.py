@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
         ("model.safetensors", "no weights", "cannot be loaded"),
         ("tokenizer.json", "{", "its tokenizer cannot be loaded"),
         ("tokenizer.json", "{}", "its tokenizer cannot be loaded"),
-        ("tokenizer*.json", None, "its tokenizer knows no text"),
+        ("tokenizer*.json", None, "its tokenizer encodes text to nothing"),
     ],
 )
 def test_a_checkpoint_that_is_broken_or_not_whole_is_named(tmp_path, file, content, told):

@@ -1,4 +1,4 @@
-"""CLIP as a backbone: the towers of the installed open_clip and timm, side by side."""
+"""The CLIP backbone, built from the towers of open_clip and timm."""
 
 from muco.plugins.backbones.clip.backbone import Clip
 

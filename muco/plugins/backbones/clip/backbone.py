@@ -1,4 +1,4 @@
-"""The dual encoder: an image tower and a text tower, joined turn by turn."""
+"""The dual encoder: an image tower and a text tower, combined for each turn."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
-from muco.plugins.backbones.checkpoint import check_fit, read_weights
+from muco.plugins.backbones.checkpoint import check_fit, dtype_of, read_weights
 from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
 from muco.plugins.backbones.clip.lora_attention import (
-    called_maps,
+    called_layers,
     close_attention,
-    closed_maps,
     closed_names,
     open_attention,
+    uncalled_layers,
 )
 from muco.plugins.backbones.clip.processor import ClipProcessor
 from muco.plugins.backbones.clip.random_init import RandomInitSettings
@@ -35,15 +35,15 @@ from muco.plugins.backbones.clip.towers import (
     read_towers,
     with_image_tower,
 )
-from muco.plugins.backbones.lora import AdaptedSettings, AdapterSettings, ends_of
+from muco.plugins.backbones.lora import AdaptedSettings, AdapterSettings, last_parts
 from muco.plugins.backbones.lora_backbone import AdaptedBackbone
 
-_PIXELS_A_PATCH = 16 * 16
-"""Of a convolutional tower, which has no patches."""
+_PIXELS_PER_PATCH = 16 * 16
+"""For the cost of a convolutional tower, which has no patches."""
 
 
 class Clip(AdaptedBackbone):
-    """CLIP, SigLIP and their kin from open_clip: each turn is one state, made of its image and its text.
+    """CLIP, SigLIP and similar models of open_clip: each turn has one state, made of its image and its text.
 
     References:
         Radford et al. 2021, arXiv:2103.00020: CLIP.
@@ -52,46 +52,45 @@ class Clip(AdaptedBackbone):
 
     class Config(AdaptedSettings):
         pretrained: str | None = None
-        """Folder with `open_clip_config.json` and its safetensors, or `hf-hub:` and a name."""
+        """Folder with `open_clip_config.json` and safetensors weights, or `hf-hub:` and a name."""
         random_init: RandomInitSettings | None = None
-        """Random weights of this size instead, and a tokenizer trained on the training texts."""
+        """Instead of `pretrained`: random weights, and a tokenizer trained on the training texts."""
         image_tower: ImageTowerSettings | None = None
-        """An image tower of timm beside the text tower; a new linear map joins it."""
+        """Replace the image tower by one of timm, with a new linear layer to the embedding."""
         fusion: FusionName = "sum"
-        """Of a turn's image and text, unit vectors: their weighted sum, one whose weight is learned, or the
-        sum and a small network's answer to both."""
+        """How a turn's image and text, as unit vectors, are combined. sum: weighted sum. learned_sum: the
+        weight is learned. mlp: the weighted sum plus the output of a small network."""
         image_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
-        """Of the image in the sum; the text has the rest."""
+        """Weight of the image in the sum; the text has 1 minus this."""
         fusion_dim: PositiveInt = 512
         """Hidden size of the network of `fusion: mlp`."""
         truncate: bool = False
-        """Cut texts that are longer than the text tower's context and count them; else they are errors."""
+        """Cut and count texts longer than the text tower's context; otherwise they are errors."""
         dtype: Literal["float32", "bfloat16"] = "float32"
-        """Of the towers' weights."""
+        """Dtype of the towers' weights."""
         gradient_checkpointing: bool = False
-        """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
-        fraction of the memory."""
+        """Recompute activations in the backward pass: a third more compute, a fraction of the memory."""
         adapter: AdapterSettings | None = None
-        """Train low-rank adapters on the text tower, and leave the towers' weights as they are; the fusion,
-        and the new linear map beside an `image_tower`, are trained whole."""
+        """Freeze the towers and train LoRA adapters on the text tower. The fusion and the new linear layer of
+        an `image_tower` are trained."""
         freeze_vision: bool | None = None
-        """Leave the image tower as it is: its features are computed once a step, without gradient. The new
-        linear map beside an `image_tower` is trained. null: where there is an adapter. false beside an
-        adapter: the whole tower is trained."""
+        """Freeze the image tower: its features are computed once a step, without gradient. The new linear
+        layer of an `image_tower` is trained. null: frozen if there is an adapter. false with an adapter: the
+        whole tower is trained."""
         freeze_text: bool = False
-        """Leave the text tower as it is."""
+        """Freeze the text tower."""
 
         @model_validator(mode="after")
-        def _one_origin(self) -> Clip.Config:
+        def _settings_fit(self) -> Clip.Config:
             if (self.pretrained is None) == (self.random_init is None):
                 raise ValueError("give either `pretrained` or `random_init`, not both or neither")
             if self.pretrained is not None and self.image_tower and self.image_tower.pretrained is None:
                 raise ValueError(
-                    "an `image_tower` beside `pretrained` needs weights of its own: `image_tower.pretrained`"
+                    "an `image_tower` with `pretrained` needs its own weights: `image_tower.pretrained`"
                 )
             if self.adapter is not None and self.freeze_text:
                 raise ValueError(
-                    "`adapter` trains adapters on a text tower that is frozen; leave `freeze_text` at false"
+                    "`adapter` puts adapters on a frozen text tower; leave `freeze_text` at false"
                 )
             return self
 
@@ -100,8 +99,7 @@ class Clip(AdaptedBackbone):
         return frozenset({"isolated_turns", "image_targets"})
 
     def __init__(self, towers: Towers, config: Config) -> None:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        super().__init__(towers.model.to(dtype))
+        super().__init__(towers.model.to(dtype_of(config.dtype)))
         self.config = config
         self.towers = towers
         self.hidden_dim = towers.model_config["embed_dim"]
@@ -114,7 +112,7 @@ class Clip(AdaptedBackbone):
         if config.gradient_checkpointing:
             self.model.text.set_grad_checkpointing()
             if not config.vision_is_frozen:
-                _checkpoint_activations(self._trunk)
+                _checkpoint_gradients(self._trunk)
 
     @classmethod
     def build(cls, config: Config, *, texts: Iterable[str]) -> Self:
@@ -128,13 +126,13 @@ class Clip(AdaptedBackbone):
             towers = with_image_tower(towers, config.image_tower)
         backbone = cls(towers, config)
         if folder is not None and (folder / FUSION_FILE).is_file():
-            backbone._read_fusion(folder)
+            backbone._load_fusion(folder)
         return backbone.set_up(config, start=None if folder is None else str(folder))
 
     @classmethod
     def load(cls, config: Config, folder: Path) -> Self:
         backbone = cls(read_towers(str(folder)), config).set_up(config)
-        backbone._read_fusion(folder)
+        backbone._load_fusion(folder)
         backbone.read_adapter(folder)
         return backbone
 
@@ -146,27 +144,28 @@ class Clip(AdaptedBackbone):
     def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
         examples = {self.model.text: self.processor.texts.rows(["a"])}
         if settings.vision:
-            examples[self._trunk] = self._blank_image()
-        found = dict[nn.Module, list[str]]()
+            size = _image_size(self.model.visual)
+            examples[self._trunk] = torch.zeros(1, 3, *size, dtype=self._image_dtype)
+        layers = dict[nn.Module, list[str]]()
         for tower, example in examples.items():
             open_attention(tower)
-            found[tower] = called_maps(tower, example)
-        if not found.get(self._trunk, True):
+            layers[tower] = called_layers(tower, example)
+        if not layers.get(self._trunk, True):
             raise MucoError(
-                "backbone.adapter.vision: this image tower has no linear map that adapters fit. "
-                "`adapter.vision: false` leaves it as it is, `freeze_vision: false` then trains it whole."
+                "backbone.adapter.vision: this image tower has no linear layer that can have adapters. Set "
+                "`adapter.vision: false`; with `freeze_vision: false` the whole tower is trained."
             )
-        closed = [name for tower, names in found.items() for name in closed_maps(tower, names)]
-        if closed and settings.targets is None:
-            ends = ", ".join(ends_of(name for names in found.values() for name in names))
+        uncalled = [name for tower, names in layers.items() for name in uncalled_layers(tower, names)]
+        if uncalled and settings.targets is None:
+            allowed = ", ".join(last_parts(name for names in layers.values() for name in names))
             raise MucoError(
-                f"backbone.adapter: adapters do not fit {', '.join(ends_of(closed))} of these towers. Name "
-                f"linear maps that they fit: `adapter.targets: [{ends}]`"
+                f"backbone.adapter: {', '.join(last_parts(uncalled))} of these towers cannot have adapters. "
+                f"Name the linear layers that can: `adapter.targets: [{allowed}]`"
             )
-        return found
+        return layers
 
     def frozen(self, config: Config) -> Iterable[nn.Parameter]:
-        # The scale of CLIP's own loss: ours has a temperature.
+        # The scale of CLIP's own loss is not used: our losses have a temperature.
         yield from (weight for name, weight in self.model.named_parameters() if name.startswith("logit_"))
         if config.vision_is_frozen:
             yield from self.image_parameters() if config.image_tower else self.model.visual.parameters()
@@ -178,16 +177,16 @@ class Clip(AdaptedBackbone):
         close_attention(self.model)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen towers stay as they are, and batch norms keep their statistics.
+        """Set the mode; frozen towers and batch norms stay in eval mode.
 
-        A batch norm that learnt from its chunk would make an embedding depend on its neighbours.
+        With batch statistics, an embedding would depend on the other images of its chunk.
         """
         super().train(mode)
-        still = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        adapted = self.config.adapter is not None and self.config.adapter.vision
-        still += [self._trunk] if self.config.vision_is_frozen and not adapted else []
-        still += [self.model.text] if self.config.freeze_text else []
-        for module in still:
+        fixed = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        has_adapters = self.config.adapter is not None and self.config.adapter.vision
+        fixed += [self._trunk] if self.config.vision_is_frozen and not has_adapters else []
+        fixed += [self.model.text] if self.config.freeze_text else []
+        for module in fixed:
             module.eval()
         return self
 
@@ -196,17 +195,20 @@ class Clip(AdaptedBackbone):
         parts: list[Tensor] = []
         if "input_ids" in tensors:
             text_RD = _unit(self.model.text(tensors["input_ids"]))
-            parts.append(_spread(text_RD, tensors["text_turn"], tensors["text_row"], num_turns))
+            parts.append(_sum_by_turn(text_RD, tensors["text_turn"], tensors["text_row"], num_turns))
         features = images or self.encode_images(inputs)
         if features is not None:
-            image_RD = _unit(self._projected(features.tensors[0]))
-            mean_ND = _spread(image_RD, tensors["image_turn"], tensors["image_row"], num_turns)
-            parts.append(_unit(mean_ND))
+            visual: Any = self.model.visual
+            image_RD = features.tensors[0]
+            # open_clip's linear layer of a timm tower is trained, so it is not part of `encode_images`.
+            image_RD = _unit(visual.head(image_RD) if hasattr(visual, "trunk") else image_RD)
+            image_ND = _sum_by_turn(image_RD, tensors["image_turn"], tensors["image_row"], num_turns)
+            parts.append(_unit(image_ND))
         hidden_ND = sum(parts[1:], parts[0])
         if "both" in tensors:
             text_QD, image_QD = (part[tensors["both"]] for part in parts)
-            joined_QD = self.fusion(image_QD, text_QD)
-            hidden_ND = hidden_ND.index_copy(0, tensors["both"], joined_QD.to(hidden_ND.dtype))
+            fused_QD = self.fusion(image_QD, text_QD)
+            hidden_ND = hidden_ND.index_copy(0, tensors["both"], fused_QD.to(hidden_ND.dtype))
         return TurnStates(hidden=hidden_ND, spans=inputs.spans, ids=inputs.ids)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
@@ -220,7 +222,7 @@ class Clip(AdaptedBackbone):
 
     @property
     def _trunk(self) -> nn.Module:
-        """The image tower, without the linear map that open_clip puts behind a timm one."""
+        """The image tower, without the linear layer that open_clip adds to a timm one."""
         visual: Any = self.model.visual
         return getattr(visual, "trunk", visual)
 
@@ -228,25 +230,12 @@ class Clip(AdaptedBackbone):
     def _image_dtype(self) -> torch.dtype:
         return next(self._trunk.parameters()).dtype
 
-    def _blank_image(self) -> Tensor:
-        """Return one image, [1, 3, height, width]."""
-        size = self.model.visual.image_size
-        height, width = size if isinstance(size, tuple | list) else (size, size)
-        return torch.zeros(1, 3, height, width, dtype=self._image_dtype)
-
-    def _read_fusion(self, folder: Path) -> None:
+    def _load_fusion(self, folder: Path) -> None:
         file = folder / FUSION_FILE
         weights = read_weights(file) if file.is_file() else {}
-        check_fit(
-            weights,
-            self.fusion.state_dict(),
-            f"{file}: not made by `fusion: {self.config.fusion}` of these settings",
-        )
+        message = f"{file}: not made by `fusion: {self.config.fusion}` of these settings"
+        check_fit(weights, self.fusion.state_dict(), message)
         self.fusion.load_state_dict(weights)
-
-    def _projected(self, features: Tensor) -> Tensor:
-        visual: Any = self.model.visual
-        return visual.head(features) if hasattr(visual, "trunk") else features
 
 
 def _processor(towers: Towers, config: Clip.Config) -> ClipProcessor:
@@ -255,48 +244,50 @@ def _processor(towers: Towers, config: Clip.Config) -> ClipProcessor:
     visual, text = towers.model.visual, towers.model.text
     preprocess = PreprocessCfg(**{**towers.preprocess, "size": visual.image_size})
     transform: Any = image_transform_v2(preprocess, is_train=False)
-    # A causal tower that reads its state at the end of the text never sees what comes after it.
-    blind = text.attn_mask is not None and text.cls_emb is None and text.pool_type != "last"
-    return ClipProcessor(
-        TextReader(towers.tokenizer, full_context=not blind, truncate=config.truncate),
-        transform,
-        patches_per_image=_num_patches(visual),
-    )
+    # A causal tower that takes its state at the end of the text does not read the padding.
+    skips_padding = text.attn_mask is not None and text.cls_emb is None and text.pool_type != "last"
+    texts = TextReader(towers.tokenizer, full_context=not skips_padding, truncate=config.truncate)
+    return ClipProcessor(texts, transform, patches_per_image=_num_patches(visual))
 
 
-def _checkpoint_activations(trunk: Any) -> None:
+def _checkpoint_gradients(trunk: Any) -> None:
     try:
         trunk.set_grad_checkpointing()
-    except AssertionError:  # timm's way to say so
+    except AssertionError:  # raised by timm
         raise MucoError(
-            "backbone.gradient_checkpointing: this image tower keeps its activations; leave it at false, or "
-            "`freeze_vision: true` leaves the tower without any"
+            "backbone.gradient_checkpointing: this image tower does not support it. Set it to false, or "
+            "freeze the tower by `freeze_vision: true`."
         ) from None
 
 
+def _image_size(visual: Any) -> tuple[int, int]:
+    """Return height and width of the tower's images in pixels."""
+    size = visual.image_size
+    return tuple(size) if isinstance(size, tuple | list) else (size, size)
+
+
 def _num_patches(visual: Any) -> int:
-    """Return the patches that an image takes in the tower, or what a tower without patches counts as."""
+    """Return the patches of an image, or an equivalent number for a tower without patches."""
     if hasattr(visual, "grid_size"):
         return visual.grid_size[0] * visual.grid_size[1]
     embed: Any = getattr(getattr(visual, "trunk", None), "patch_embed", None)
     if getattr(embed, "num_patches", None):
         return embed.num_patches
-    size = visual.image_size
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    return -(-height * width // _PIXELS_A_PATCH)
+    height, width = _image_size(visual)
+    return -(-height * width // _PIXELS_PER_PATCH)
 
 
 def _cut_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Cut the causal mask to the length of the texts; open_clip gives it the length of the context."""
+    """Cut the causal mask from the context's length, which open_clip gives it, to that of the texts."""
     length = args[0].shape[1]
     return args, {**kwargs, "attn_mask": kwargs["attn_mask"][:length, :length]}
 
 
-def _spread(rows_RD: Tensor, turn: Tensor, row: Tensor, num_turns: int) -> Tensor:
-    """Return [num_turns, D]: the sum of each turn's rows, zero where it has none."""
+def _sum_by_turn(rows_RD: Tensor, turn: Tensor, row: Tensor, num_turns: int) -> Tensor:
+    """Return [num_turns, D], the sum of each turn's rows; zero for a turn without rows."""
     return rows_RD.new_zeros(num_turns, rows_RD.shape[1]).index_add(0, turn, rows_RD[row])
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Return the rows at unit length, float32 or finer; zero stays zero."""
+    """Return the rows at unit length, at least float32; a row of zeros stays zero."""
     return nn.functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)

@@ -1,4 +1,4 @@
-"""One embedding of a turn's image and text. Q turns that hold both, D embedding size."""
+"""One embedding from a turn's image and text. Q turns with both, D embedding size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FusionName = Literal["sum", "learned_sum", "mlp"]
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of two unit vectors; the weight may be learned."""
+    """The weighted sum of two unit vectors; the weight can be learned."""
 
     def __init__(self, image_weight: float, *, learned: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class WeightedSum(nn.Module):
 
 
 class FusionMLP(nn.Module):
-    """The weighted sum, and what a small network makes of both; at the start it adds nothing."""
+    """The weighted sum plus the output of a small network, which is zero at initialization."""
 
     def __init__(self, dim: int, hidden_dim: int, image_weight: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FusionMLP(nn.Module):
 
 
 def make_fusion(name: FusionName, *, dim: int, hidden_dim: int, image_weight: float) -> nn.Module:
-    """Return the module that joins image and text."""
+    """Return the module that combines image and text."""
     if name == "mlp":
         return FusionMLP(dim, hidden_dim, image_weight)
     return WeightedSum(image_weight, learned=name == "learned_sum")

@@ -19,31 +19,31 @@ class RandomInitSettings(ComponentConfig):
     """The size of a CLIP built from random weights."""
 
     embedding_dim: PositiveInt = 128
-    """Of both towers' output, and of the embedding where the pooler adds nothing."""
+    """Size of both towers' output, and of the embedding if the pooler has no projection."""
     image_size_pixels: PositiveInt = 56
-    """Side that images are resized to."""
+    """Images are resized to this many pixels a side."""
     patch_size_pixels: PositiveInt = 14
-    """Side of a patch."""
+    """Side of a patch; divides `image_size_pixels`."""
     vision_dim: PositiveInt = 128
     """Hidden size of the image tower."""
     vision_layers: PositiveInt = 4
-    """Of the image tower."""
+    """Layers of the image tower."""
     vision_heads: PositiveInt = 4
-    """Of the image tower; they share `vision_dim`."""
+    """Attention heads of the image tower; divides `vision_dim`."""
     image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Subtracted from every channel, of which white is 1: the mean of the data."""
+    """Mean of the data, subtracted from every channel; white is 1."""
     image_std: PositiveFloat = 0.25
-    """Divides every channel then."""
+    """Divides every channel after that."""
     text_dim: PositiveInt = 128
     """Hidden size of the text tower."""
     text_layers: PositiveInt = 4
-    """Of the text tower."""
+    """Layers of the text tower."""
     text_heads: PositiveInt = 4
-    """Of the text tower; they share `text_dim`."""
+    """Attention heads of the text tower; divides `text_dim`."""
     context_length: Annotated[int, Field(ge=3)] = 64
-    """The most tokens of a text, its start and end among them."""
+    """Most tokens of a text, including its start and end."""
     vocab_size: PositiveInt = 1024
-    """At most this many tokens are learnt from the data."""
+    """At most this many tokens are learned from the data."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RandomInitSettings:
@@ -60,7 +60,7 @@ class RandomInitSettings(ComponentConfig):
 
 
 def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
-    """Train the tokenizer; it is the one that open_clip makes of the saved folder."""
+    """Train the tokenizer on the texts and return it as open_clip loads it."""
     from open_clip.tokenizer import HFTokenizer
     from tokenizers.processors import TemplateProcessing
 
@@ -75,7 +75,7 @@ def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any
 
 
 def scratch_config(settings: RandomInitSettings, *, num_tokens: int) -> dict[str, Any]:
-    """Return the `model_cfg` of that size, as it stands in open_clip_config.json."""
+    """Return the `model_cfg` of these sizes for open_clip_config.json."""
     return {
         "embed_dim": settings.embedding_dim,
         "vision_cfg": {
@@ -101,7 +101,7 @@ def scratch_config(settings: RandomInitSettings, *, num_tokens: int) -> dict[str
 
 
 def scratch_preprocess(settings: RandomInitSettings) -> dict[str, Any]:
-    """Return the `preprocess_cfg`, as it stands in open_clip_config.json."""
+    """Return the `preprocess_cfg` for open_clip_config.json."""
     return {
         "mean": [settings.image_mean] * 3,
         "std": [settings.image_std] * 3,

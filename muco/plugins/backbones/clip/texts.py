@@ -1,4 +1,4 @@
-"""Texts for a text tower, by open_clip's tokenizers; their special tokens stay ours."""
+"""Tokens of texts by open_clip's tokenizers; text of users cannot contain special tokens."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from muco.core.errors import DataError
 
 
 class TextReader:
-    """Turns texts into rows of tokens, each within the tower's context."""
+    """Convert texts to rows of tokens, each within the text tower's context."""
 
     def __init__(self, tokenizer: Any, *, full_context: bool, truncate: bool) -> None:
-        """Take the parts.
+        """Set up the tokenizer.
 
         Args:
-            tokenizer: open_clip's; special tokens in a text become ordinary characters for it.
-            full_context: the tower reads padding, so that every text is padded to its context.
-            truncate: cut longer texts instead of refusing them.
+            tokenizer: of open_clip. It is changed to read special tokens in a text as ordinary characters.
+            full_context: pad every text to the tower's context, because the tower reads padding.
+            truncate: cut longer texts; else they are errors.
         """
         self.tokenizer = tokenizer
         self.inner = getattr(tokenizer, "tokenizer", None)
-        """Of transformers; None where the tokenizer is CLIP's own."""
+        """A tokenizer of transformers; None if `tokenizer` is CLIP's own."""
         self.padding_id = 0 if self.inner is None else self.inner.pad_token_id or 0
         self.full_context = full_context
         self.truncate = truncate
-        _neutralise(tokenizer)
-        self._start_afresh()
+        _ignore_special_tokens(tokenizer)
+        self._set_cache()
 
-    def _start_afresh(self) -> None:
-        self._read = lru_cache(maxsize=65536)(self._tokenize)
+    def _set_cache(self) -> None:
+        self._tokens = lru_cache(maxsize=65536)(self._tokenize)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_read"}
+        return {name: value for name, value in vars(self).items() if name != "_tokens"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start_afresh()
+        self._set_cache()
 
     def num_tokens(self, text: str) -> int:
-        """Return the tokens that the tower reads, padding among them where it reads that too.
+        """Return how many tokens the tower reads, including padding if it reads padding.
 
         Raises:
-            DataError: the text is too long and may not be cut.
+            DataError: the text is too long and `truncate` is false.
         """
-        length = len(self._read(text)[0])
+        length = len(self._tokens(text)[0])
         return self.tokenizer.context_length if self.full_context else length
 
     def is_cut(self, text: str) -> bool:
-        """Say whether the text is longer than the tower's context."""
-        return self._read(text)[1]
+        """Return whether the text is cut to the tower's context."""
+        return self._tokens(text)[1]
 
     def rows(self, texts: Iterable[str]) -> Tensor:
-        """Return the texts as int64 [texts, L], padded on the right to the longest, or to the context."""
-        found = [self._read(text)[0] for text in texts]
-        length = self.tokenizer.context_length if self.full_context else max(map(len, found))
-        return torch.tensor([(*ids, *[self.padding_id] * (length - len(ids))) for ids in found])
+        """Return int64 [texts, L], padded on the right to the longest text or to the context."""
+        rows = [self._tokens(text)[0] for text in texts]
+        length = self.tokenizer.context_length if self.full_context else max(map(len, rows))
+        return torch.tensor([(*ids, *[self.padding_id] * (length - len(ids))) for ids in rows])
 
     def _tokenize(self, text: str) -> tuple[tuple[int, ...], bool]:
-        """Return the text's tokens, and whether it was cut."""
+        """Return the token ids of a text, and whether it was cut."""
         limit = self.tokenizer.context_length
         ids = self._ids(text, None)
         if len(ids) <= limit:
@@ -75,26 +75,26 @@ class TextReader:
         return self._ids(text, limit), True
 
     def _ids(self, text: str, limit: int | None) -> tuple[int, ...]:
-        """Return the tokens of a text with its start and end, cut to `limit` where one is given."""
+        """Return the token ids of a text with start and end, at most `limit` of them."""
         text = self.tokenizer.clean_fn(text)
         if self.inner is not None:
             cut = {"truncation": True, "max_length": limit} if limit else {}
             ids = self.inner(text, **cut)["input_ids"]
-            # A few checkpoints were trained with the separator blanked out.
-            blank = self.inner.sep_token_id if self.tokenizer.strip_sep_token else None
-            return tuple(0 if number == blank else number for number in ids)
+            # A few checkpoints were trained with the separator replaced by 0.
+            separator = self.inner.sep_token_id if self.tokenizer.strip_sep_token else None
+            return tuple(0 if token == separator else token for token in ids)
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         ids = (start, *self.tokenizer.encode(text), end)
         return ids if limit is None else (*ids[: limit - 1], end)
 
 
-def _neutralise(tokenizer: Any) -> None:
-    """Let special tokens within a text be ordinary characters."""
+def _ignore_special_tokens(tokenizer: Any) -> None:
+    """Make the tokenizer read special tokens in a text as ordinary characters."""
     if hasattr(tokenizer, "tokenizer"):
         tokenizer.tokenizer.split_special_tokens = True
         return
     import regex
 
-    # CLIP's own tokenizer looks for them first, by a pattern that begins with their names.
+    # The pattern of CLIP's own tokenizer begins with the names of the special tokens.
     names = "|".join(tokenizer.decoder[number] for number in tokenizer.all_special_ids)
     tokenizer.pat = regex.compile(tokenizer.pat.pattern.removeprefix(f"{names}|"), tokenizer.pat.flags)

@@ -33,7 +33,7 @@ from muco.plugins.backbones.lora import (
     AdapterSettings,
     TokenRows,
     adapter_modules,
-    linear_maps,
+    linear_layers,
 )
 from muco.plugins.backbones.lora_backbone import AdaptedBackbone
 
@@ -130,7 +130,7 @@ class DecoderBackbone(AdaptedBackbone):
 
     def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
         towers = (self.model.language_model, *((self.vision,) if settings.vision else ()))
-        return {tower: linear_maps(tower) for tower in towers}
+        return {tower: linear_layers(tower) for tower in towers}
 
     def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
         return self.vision.parameters() if config.vision_is_frozen else ()

@@ -1,4 +1,4 @@
-"""LLaVA as a backbone: the classes of the installed transformers, without the language-model head."""
+"""The LLaVA backbone, built from the classes of transformers, without the language-model head."""
 
 from muco.plugins.backbones.llava.backbone import Llava
 

@@ -1,4 +1,4 @@
-"""The LLaVA backbone: pretrained or from scratch, causal or isolated turns."""
+"""The LLaVA backbone: pretrained or random weights, causal or isolated turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from muco.plugins.backbones.llava.random_init import (
 )
 from muco.plugins.backbones.llava.tiling import Tiling
 
-_SCRATCH_TILES = 2
+_RANDOM_INIT_TILES = 2
 
 
 class Llava(DecoderBackbone):
@@ -42,14 +42,15 @@ class Llava(DecoderBackbone):
 
     class Config(DecoderSettings):
         random_init: RandomInitSettings | None = None
-        """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
+        """Instead of `pretrained`: random weights, and a tokenizer trained on the training texts."""
         template: TemplateName = "auto"
-        """vicuna, mistral, chatml: the roles of those language models. bare: content and embedding token
-        alone, for models from scratch. auto: that of the checkpoint's language model."""
+        """vicuna, mistral, chatml: the roles of those language models. bare: only content and embedding
+        token, for models with random weights. auto: the template of the checkpoint's language model."""
         max_tiles: PositiveInt | None = None
-        """Leave out grids of more tiles; else all that the checkpoint has, and 2 from scratch."""
+        """Use only grids of at most this many tiles; null: all of the checkpoint, 2 with `random_init`."""
         max_frames: PositiveInt = 8
-        """Of a video; of more, so many are taken, spread evenly. LLaVA-OneVision alone reads videos."""
+        """Most frames of a video; of a longer one, this many evenly spaced frames are read. Only
+        LLaVA-OneVision reads videos."""
 
     name = "llava"
     families = get_args(Family)
@@ -58,22 +59,21 @@ class Llava(DecoderBackbone):
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
-        # Of a checkpoint the settings do not say which family it is.
-        is_without = config.random_init is not None and config.random_init.family != "llava_onevision"
-        videos: set[Feature] = set() if is_without else {"video"}
-        return super().offers(config).union(videos)
+        # The settings do not tell the family of a checkpoint, so any may read videos.
+        if config.random_init is None or config.random_init.family == "llava_onevision":
+            return super().offers(config).union(("video",))
+        return super().offers(config)
 
     @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
         assert config.random_init is not None
         tokenizer = scratch_tokenizer(config.random_init, texts)
-        return scratch_config(
-            config.random_init, tokenizer, max_tiles=config.max_tiles or _SCRATCH_TILES
-        ), tokenizer
+        max_tiles = config.max_tiles or _RANDOM_INIT_TILES
+        return scratch_config(config.random_init, tokenizer, max_tiles=max_tiles), tokenizer
 
     @classmethod
     def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> LlavaProcessor:
-        _leave_out_grids(model.config, config.max_tiles)
+        _limit_grids(model.config, config.max_tiles)
         return LlavaProcessor(
             tokenizer,
             _image_processor(config, model.config, place),
@@ -89,7 +89,9 @@ class Llava(DecoderBackbone):
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
         tensors = inputs.tensors
         if "segment_ids" in tensors and has_sliding_windows(self.model.language_model.config):
-            raise MucoError("backbone: this model has sliding windows, which isolated turns do not keep")
+            raise MucoError(
+                "backbone: this model has sliding-window attention, which isolated turns do not support"
+            )
         embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
         if features is not None:
@@ -104,7 +106,7 @@ class Llava(DecoderBackbone):
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
-        """Return [pictures, patches, vision size], what the projector reads."""
+        """Return [pictures, patches, vision size], the input of the projector."""
         if "pixel_values" not in inputs.tensors:
             return None
         layers = self.model.config.vision_feature_layer
@@ -115,106 +117,98 @@ class Llava(DecoderBackbone):
         ).hidden_states
         chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         features = torch.cat(chosen, dim=-1)
-        # The first is that of the whole picture.
-        first = self.model.config.vision_feature_select_strategy == "default"
-        return ImageFeatures(tensors=(features[:, 1:] if first else features,))
+        # The first feature is the class token of the picture.
+        drop_first = self.model.config.vision_feature_select_strategy == "default"
+        return ImageFeatures(tensors=(features[:, 1:] if drop_first else features,))
 
     def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
-        # What lies between tower and language model is of the weights that adapters leave as they are.
-        between = self._between() if config.adapter is not None and config.vision_is_frozen else []
-        return [*super().frozen(config), *between]
-
-    def _between(self) -> list[nn.Parameter]:
-        """Return the weights of the projector, and of the token that ends a row of patches."""
-        newline = [self.model.image_newline] if hasattr(self.model, "image_newline") else []
-        return [*self.model.multi_modal_projector.parameters(), *newline]
+        yield from super().frozen(config)
+        # Adapters leave the projector, and the token that ends a row of patches, frozen too.
+        if config.adapter is not None and config.vision_is_frozen:
+            yield from self.model.multi_modal_projector.parameters()
+            yield from [self.model.image_newline] if hasattr(self.model, "image_newline") else []
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the image tokens [T, H]: tiles put together, borders cut off, rows and videos ended."""
+        """Return the image tokens [T, H]: tiles joined, padding cut off, rows and videos ended by a token."""
         projected = self.model.multi_modal_projector(features)
         if "image_tiles" not in tensors:
             return projected.flatten(0, 1)
         parts = projected.split(tensors["image_tiles"].tolist())
         sizes, are_videos = tensors["image_sizes"].tolist(), tensors["image_is_video"].tolist()
-        images = [place for place, is_video in enumerate(are_videos) if not is_video]
-        packed = iter(self._packed([parts[place] for place in images], [sizes[place] for place in images]))
-        tokens = [
-            self._pooled(part) if is_video else next(packed)
-            for part, is_video in zip(parts, are_videos, strict=True)
-        ]
-        return torch.cat(tokens)
+        items = list(zip(parts, sizes, are_videos, strict=True))
+        images = iter(self._pack_images([(part, size) for part, size, is_video in items if not is_video]))
+        return torch.cat(
+            [self._pool_video(part) if is_video else next(images) for part, _, is_video in items]
+        )
 
-    def _pooled(self, frames: Tensor) -> Tensor:
+    def _pool_video(self, frames: Tensor) -> Tensor:
         """Return a video's tokens [tokens, H] from the patches of its frames [frames, patches, H]."""
         pooled = self.model.apply_pooling(frames).flatten(0, 1)
         return torch.cat((pooled, self.model.image_newline[None].to(pooled.dtype)))
 
-    def _packed(self, parts: list[Tensor], sizes: list[list[int]]) -> tuple[Tensor, ...]:
-        """Return each image's tokens [tokens, H] from those of its pictures [tiles, patches, H].
+    def _pack_images(self, images: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, ...]:
+        """Return each image's tokens [tokens, H].
 
         Args:
-            parts: of each image.
-            sizes: height and width of each image in pixels.
+            images: of each, its pictures [tiles, patches, H], and its height and width in pixels.
         """
-        if not parts:
+        if not images:
             return ()
-        config = self.model.config
-        told = (
-            {"vision_aspect_ratio": config.vision_aspect_ratio}
-            if config.model_type == "llava_onevision"
-            else {"vision_feature_select_strategy": config.vision_feature_select_strategy}
-        )
+        is_onevision = self.model.config.model_type == "llava_onevision"
+        option = "vision_aspect_ratio" if is_onevision else "vision_feature_select_strategy"
+        parts, sizes = map(list, zip(*images, strict=True))
         tokens, _ = self.model.pack_image_features(
-            parts, sizes, image_newline=self.model.image_newline, **told
+            parts,
+            sizes,
+            image_newline=self.model.image_newline,
+            **{option: getattr(self.model.config, option)},
         )
         return tuple(tokens)
 
 
-def _leave_out_grids(config: Any, max_tiles: int | None) -> None:
+def _limit_grids(config: Any, max_tiles: int | None) -> None:
     if max_tiles is None or config.model_type == "llava":
         return
     side = config.vision_config.image_size
-    kept = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
-    if not kept:
+    grids = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
+    if not grids:
         raise MucoError(f"backbone.max_tiles: no grid of this model has at most {max_tiles} tiles")
-    config.image_grid_pinpoints = kept
+    config.image_grid_pinpoints = grids
 
 
 def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any:
-    """Return the family's image processor, as the checkpoint or `random_init` has it.
+    """Return the family's image processor, from the checkpoint or for `random_init`.
 
     Raises:
-        MucoError: there is none, or its pictures are not those of the vision tower.
+        MucoError: the checkpoint has none, or its picture size is not that of the vision tower.
     """
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
+    from transformers.models.llava_onevision import image_processing_pil_llava_onevision as onevision
 
     cls = {
         "llava": LlavaImageProcessorPil,
         "llava_next": LlavaNextImageProcessorPil,
-        "llava_onevision": LlavaOnevisionImageProcessorPil,
+        "llava_onevision": onevision.LlavaOnevisionImageProcessorPil,
     }[model.model_type]
     grids = {} if model.model_type == "llava" else {"image_grid_pinpoints": model.image_grid_pinpoints}
     if config.random_init is not None:
         return cls(**scratch_image_settings(config.random_init), **grids)
     try:
-        found = cls.from_pretrained(place, **grids)
+        image_processor = cls.from_pretrained(place, **grids)
     except OSError as error:
         raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
     side = model.vision_config.image_size
-    if _side_pixels(found) != side:
+    if _side_pixels(image_processor) != side:
         raise MucoError(
-            f"backbone.pretrained: {place}: the image processor makes pictures of {_side_pixels(found)} "
-            f"pixels a side, the vision tower reads {side}"
+            f"backbone.pretrained: {place}: the image processor makes pictures of "
+            f"{_side_pixels(image_processor)} pixels a side, but the vision tower reads {side}"
         )
-    return found
+    return image_processor
 
 
 def _side_pixels(image_processor: Any) -> int:
-    """Return the side of the pictures it makes."""
+    """Return the side of the pictures that the image processor makes."""
     crop, size = image_processor.crop_size, image_processor.size
     if crop and image_processor.do_center_crop:
         return crop["height"]

@@ -21,19 +21,19 @@ _DECODERS: dict[Family, Decoder] = {"llava": "llama", "llava_next": "mistral", "
 
 
 class RandomInitSettings(DecoderSizes):
-    """The family and size of a LLaVA built from random weights."""
+    """The family and size of a LLaVA with random weights."""
 
     head_multiple = 2
     vision_head_multiple = 1
 
     family: Family = "llava_onevision"
-    """llava: LLaVA-1.5, one picture an image. llava_next, llava_onevision: images cut into tiles."""
+    """llava: LLaVA-1.5, one picture per image. llava_next, llava_onevision: images are cut into tiles."""
     decoder: Decoder | None = None
-    """The language model; by default the family's first: llama, mistral, qwen2."""
+    """The language model. null: llama for llava, mistral for llava_next, qwen2 for llava_onevision."""
     image_size_pixels: PositiveInt = 56
-    """Side of the picture, or of a tile."""
+    """Side of a picture or tile."""
     patch_size_pixels: PositiveInt = 14
-    """Side of a patch, which is one token; divides `image_size_pixels`."""
+    """Side of a patch, which becomes one token; divides `image_size_pixels`."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> RandomInitSettings:
@@ -46,18 +46,12 @@ class RandomInitSettings(DecoderSizes):
 
 
 def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
-    """Train the tokenizer; its special tokens are those of the families' chat templates."""
+    """Train the tokenizer with the special tokens of the families' chat templates."""
     return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
 
 
 def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: int) -> Any:
-    """Return the family's configuration of that size, for that tokenizer.
-
-    Args:
-        settings: the sizes.
-        tokenizer: of `scratch_tokenizer`.
-        max_tiles: the most tiles of a grid.
-    """
+    """Return the family's configuration for these sizes, this tokenizer and grids of at most `max_tiles`."""
     from transformers import AutoConfig
 
     image_id, video_id, eos_id, padding_id = tokenizer.convert_tokens_to_ids(
@@ -73,8 +67,8 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: i
         num_attention_heads=settings.num_heads,
         num_key_value_heads=settings.num_kv_heads,
         max_position_embeddings=4096,
-        # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it
-        # leaves every segment near zero, and training starts slowly.
+        # The default of 0.02 is for models of thousands of dimensions; in a small one, activations would be
+        # near zero and training would start slowly.
         initializer_range=settings.hidden_dim**-0.5,
         bos_token_id=None,
         eos_token_id=eos_id,
@@ -82,7 +76,13 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: i
         **({"sliding_window": None} if decoder == "mistral" else {}),
     )
     siglip = settings.family == "llava_onevision"
-    more = {"video_token_index": video_id, "vision_aspect_ratio": f"anyres_max_{max_tiles}"} if siglip else {}
+    extra: dict[str, Any] = {}
+    if settings.family != "llava":
+        side, steps = settings.image_size_pixels, range(1, max_tiles + 1)
+        grids = [[rows * side, columns * side] for rows in steps for columns in steps]
+        extra["image_grid_pinpoints"] = [grid for grid in grids if grid[0] * grid[1] <= max_tiles * side**2]
+    if siglip:
+        extra |= {"video_token_index": video_id, "vision_aspect_ratio": f"anyres_max_{max_tiles}"}
     vision = AutoConfig.for_model(
         "siglip_vision_model" if siglip else "clip_vision_model",
         hidden_size=settings.vision_dim,
@@ -99,30 +99,19 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: i
         vision_config=vision,
         image_token_index=image_id,
         vision_feature_layer=-1 if siglip else -2,
-        **_tiles(settings, max_tiles),
-        **more,
+        **extra,
     )
 
 
 def scratch_image_settings(settings: RandomInitSettings) -> dict[str, Any]:
-    """Return the settings of the family's image processor: the whole image, at the tower's size."""
+    """Return the settings of the family's image processor, which resizes whole images to the tower's size."""
     side = settings.image_size_pixels
-    found: dict[str, Any] = {
+    common: dict[str, Any] = {
         "image_mean": [settings.image_mean] * 3,
         "image_std": [settings.image_std] * 3,
         "size": {"height": side, "width": side},
         "do_center_crop": False,
     }
     if settings.family == "llava":
-        return {**found, "do_pad": True}
-    return {**found, "crop_size": {"height": side, "width": side}}
-
-
-def _tiles(settings: RandomInitSettings, max_tiles: int) -> dict[str, Any]:
-    """Return the grids of at most so many tiles, as a part of the configuration."""
-    if settings.family == "llava":
-        return {}
-    steps = range(1, max_tiles + 1)
-    side = settings.image_size_pixels
-    grids = [[rows * side, columns * side] for rows in steps for columns in steps]
-    return {"image_grid_pinpoints": [grid for grid in grids if grid[0] * grid[1] <= max_tiles * side**2]}
+        return {**common, "do_pad": True}
+    return {**common, "crop_size": {"height": side, "width": side}}

@@ -1,9 +1,9 @@
-"""Embeddings on disk: found again by what was embedded, never used half-written, mapped rather than read.
+"""Embeddings on disk, by content id.
 
-A store is a folder. `about.json` says what its vectors depend on. Each process that writes has a part of its
-own, two files that only grow: `0000.vectors`, rows of D numbers, and `0000.rows`, which gives each row's
-content id and checksum and is written after it. A row counts once both hold it, so a process that is killed
-loses what it had not appended yet, and nothing else.
+A store is a folder. `about.json` holds what its vectors depend on. Each process that writes has a part of its
+own, two files that only grow: `0000.vectors`, rows of D numbers, and `0000.rows`, content id and checksum of
+each row, written after the vectors. A row counts once both files have it, so a process that is killed loses
+only what it had not appended yet. Vectors are mapped into memory, not read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from muco.core.errors import DataError, MucoError
 from muco.io.atomic import write_text
 
 StoreDtype = Literal["float32", "float16"]
-"""How a number is kept; a search reads float32 from either."""
+"""How a number is stored; a search reads float32 from either."""
 
 _ROW = np.dtype([("content_id", "<i8"), ("checksum", "<u4")])
 _FORMAT = 1
 
 
 class MappedVectors:
-    """Rows of one array, most often a file mapped into memory."""
+    """The rows of an array, usually a file mapped into memory."""
 
     def __init__(self, rows_ND: NDArray[Any]) -> None:
         self._rows = rows_ND
@@ -48,7 +48,7 @@ class MappedVectors:
         return len(self._rows)
 
     def block(self, first: int, stop: int) -> Tensor:
-        """Return rows `first` to before `stop`; float32, not copied where they lie so."""
+        """Return rows `first` to before `stop`; float32, a view of the array if it is float32."""
         return torch.from_numpy(self._rows[first:stop]).float()
 
     def take(self, rows: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ class MappedVectors:
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Some rows of a store, in any order; its parts are read where they lie."""
+    """Some rows of a store, in any order; they are read from its parts on use."""
 
     parts: Sequence[MappedVectors]
     rows: NDArray[np.int64]
-    """Rows of the parts laid end to end."""
+    """Row numbers over all parts, one after the other."""
     dim: int
 
     def __len__(self) -> int:
@@ -77,58 +77,64 @@ class StoredVectors:
         return self._read(self.rows[rows.numpy()])
 
     def _read(self, rows: NDArray[np.int64]) -> Tensor:
-        found, begin = torch.empty(len(rows), self.dim), 0
+        vectors, begin = torch.empty(len(rows), self.dim), 0
         for part in self.parts:
-            here = (rows >= begin) & (rows < begin + len(part))
-            if here.all() and len(rows) and (np.diff(rows) == 1).all():
+            in_part = (rows >= begin) & (rows < begin + len(part))
+            if in_part.all() and len(rows) and (np.diff(rows) == 1).all():
                 return part.block(int(rows[0]) - begin, int(rows[-1]) + 1 - begin)
-            if here.any():
-                found[torch.from_numpy(here)] = part.take(torch.from_numpy(rows[here] - begin))
+            if in_part.any():
+                vectors[torch.from_numpy(in_part)] = part.take(torch.from_numpy(rows[in_part] - begin))
             begin += len(part)
-        return found
+        return vectors
 
 
 class EmbeddingStore:
-    """A folder of embeddings that all depend on the same things; a context manager that writes one part."""
+    """A folder of embeddings of one model. As a context manager it writes one part."""
 
     def __init__(
-        self, folder: Path, about: dict[str, Any], *, dim: int, dtype: StoreDtype = "float32", part: int = 0
+        self,
+        folder: Path,
+        metadata: dict[str, Any],
+        *,
+        dim: int,
+        dtype: StoreDtype = "float32",
+        part: int = 0,
     ) -> None:
-        """Open or make a store.
+        """Open a store, or make one.
 
         Args:
-            folder: the store's own.
-            about: all that the vectors depend on, as plain data.
+            folder: of the store alone.
+            metadata: all that the vectors depend on, as JSON data.
             dim: D, the embedding size.
-            dtype: how a number is kept.
-            part: which part this process writes; no two may write the same.
+            dtype: how a number is stored.
+            part: the part that this process writes; each process needs another.
 
         Raises:
-            DataError: a file that is not what was written.
-            MucoError: another process writes this part; or the store depends on other things.
+            DataError: about.json is damaged.
+            MucoError: the store has other metadata, or its folder cannot be written.
         """
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._part = part
         self._files: tuple[BinaryIO, BinaryIO] | None = None
-        self._say_about({"format": _FORMAT, "dim": dim, "dtype": dtype, "depends_on": about})
+        self._check_metadata({"format": _FORMAT, "dim": dim, "dtype": dtype, "depends_on": metadata})
         self._ids = np.empty(0, dtype=np.int64)
         self._parts: list[MappedVectors] = []
         self._checked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
-            rows = opened.enter_context(self._opened("rows"))
+            rows = opened.enter_context(self._open("rows"))
             try:
                 fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise MucoError(
                     f"{self.folder}: another process is writing these embeddings. Wait for it, or stop it."
                 ) from None
-            vectors = opened.enter_context(self._opened("vectors"))
+            vectors = opened.enter_context(self._open("vectors"))
             self.refresh()
-            whole = self._checked[self._name("rows").name]
-            vectors.truncate(whole * self._row_bytes)
-            rows.truncate(whole * _ROW.itemsize)
+            num_rows = self._checked[self._name("rows").name]
+            vectors.truncate(num_rows * self._row_bytes)
+            rows.truncate(num_rows * _ROW.itemsize)
             self._files = (vectors, rows)
             opened.pop_all()
         return self
@@ -142,49 +148,53 @@ class EmbeddingStore:
         return len(self._ids)
 
     def add(self, content_ids: Sequence[int], vectors_ND: Tensor) -> None:
-        """Append vectors, float32 on the CPU, under the ids of what they embed; `refresh` shows them.
+        """Append vectors under the ids of their contents; `find` sees them after `refresh`.
+
+        Args:
+            content_ids: one a vector.
+            vectors_ND: float32, on the CPU.
 
         Raises:
-            MucoError: the disk does not take them.
+            MucoError: the disk is full or not writable.
         """
         assert self._files is not None, "a store is written within `with`"
-        kept = vectors_ND.numpy().astype(self.dtype)
-        records = np.empty(len(kept), dtype=_ROW)
+        vectors = vectors_ND.numpy().astype(self.dtype)
+        records = np.empty(len(vectors), dtype=_ROW)
         records["content_id"] = content_ids
-        records["checksum"] = [zlib.crc32(row.tobytes()) for row in kept]
+        records["checksum"] = [zlib.crc32(row.tobytes()) for row in vectors]
         try:
-            for file, written in zip(self._files, (kept, records), strict=True):
-                file.write(written.tobytes())
+            for file, array in zip(self._files, (vectors, records), strict=True):
+                file.write(array.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise MucoError(f"{self.folder}: embeddings cannot be written: {error}") from error
 
     def refresh(self) -> None:
-        """Read what all processes have written so far; checksums of new rows are compared.
+        """Read what all processes have written so far, and check the checksums of new rows.
 
         Raises:
-            DataError: a row is not what was written.
+            DataError: a row is damaged.
         """
         ids: list[NDArray[np.int64]] = []
         self._parts = []
         for file in sorted(self.folder.glob("*.rows")):
-            found_ids, vectors = self._read_part(file)
-            ids.append(found_ids)
+            part_ids, vectors = self._read_part(file)
+            ids.append(part_ids)
             self._parts.append(vectors)
         self._ids = np.concatenate([np.empty(0, dtype=np.int64), *ids])
         self._order = np.argsort(self._ids, kind="stable")
 
     def find(self, content_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row of each content; -1 where it has none."""
+        """Return the row of each content, int64; -1 if the store does not have it."""
         if not len(self._ids):
             return np.full(len(content_ids), -1, dtype=np.int64)
-        places = np.searchsorted(self._ids, content_ids, sorter=self._order)
-        rows = self._order[np.minimum(places, len(self._ids) - 1)]
+        positions = np.searchsorted(self._ids, content_ids, sorter=self._order)
+        rows = self._order[np.minimum(positions, len(self._ids) - 1)]
         return np.where(self._ids[rows] == content_ids, rows, -1)
 
     def vectors(self, content_ids: NDArray[np.int64]) -> StoredVectors:
-        """Return the contents' vectors, all of which are there."""
+        """Return the vectors of contents, all of which the store must have."""
         rows = self.find(content_ids)
         assert (rows >= 0).all(), "a vector is missing"
         return StoredVectors(tuple(self._parts), rows, self.dim)
@@ -197,45 +207,48 @@ class EmbeddingStore:
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
-    def _opened(self, kind: str) -> BinaryIO:
+    def _open(self, kind: str) -> BinaryIO:
         try:
             return open(self._name(kind), "ab")
         except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be kept here: {error}") from error
+            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
 
     def _name(self, kind: str) -> Path:
         return self.folder / f"{self._part:04d}.{kind}"
 
-    def _say_about(self, about: dict[str, Any]) -> None:
+    def _check_metadata(self, metadata: dict[str, Any]) -> None:
+        """Write about.json, or compare it."""
         path = self.folder / "about.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if found is None:
-                write_text(path, json.dumps(about, indent=1) + "\n")
+            stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if stored is None:
+                write_text(path, json.dumps(metadata, indent=1) + "\n")
         except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be kept here: {error}") from error
+            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
         except ValueError as error:
             raise DataError(
-                f"{path}: damaged: {error}. Remove {self.folder}; what it holds is embedded again."
+                f"{path}: damaged: {error}. Remove {self.folder}; its contents are then embedded again."
             ) from None
-        if found not in (None, json.loads(json.dumps(about))):
-            raise MucoError(f"{self.folder} holds embeddings of another model; remove it or take another")
+        if stored not in (None, json.loads(json.dumps(metadata))):
+            raise MucoError(
+                f"{self.folder} holds embeddings of another model. Remove it or choose another folder."
+            )
 
     def _read_part(self, file: Path) -> tuple[NDArray[np.int64], MappedVectors]:
-        stored = file.with_suffix(".vectors")
-        size = stored.stat().st_size if stored.is_file() else 0
-        whole = min(file.stat().st_size // _ROW.itemsize, size // self._row_bytes)
-        records = np.fromfile(file, dtype=_ROW, count=whole)
+        vectors_file = file.with_suffix(".vectors")
+        size = vectors_file.stat().st_size if vectors_file.is_file() else 0
+        num_rows = min(file.stat().st_size // _ROW.itemsize, size // self._row_bytes)
+        records = np.fromfile(file, dtype=_ROW, count=num_rows)
         rows = np.empty((0, self.dim), dtype=self.dtype)
-        if whole:
-            # Copy on write: the file stays as it is, and torch takes only arrays that may be written to.
-            rows = np.memmap(stored, dtype=self.dtype, mode="c", shape=(whole, self.dim))
-        for place in range(self._checked.get(file.name, 0), whole):
-            if zlib.crc32(rows[place].tobytes()) != records["checksum"][place]:
+        if num_rows:
+            # Copy on write: torch takes only writable arrays, and the file must not change.
+            rows = np.memmap(vectors_file, dtype=self.dtype, mode="c", shape=(num_rows, self.dim))
+        for row in range(self._checked.get(file.name, 0), num_rows):
+            if zlib.crc32(rows[row].tobytes()) != records["checksum"][row]:
                 raise DataError(
-                    f"{stored}: row {place} is not what was written: the file is damaged. Remove {file.name} "
-                    f"and {stored.name} there; what they hold is embedded again."
+                    f"{vectors_file}: row {row} is damaged: its checksum differs. Remove {file.name} and "
+                    f"{vectors_file.name} there; their contents are then embedded again."
                 )
-        self._checked[file.name] = whole
+        self._checked[file.name] = num_rows
         return records["content_id"].astype(np.int64), MappedVectors(rows)

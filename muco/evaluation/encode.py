@@ -1,4 +1,4 @@
-"""Contents to vectors: each distinct one once, in chunks of like lengths, kept in a store as it is made."""
+"""Embed contents: each distinct one once, in chunks of similar length, stored as soon as it is embedded."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from muco.evaluation.embedding_store import EmbeddingStore, StoredVectors
 from muco.model.batching import plan_chunks
 
 Track = Callable[[Iterable[NDArray[np.int64]], int], Iterable[NDArray[np.int64]]]
-"""Shows that windows go by: (windows, their number) -> the same windows."""
+"""A progress bar: (windows, their number) -> the same windows."""
 
 WINDOW = 256
-"""Contents that are in memory at once, and that chunks of like lengths are made of. Windows do not depend
-on the number of processes nor on what the store holds already, so neither changes a bit of a vector."""
-_MOST_TURNS = 32
+"""Contents that are in memory at once, and that chunks of similar length are made of. Windows depend neither
+on the number of processes nor on what the store has already, so that vectors do not either, bit for bit."""
+_MAX_TURNS = 32
 """Turns of one image in one pass."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The vectors of contents, and what tells these apart."""
+    """The vectors of contents, with their ids."""
 
     vectors: StoredVectors
     content_ids: NDArray[np.int64]
     image_ids: NDArray[np.int64]
-    """Equal where the images are; 0 without any."""
+    """Equal where the images are equal; 0 without images."""
 
 
 @dataclass
 class Passes:
-    """What this process has encoded, and what it would have taken one content at a time."""
+    """What this process has encoded, and (`_alone`) what it would have cost one content at a time."""
 
     num_contents: int = 0
     num_passes: int = 0
-    """Dialogues; one holds all contents on its images."""
+    """Dialogues. With `join_turns` one dialogue has all contents that share its images."""
     tokens: int = 0
     tokens_alone: int = 0
     patches: int = 0
@@ -59,16 +59,17 @@ class Passes:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A dialogue, the contents that its turns are, what it takes, and what they would take alone."""
+    """A dialogue, and the contents of the window that its turns embed."""
 
     dialogue: Dialogue
-    places: tuple[int, ...]
+    rows: tuple[int, ...]
     rendered: Rendered
-    alone: Cost
+    cost_alone: Cost
+    """Of the contents, one dialogue each."""
 
 
 class CachedEmbedder:
-    """A trained encoder, the words that it was trained with, and the store of what it has embedded."""
+    """Embeds contents with a trained encoder; what its store has already is not embedded again."""
 
     def __init__(
         self,
@@ -80,16 +81,16 @@ class CachedEmbedder:
         join_turns: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        """Take the parts of an evaluation.
+        """Take the model and the store.
 
         Args:
             encoder: the model, on its device.
-            packer: makes a dialogue of a content.
-            store: open for writing, for vectors of this model alone.
+            packer: makes a dialogue of a content, with the prompts of training.
+            store: open for writing, with vectors of this model only.
             batch_tokens: language-model tokens and image patches that are encoded at once.
-            join_turns: contents with the same images go into one pass, isolated from each other; the
+            join_turns: encode contents with the same images in one pass, isolated from each other. The
                 backbone must offer `isolated_turns`.
-            ranks: the processes that share the work; they share the store's folder too.
+            ranks: the processes that share the work and the folder of the store.
         """
         self._encoder = encoder.eval()
         self._packer = packer
@@ -98,19 +99,19 @@ class CachedEmbedder:
         self._join_turns = join_turns
         self._ranks = ranks or Ranks()
         self._device = next(encoder.parameters()).device
-        self._settled = np.empty(0, dtype=np.int64)
+        self._seen = np.empty(0, dtype=np.int64)
         self._pools: dict[int, tuple[Sequence[Content], Embedded]] = {}
         self._num_windows = 0
         self.passes = Passes()
 
     @property
     def is_main(self) -> bool:
-        """Whether this process scores; all of them encode."""
+        """Whether this is the process that scores; all of them encode."""
         return self._ranks.is_main
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self._device
 
     def encode(self, contents: Sequence[Content], track: Track = lambda windows, _: windows) -> Embedded:
@@ -122,9 +123,9 @@ class CachedEmbedder:
             MucoError: a vector is not finite.
             DataError: an image that cannot be read.
         """
-        known = self._pools.get(id(contents))
-        if known is not None:
-            return replace(known[1], vectors=self._store.vectors(known[1].content_ids))
+        if id(contents) in self._pools:
+            _, embedded = self._pools[id(contents)]
+            return replace(embedded, vectors=self._store.vectors(embedded.content_ids))
         content_ids, image_ids = self._identify(contents)
         windows = self._windows(content_ids, image_ids)
         mine = [
@@ -136,115 +137,112 @@ class CachedEmbedder:
         for window in track(mine, len(mine)):
             missing = self._store.find(content_ids[window]) < 0
             if missing.any():
-                self._settle([contents[place] for place in window.tolist()], content_ids[window], missing)
+                self._embed_window([contents[row] for row in window.tolist()], content_ids[window], missing)
         self._ranks.wait()
         self._store.refresh()
-        self._settled = np.union1d(self._settled, content_ids)
-        found = Embedded(self._store.vectors(content_ids), content_ids, image_ids)
-        self._pools[id(contents)] = (contents, found)
-        return found
+        self._seen = np.union1d(self._seen, content_ids)
+        embedded = Embedded(self._store.vectors(content_ids), content_ids, image_ids)
+        self._pools[id(contents)] = (contents, embedded)
+        return embedded
 
     def forget(self, contents: Sequence[Content]) -> None:
-        """Let go of contents that will not be asked for again."""
+        """Free the ids of contents that will not be asked for again."""
         self._pools.pop(id(contents), None)
 
     def _identify(self, contents: Sequence[Content]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return content ids and image ids; each process reads its share."""
-        number, rank = self._ranks.world_size, self._ranks.rank
-        mine = range(len(contents) * rank // number, len(contents) * (rank + 1) // number)
+        """Return content ids and image ids, int64 [number of contents]; each process reads its share."""
+        world_size, rank = self._ranks.world_size, self._ranks.rank
+        mine = range(len(contents) * rank // world_size, len(contents) * (rank + 1) // world_size)
         ids = [(content.content_id, _image_id(content)) for content in map(contents.__getitem__, mine)]
-        found = self._ranks.join_rows(torch.tensor(ids, dtype=torch.int64).view(-1, 2)).numpy()
-        return found[:, 0].copy(), found[:, 1].copy()
+        all_ids = self._ranks.join_rows(torch.tensor(ids, dtype=torch.int64).view(-1, 2)).numpy()
+        return all_ids[:, 0].copy(), all_ids[:, 1].copy()
 
     def _windows(
         self, content_ids: NDArray[np.int64], image_ids: NDArray[np.int64]
     ) -> list[NDArray[np.int64]]:
-        """Return the places of contents not seen before in this run, in runs; those of one image together."""
+        """Return the rows of contents that are new in this run, by window; those of one image together."""
         _, first = np.unique(content_ids, return_index=True)
-        places = np.sort(first)
-        places = places[~np.isin(content_ids[places], self._settled)]
-        if self._join_turns and len(places):
-            keys = np.where(image_ids[places] == 0, content_ids[places], image_ids[places])
-            _, opening, which = np.unique(keys, return_index=True, return_inverse=True)
-            places = places[np.argsort(opening[which], kind="stable")]
-        return [places[start : start + WINDOW] for start in range(0, len(places), WINDOW)]
+        rows = np.sort(first)
+        rows = rows[~np.isin(content_ids[rows], self._seen)]
+        if self._join_turns and len(rows):
+            keys = np.where(image_ids[rows] == 0, content_ids[rows], image_ids[rows])
+            _, first_of_key, key_index = np.unique(keys, return_index=True, return_inverse=True)
+            rows = rows[np.argsort(first_of_key[key_index], kind="stable")]
+        return [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
 
     @torch.inference_mode()
-    def _settle(
+    def _embed_window(
         self, contents: list[Content], content_ids: NDArray[np.int64], missing: NDArray[np.bool_]
     ) -> None:
-        """Encode a window's contents, whole chunks of them, and store what is missing."""
-        processor = self._encoder.backbone.processor
+        """Embed the chunks of a window that have something missing, and store what is missing."""
         units = self._units(contents)
-        plan = plan_chunks([unit.rendered.cost for unit in units], self._budget, padded=processor.padded)
-        for chunk in plan:
-            taken = [units[number] for number in chunk]
-            places = np.array([place for unit in taken for place in unit.places])
-            wanted = missing[places]
-            if wanted.any():
-                vectors = self._embed(taken, contents)
-                self._store.add(content_ids[places[wanted]].tolist(), vectors[torch.from_numpy(wanted)])
-                self._note(taken)
+        padded = self._encoder.backbone.processor.padded
+        for chunk in plan_chunks([unit.rendered.cost for unit in units], self._budget, padded=padded):
+            chosen = [units[index] for index in chunk]
+            rows = np.array([row for unit in chosen for row in unit.rows])
+            is_missing = missing[rows]
+            if is_missing.any():
+                vectors = self._embed(chosen, [contents[row] for row in rows])
+                self._store.add(content_ids[rows[is_missing]].tolist(), vectors[torch.from_numpy(is_missing)])
+                self._count(chosen)
 
     def _embed(self, units: list[_Unit], contents: list[Content]) -> Tensor:
-        """Return float32 [turns of the units, D], on the CPU."""
+        """Return the vectors of the units' contents, float32 [number of contents, D], on the CPU."""
         try:
             inputs = self._encoder.backbone.processor.collate([unit.rendered for unit in units])
         except DataError as error:
-            raise _named(error, [contents[place] for unit in units for place in unit.places]) from error
+            raise _with_content(error, contents) from error
         self.passes.cut_texts += inputs.num_cut_texts
         vectors = self._encoder(inputs.to(self._device)).vectors.float().cpu()
-        strange = ~torch.isfinite(vectors).all(1)
-        if strange.any():
-            places = [place for unit in units for place in unit.places]
-            shown = contents[places[int(strange.nonzero()[0])]]
+        broken = ~torch.isfinite(vectors).all(1)
+        if broken.any():
+            content = contents[int(broken.nonzero()[0])]
             raise MucoError(
-                f"the embedding of {shown.text[:80]!r} with {len(shown.images)} images is not finite; "
+                f"the embedding of {content.text[:80]!r} with {len(content.images)} images is not finite; "
                 "the weights are broken. Evaluate an earlier checkpoint, or train anew."
             )
         return vectors
 
-    def _note(self, units: list[_Unit]) -> None:
-        """Count what was encoded."""
+    def _count(self, units: list[_Unit]) -> None:
         for unit in units:
-            self.passes.num_contents += len(unit.places)
+            self.passes.num_contents += len(unit.rows)
             self.passes.num_passes += 1
             self.passes.tokens += unit.rendered.cost.tokens
-            self.passes.tokens_alone += unit.alone.tokens
+            self.passes.tokens_alone += unit.cost_alone.tokens
             self.passes.patches += unit.rendered.cost.patches
-            self.passes.patches_alone += unit.alone.patches
+            self.passes.patches_alone += unit.cost_alone.patches
 
     def _units(self, contents: list[Content]) -> list[_Unit]:
-        alone = [self._alone(content, place) for place, content in enumerate(contents)]
+        single = [self._single(content, row) for row, content in enumerate(contents)]
         if not self._join_turns:
-            return alone
+            return single
         groups: dict[object, list[_Unit]] = {}
-        for place, unit in enumerate(alone):
+        for row, unit in enumerate(single):
             images = tuple(image.content_id for image in unit.dialogue.images)
             can_join = images and len(unit.dialogue.turns) == 1
-            groups.setdefault((unit.dialogue.system, images) if can_join else place, []).append(unit)
+            groups.setdefault((unit.dialogue.system, images) if can_join else row, []).append(unit)
         return [unit for group in groups.values() for unit in self._joined(group)]
 
-    def _alone(self, content: Content, place: int) -> _Unit:
+    def _single(self, content: Content, row: int) -> _Unit:
         dialogue = self._packer.inference(content)
         rendered = self._encoder.backbone.processor.render(dialogue)
-        return _Unit(dialogue, (place,), rendered, rendered.cost)
+        return _Unit(dialogue, (row,), rendered, rendered.cost)
 
     def _joined(self, group: list[_Unit]) -> Iterator[_Unit]:
-        """Yield dialogues whose turns see their images and themselves, as they would alone."""
+        """Yield dialogues whose turns attend to the images and to themselves only."""
         if len(group) == 1:
             yield from group
             return
-        for start in range(0, len(group), _MOST_TURNS):
-            members = group[start : start + _MOST_TURNS]
+        for start in range(0, len(group), _MAX_TURNS):
+            members = group[start : start + _MAX_TURNS]
             turns = tuple(turn for unit in members for turn in unit.dialogue.turns)
-            one = replace(members[0].dialogue, turns=turns, context="isolated")
-            alone = Cost(
+            dialogue = replace(members[0].dialogue, turns=turns, context="isolated")
+            cost_alone = Cost(
                 tokens=sum(unit.rendered.cost.tokens for unit in members),
                 patches=sum(unit.rendered.cost.patches for unit in members),
             )
-            places = tuple(place for unit in members for place in unit.places)
-            yield _Unit(one, places, self._encoder.backbone.processor.render(one), alone)
+            rows = tuple(row for unit in members for row in unit.rows)
+            yield _Unit(dialogue, rows, self._encoder.backbone.processor.render(dialogue), cost_alone)
 
 
 def _image_id(content: Content) -> int:
@@ -253,12 +251,12 @@ def _image_id(content: Content) -> int:
     return stable_id(*(str(image.content_id) for image in content.images))
 
 
-def _named(error: DataError, contents: list[Content]) -> DataError:
-    """Say which content holds the image that cannot be read."""
+def _with_content(error: DataError, contents: list[Content]) -> DataError:
+    """Return an error that also says which content has the image that cannot be read."""
     for content in contents:
         try:
             for image in stills(content.images):
                 image.decode()
         except DataError as cause:
-            return DataError(f"{cause}, in what reads {content.text[:80]!r}")
+            return DataError(f"{cause}, in the content with the text {content.text[:80]!r}")
     return error

@@ -1,7 +1,7 @@
-"""From rankings to scores.
+"""Metrics of a ranking.
 
-Where right and wrong candidates tie, `share` gives what a random order of the tied would give on average,
-so that a collapsed model scores chance; `first` takes them in the order of the list.
+If right and wrong candidates tie, `share` gives the average over all orders of the tied, so that a collapsed
+model scores chance; `first` takes them in the order of the list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from muco.evaluation.search.ranking import Ranking, RelevantRank
 
 Ties = Literal["share", "first"]
 
-_KNOWN = re.compile(r"(precision|hit|recall|ndcg)@([1-9]\d*)|mrr")
+_METRIC = re.compile(r"(precision|hit|recall|ndcg)@([1-9]\d*)|mrr")
 
 
 def score(ranking: Ranking, metric: str, ties: Ties) -> float:
@@ -26,36 +26,40 @@ def score(ranking: Ranking, metric: str, ties: Ties) -> float:
 
     Args:
         ranking: of its right answers.
-        metric: precision@k: the share of the best k that is right. hit@k: 1 where a right answer is among
-            the best k. recall@k: the share of the right answers that is. ndcg@k: normalised discounted
-            gain, of 1 a right answer, as trec_eval counts it. mrr: 1 by the rank of the first right answer.
-        ties: share or first, as above.
+        metric: precision@k: the share of right answers among the best k. hit@k: 1 if a right answer is among
+            the best k, else 0. recall@k: the share of all right answers that are among the best k. ndcg@k:
+            normalized discounted cumulative gain with binary relevance, as in trec_eval. mrr: 1 divided by
+            the rank of the first right answer.
+        ties: `share` or `first`, see above.
 
     Raises:
         ValueError: no such metric.
     """
-    found = _KNOWN.fullmatch(metric)
-    if not found:
+    match = _METRIC.fullmatch(metric)
+    if not match:
         raise ValueError(
             f"no metric named {metric!r}; there are precision@k, hit@k, recall@k, ndcg@k and mrr"
         )
     groups = _groups(ranking, ties)
     if metric == "mrr":
         return _reciprocal(*groups[0])
-    k = int(found[2])
-    if found[1] == "hit":
+    k = int(match[2])
+    if match[1] == "hit":
         return _hit(*groups[0], k)
-    if found[1] == "ndcg":
+    if match[1] == "ndcg":
         gain = sum(
-            right / (right + wrong) * _discounts(at, at + right + wrong, k) for at, right, wrong in groups
+            right / (right + wrong) * _discounts(ahead, ahead + right + wrong, k)
+            for ahead, right, wrong in groups
         )
         return gain / _discounts(0, len(ranking.right), k)
-    within = sum(right * min(max(k - at, 0), right + wrong) / (right + wrong) for at, right, wrong in groups)
-    return within / (k if found[1] == "precision" else len(ranking.right))
+    num_found = sum(
+        right * min(max(k - ahead, 0), right + wrong) / (right + wrong) for ahead, right, wrong in groups
+    )
+    return num_found / (k if match[1] == "precision" else len(ranking.right))
 
 
 def chance(ranking: Ranking, metric: str) -> float:
-    """Return the score of a blind guess: that of a model to which all candidates are equal."""
+    """Return the score of a random order: that of a model which scores all candidates equally."""
     return _chance(ranking.num_candidates, len(ranking.right), metric)
 
 
@@ -71,50 +75,49 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _groups(ranking: Ranking, ties: Ties) -> list[tuple[int, int, int]]:
-    """Return (candidates ahead, right ones, wrong ones) of each group whose order is open, best first."""
+    """Return the groups of tied candidates, best first.
+
+    Of each the number of candidates ahead of it, and how many in it are right and wrong.
+    """
     if ties == "first":
-        return [(place + it.above + it.tied_before, 1, 0) for place, it in enumerate(ranking.right)]
+        return [(index + each.above + each.tied_before, 1, 0) for index, each in enumerate(ranking.right)]
     groups: list[tuple[int, int, int]] = []
-    place = 0
-    while place < len(ranking.right):
-        it = ranking.right[place]
-        same = sum(other.score == it.score for other in ranking.right[place:])
-        groups.append((place + it.above, same, it.tied))
-        place += same
+    index = 0
+    while index < len(ranking.right):
+        first = ranking.right[index]
+        num_right = sum(other.score == first.score for other in ranking.right[index:])
+        groups.append((index + first.above, num_right, first.tied))
+        index += num_right
     return groups
 
 
-def _hit(at: int, right: int, wrong: int, k: int) -> float:
-    """Return the chance that one of the group's right ones is among the best `k`."""
-    drawn = min(k - at, right + wrong)
-    if drawn <= 0:
-        return 0.0
+def _hit(ahead: int, right: int, wrong: int, k: int) -> float:
+    """Return the probability that a right candidate of the group is among the best `k`."""
     missed = 1.0
-    for place in range(drawn):
-        missed *= max(wrong - place, 0) / (right + wrong - place)
+    for drawn in range(min(k - ahead, right + wrong)):
+        missed *= max(wrong - drawn, 0) / (right + wrong - drawn)
     return 1 - missed
 
 
-def _reciprocal(at: int, right: int, wrong: int) -> float:
-    """Return the mean of 1 / rank of the group's first right one."""
+def _reciprocal(ahead: int, right: int, wrong: int) -> float:
+    """Return the mean of 1 / rank of the group's first right candidate."""
     if not wrong:
-        return 1 / (at + 1)
-    # It is number j + 1 of the group where the j before it are wrong.
-    ahead = np.arange(wrong)
-    still_missed = np.cumprod(np.concatenate([[1.0], (wrong - ahead) / (right + wrong - ahead)]))
+        return 1 / (ahead + 1)
+    # It is candidate j + 1 of the group if the j before it are wrong.
     j = np.arange(wrong + 1)
-    return float((still_missed * right / (right + wrong - j) / (at + 1 + j)).sum())
+    missed = np.cumprod(np.concatenate([[1.0], (wrong - j[:-1]) / (right + wrong - j[:-1])]))
+    return float((missed * right / (right + wrong - j) / (ahead + 1 + j)).sum())
 
 
 def _discounts(first: int, stop: int, k: int) -> float:
-    """Return the sum of 1 / log2(rank + 1) over places `first` to before `stop` within the best `k`."""
-    table = _table(k)
-    return table[min(stop, k)] - table[min(first, k)]
+    """Return the sum of 1 / log2(rank + 1) over the ranks from `first` + 1 to `stop` that are at most `k`."""
+    sums = _discount_sums(k)
+    return sums[min(stop, k)] - sums[min(first, k)]
 
 
 @lru_cache
-def _table(k: int) -> list[float]:
+def _discount_sums(k: int) -> list[float]:
     sums = [0.0]
-    for place in range(k):
-        sums.append(sums[-1] + 1 / log2(place + 2))
+    for rank in range(1, k + 1):
+        sums.append(sums[-1] + 1 / log2(rank + 1))
     return sums

@@ -154,8 +154,8 @@ def _warnings(scores: Mapping[str, TaskScore], partial: Mapping[str, PartialAver
 
 
 def _is_near_chance(task: TaskScore) -> bool:
-    """Say whether a task scores less than 1.5 times chance, or hardly more than a chance that is high.
+    """Return whether a task scores less than 1.5 times chance, or little more than a chance that is high.
 
-    Where chance is certain, as with one candidate, any score is at it.
+    With one candidate the chance is 1, and every score is at chance.
     """
     return task.score - task.chance <= 0.5 * task.chance * (1 - task.chance)

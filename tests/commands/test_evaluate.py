@@ -249,7 +249,7 @@ def test_a_damaged_folder_of_results_is_told_and_a_whole_one_is_used_again(files
         again()
     shutil.rmtree(vectors)
     vectors.write_text("in the way")
-    with pytest.raises(MucoError, match="embeddings cannot be kept here"):
+    with pytest.raises(MucoError, match="embeddings cannot be stored here"):
         again()
     vectors.unlink()
     assert again() == scores

@@ -45,7 +45,7 @@ def contents() -> list[Content]:
 
 
 def open_store(path, **settings) -> EmbeddingStore:
-    return EmbeddingStore(path, settings.pop("about", {"weights": "a"}), dim=32, **settings)
+    return EmbeddingStore(path, settings.pop("metadata", {"weights": "a"}), dim=32, **settings)
 
 
 def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by_one(model, tmp_path):
@@ -130,7 +130,7 @@ def test_a_damaged_row_is_never_used(model, tmp_path, stored):
         file.seek(3 * 128 + 9)
         file.write(b"\xff")
     with (
-        pytest.raises(DataError, match=r"row 3 is not what was written.*Remove 0000\.rows"),
+        pytest.raises(DataError, match=r"row 3 is damaged.*Remove 0000\.rows"),
         open_store(tmp_path),
     ):
         pass
@@ -148,13 +148,13 @@ def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
     ):
         pass
     with pytest.raises(MucoError, match="another model"):
-        open_store(tmp_path, about={"weights": "b"})
+        open_store(tmp_path, metadata={"weights": "b"})
     assert json.loads((tmp_path / "about.json").read_text())["depends_on"] == {"weights": "a"}
 
 
 def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
     (tmp_path / "0000.rows").mkdir()
-    with pytest.raises(MucoError, match="embeddings cannot be kept here"), open_store(tmp_path):
+    with pytest.raises(MucoError, match="embeddings cannot be stored here"), open_store(tmp_path):
         pass
 
 

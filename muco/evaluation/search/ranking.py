@@ -1,4 +1,4 @@
-"""How right answers stand among the candidates of a query."""
+"""The ranks of a query's right answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RelevantRank:
-    """How one right answer stands among its query's wrong candidates."""
+    """The rank of one right answer among the wrong candidates of its query."""
 
     score: float
     above: int
-    """Wrong candidates that score more."""
+    """Wrong candidates that score higher."""
     tied: int
     """Wrong candidates that score the same."""
     tied_before: int
@@ -20,20 +20,20 @@ class RelevantRank:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How one query's right answers stand among its candidates."""
+    """The ranks of one query's right answers."""
 
     right: tuple[RelevantRank, ...]
     """At least one, by (-score, position)."""
     num_candidates: int
     top: tuple[tuple[int, float], ...] = ()
-    """The best candidates, as (index into the pool, score), by (-score, position), where asked for."""
+    """The best candidates as (index into the pool, score), by (-score, position); empty unless asked for."""
 
     @property
     def rank(self) -> int:
-        """The best rank that the best right answer can claim, from 1."""
+        """The rank of the best right answer, from 1, ahead of the wrong candidates that it ties with."""
         return 1 + self.right[0].above
 
     @property
     def is_tied(self) -> bool:
-        """Whether a right answer shares the very top with a wrong one."""
+        """Whether a right and a wrong candidate share the top score."""
         return self.right[0].above == 0 and self.right[0].tied > 0

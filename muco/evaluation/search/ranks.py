@@ -1,4 +1,4 @@
-"""Where right answers stand among a whole pool, counted block by block.
+"""The ranks of right answers in a whole pool, counted block by block.
 
 H queries of a block that may have something to count, N pairs of a query and a candidate.
 """
@@ -31,7 +31,7 @@ from muco.evaluation.search.vectors import Vectors
 def rank_pool(
     query_QD: Tensor, pool: Vectors, relevant: Sequence[Sequence[int]], device: torch.device
 ) -> list[tuple[RelevantRank, ...]]:
-    """Return how each query's right answers stand, by (-score, position).
+    """Return the ranks of each query's right answers, by (-score, position).
 
     Args:
         query_QD: float32, on the CPU.
@@ -42,13 +42,13 @@ def rank_pool(
     Raises:
         ValueError: a vector is not finite.
     """
-    rights = [_Right.of(row, query_QD, pool, places) for row, places in enumerate(relevant)]
+    rights = [_Right.of(row, query_QD, pool, rows) for row, rows in enumerate(relevant)]
     slots = [
         [each for each in rights if len(each.rows) > slot]
         for slot in range(max(len(each.rows) for each in rights))
     ]
 
-    def over(rows: range) -> list[Tensor]:
+    def count_part(rows: range) -> list[Tensor]:
         scorer = Scorer(query_QD.to(device))
         columns = [_Column(scorer, having, slot) for slot, having in enumerate(slots)]
         for first, block_BD in blocks(pool, rows, device):
@@ -59,7 +59,7 @@ def rank_pool(
         return [column.counts.cpu() for column in columns]
 
     tallies: dict[int, list[list[int]]] = {}
-    for having, counts in zip(slots, zip(*in_parts(over, len(pool), device), strict=True), strict=True):
+    for having, counts in zip(slots, zip(*in_parts(count_part, len(pool), device), strict=True), strict=True):
         for each, tally in zip(having, torch.stack(counts).sum(0).T.tolist(), strict=True):
             tallies.setdefault(each.query, []).append(tally)
     return [each.relevant_ranks(tallies[each.query]) for each in rights]
@@ -74,32 +74,31 @@ class _Right:
     scores: NDArray[np.float32]
 
     @classmethod
-    def of(cls, query: int, query_QD: Tensor, pool: Vectors, places: Sequence[int]) -> _Right:
-        rows = np.unique(np.asarray(places, dtype=np.int64))
-        found = pool.take(torch.from_numpy(rows))
-        scores = (query_QD[query].double() * found.double()).sum(1).float().numpy()
+    def of(cls, query: int, query_QD: Tensor, pool: Vectors, relevant: Sequence[int]) -> _Right:
+        rows = np.unique(np.asarray(relevant, dtype=np.int64))
+        vectors = pool.take(torch.from_numpy(rows))
+        scores = (query_QD[query].double() * vectors.double()).sum(1).float().numpy()
         order = np.argsort(-scores, kind="stable")
         return cls(query, rows[order], scores[order])
 
     def relevant_ranks(self, tallies: Sequence[list[int]]) -> tuple[RelevantRank, ...]:
-        """Take the right answers themselves out of what was counted over the whole pool."""
-        found: list[RelevantRank] = []
-        for place, (above, tied, before) in enumerate(tallies):
-            score = self.scores[place]
+        """Return the ranks, from counts over the whole pool: the right answers are subtracted."""
+        ranks: list[RelevantRank] = []
+        for row, score, (above, tied, before) in zip(self.rows, self.scores, tallies, strict=True):
             same = self.scores == score
-            found.append(
+            ranks.append(
                 RelevantRank(
                     score=float(score),
                     above=above - int((self.scores > score).sum()),
                     tied=tied - int(same.sum()),
-                    tied_before=before - int((same & (self.rows < self.rows[place])).sum()),
+                    tied_before=before - int((same & (self.rows < row)).sum()),
                 )
             )
-        return tuple(found)
+        return tuple(ranks)
 
 
 class _Column:
-    """The counts of one right answer of each query that has so many."""
+    """The counts of the right answer number `slot` of each query that has so many."""
 
     def __init__(self, scorer: Scorer, rights: Sequence[_Right], slot: int) -> None:
         self.rights = rights
@@ -109,10 +108,10 @@ class _Column:
         self._score = torch.tensor([float(each.scores[slot]) for each in rights], device=device)
         self._row = torch.tensor([int(each.rows[slot]) for each in rights], device=device)
         self.counts = torch.zeros(3, len(rights), dtype=torch.int64, device=device)
-        """Candidates above, tied, and tied but earlier."""
+        """Candidates that score higher, that tie, and that tie and come earlier."""
 
     def count(self, most_Q: Tensor, score_QB: Tensor, bound: float, block_BD: Tensor, first: int) -> None:
-        """Add a block's candidates above, tied, and tied but earlier; `most_Q` are each query's maxima."""
+        """Add the counts of a block; `most_Q` are the queries' maxima in it."""
         (hit_H,) = (most_Q[self._query] >= self._score - bound).nonzero(as_tuple=True)
         if not len(hit_H):
             return
@@ -120,27 +119,27 @@ class _Column:
             hit_H, score_HB = torch.arange(len(score_QB), device=score_QB.device), score_QB
         else:
             score_HB = score_QB[self._query[hit_H]]
-        wanted_H1 = self._score[hit_H, None]
-        surely_HB = at_least(score_HB, next_above(wanted_H1 + bound))
-        maybe_HB = at_least(score_HB, wanted_H1 - bound)
-        surely_H = count_true(surely_HB)
-        near_H = count_true(maybe_HB) - surely_H
+        right_H1 = self._score[hit_H, None]
+        above_HB = at_least(score_HB, next_above(right_H1 + bound))
+        least_HB = at_least(score_HB, right_H1 - bound)
+        above_H = count_true(above_HB)
+        near_H = count_true(least_HB) - above_H
         if is_crowded(int(near_H.sum()), block_BD):
             for part in range(0, len(block_BD), PART_ROWS):
                 rows = slice(part, part + PART_ROWS)
                 self.count(most_Q, score_QB[:, rows], bound, block_BD[rows], first + part)
             return
-        self.counts[0, hit_H] += surely_H
+        self.counts[0, hit_H] += above_H
         (near,) = near_H.nonzero(as_tuple=True)
         if len(near):
-            places_N, rows_N = marked(maybe_HB[near] ^ surely_HB[near])
-            self._settle(block_BD, hit_H[near[places_N]], rows_N, first)
+            hits_N, rows_N = marked(least_HB[near] ^ above_HB[near])
+            self._settle(block_BD, hit_H[near[hits_N]], rows_N, first)
 
     def _settle(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor, first: int) -> None:
-        """Count pairs that float32 could not decide."""
+        """Count pairs whose order float32 could not decide."""
         exact_N = self._scorer.exactly(block_BD, self._query[queries_N], rows_N)
-        wanted_N = self._score[queries_N]
-        tied_N = exact_N == wanted_N
+        right_N = self._score[queries_N]
+        tied_N = exact_N == right_N
         before_N = tied_N & (rows_N + first < self._row[queries_N])
-        for place, counted in enumerate((exact_N > wanted_N, tied_N, before_N)):
-            self.counts[place] += torch.bincount(queries_N[counted], minlength=len(self.rights))
+        for kind, counted in enumerate((exact_N > right_N, tied_N, before_N)):
+            self.counts[kind] += torch.bincount(queries_N[counted], minlength=len(self.rights))

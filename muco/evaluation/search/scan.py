@@ -1,7 +1,6 @@
-"""One pass over a pool: its blocks, by several threads, and their scores with a bound of the error.
+"""One pass over a pool in blocks, by several threads, with float32 scores and a bound on their error.
 
-A float32 product decides whatever it can decide within that bound; only candidates nearer to a threshold are
-summed again in float64.
+Only candidates that are nearer to a threshold than the bound are summed again in float64.
 
 Q queries, P candidates of the pool, B of one block, D embedding size.
 """
@@ -26,15 +25,15 @@ T = TypeVar("T")
 BLOCK_ROWS = 8192
 """Candidates that are scored at once."""
 _MOST_THREADS = 16
-"""Each has scores of its own in memory, and they share its bandwidth."""
+"""Each has scores of its own in memory, and they share the memory bandwidth."""
 _NUMBERS = 1 << 22
-"""Products of single numbers that are held in float64 at once."""
+"""Products of two numbers that are in memory in float64 at once."""
 _MOST_PAIRS = 1 << 18
-"""Scores near a threshold that are settled at once."""
+"""Pairs near a threshold that are summed again at once."""
 PART_ROWS = 256
 """Candidates that are scored at once where most lie near a threshold."""
 _DENSE = 1 / 64
-"""The share of scores near a threshold from which all of them are summed again."""
+"""If a larger share of the pairs is near a threshold, all pairs are summed again."""
 NOT_FINITE = "a vector of the queries or of the candidates is not finite"
 
 
@@ -43,17 +42,17 @@ def scores_of(query_QD: Tensor, pool_PD: Tensor) -> Tensor:
     return (query_QD.double() @ pool_PD.double().T).float()
 
 
-def in_parts(over: Callable[[range], T], number: int, device: torch.device) -> list[T]:
-    """Return what is found over each part of a pool's rows, in their order; on a CPU by a thread each.
+def in_parts(scan: Callable[[range], T], number: int, device: torch.device) -> list[T]:
+    """Return the result of `scan` on each part of `number` rows, in order; on a CPU in a thread each.
 
-    A thread multiplies and looks through its own scores, so that none waits for another's.
+    Each thread computes and searches scores of its own, so that none waits for another.
     """
     threads = min(torch.get_num_threads(), _MOST_THREADS, -(-number // BLOCK_ROWS))
     if device.type != "cpu" or threads < 2:
-        return [over(range(number))]
+        return [scan(range(number))]
     edges = [number * part // threads for part in range(threads + 1)]
     with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(over, map(range, edges, edges[1:])))
+        return list(pool.map(scan, map(range, edges, edges[1:])))
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def blocks(pool: Vectors, rows: range, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Yield the blocks of some of a pool's rows on a device, each with its first row."""
+    """Yield the blocks of some rows of a pool, each with its first row, on a device."""
     for first in rows[::BLOCK_ROWS]:
         yield first, pool.block(first, min(first + BLOCK_ROWS, rows.stop)).to(device)
 
@@ -82,9 +81,9 @@ class Scorer:
         self._space = query_QD.new_empty(len(query_QD) * BLOCK_ROWS)
 
     def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
-        """Return float32 [Q, B], and how far one may lie from the true score rounded to float32.
+        """Return float32 [Q, B], and the most that one may differ from the true score rounded to float32.
 
-        The scores are overwritten by the next block's.
+        The next call overwrites the scores.
 
         Raises:
             ValueError: a vector is not finite.
@@ -115,14 +114,14 @@ class Scorer:
 
 
 def at_least(score_QB: Tensor, least_Q1: Tensor) -> Tensor:
-    """Return where a score is no less than its query's threshold, bool [Q, B]."""
+    """Return whether each score is at least its query's threshold, bool [Q, B]."""
     if score_QB.device.type == "cpu":  # twice as fast as torch
         return torch.from_numpy(np.greater_equal(score_QB.numpy(), least_Q1.numpy()))
     return score_QB >= least_Q1
 
 
 def next_above(value: Tensor) -> Tensor:
-    """Return the next greater numbers: what is no less than these is greater than `value`."""
+    """Return the next greater float of each: to be at least that is to be greater than `value`."""
     return torch.nextafter(value, torch.full_like(value, torch.inf))
 
 
@@ -130,13 +129,13 @@ def count_true(mask_QB: Tensor) -> Tensor:
     """Return how many are true in each row, int64 [Q]."""
     if mask_QB.shape[1] % 8:
         return mask_QB.sum(1)
-    # Eight at once: the bytes of a word count up to 255 each, so that none runs over into the next.
+    # Eight at once, as the bytes of a word; 255 words at most are added, so that no byte overflows.
     parts = mask_QB.contiguous().view(torch.int64).split(255, dim=1)
     return torch.stack([part.sum(1, keepdim=True).view(torch.uint8).sum(1) for part in parts]).sum(0)
 
 
 def marked(mask_QB: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of what is true, row by row."""
+    """Return the rows and columns of true elements, in the order of rows."""
     if mask_QB.device.type == "cpu":  # many times faster than torch
         flat = torch.from_numpy(np.flatnonzero(mask_QB.numpy()))
         return flat // mask_QB.shape[1], flat % mask_QB.shape[1]
@@ -145,5 +144,5 @@ def marked(mask_QB: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_crowded(num_pairs: int, block_BD: Tensor) -> bool:
-    """Say whether a block must be taken in smaller parts, for memory's sake."""
+    """Return whether a block must be split into smaller parts to save memory."""
     return len(block_BD) > PART_ROWS and num_pairs > _MOST_PAIRS

@@ -1,8 +1,8 @@
-"""Exact search in blocks: where right answers stand, counted over all candidates, and the best of a pool.
+"""Exact search in blocks: the ranks of right answers among all candidates, and the best candidates of a pool.
 
 Scores are cosines, summed in float64 and rounded once to float32, so that equal vectors score equally
-wherever they lie. Over a whole pool a float32 product decides whatever it can decide within its error bound,
-and only candidates nearer to a threshold than that are summed again in float64.
+wherever they are. Over a whole pool float32 products decide all that they can within their error bound; only
+candidates that are nearer to a threshold are summed again in float64.
 
 C candidates of one query, U of several queries together, D embedding size.
 """
@@ -26,7 +26,7 @@ from muco.evaluation.search.vectors import Vectors, as_vectors
 _QUERIES = 2048
 """Queries that are scored at once."""
 _LISTED = 16384
-"""Candidates of own lists that are scored at once."""
+"""Candidates that are scored at once if each query has a list of its own."""
 
 
 def rank_all(
@@ -41,11 +41,11 @@ def rank_all(
     """Rank the right answers of every query.
 
     Args:
-        task: says which candidates and which right answers each query has.
+        task: has the candidates and the right answers of each query.
         query: the task's queries in order, unit length.
         pool: the task's pool in order, unit length.
-        num_top: how many of the best candidates to keep by name.
-        top_queries: for how many of the first queries.
+        num_top: how many of the best candidates to return in `Ranking.top`.
+        top_queries: for how many of the first queries to do so.
         device: where products are computed.
 
     Raises:
@@ -54,14 +54,16 @@ def rank_all(
     query, pool = as_vectors(query), as_vectors(pool)
     if task.candidates is not None:
         return list(_rank_lists(task, query, pool, num_top, top_queries))
-    found: list[Ranking] = []
+    rankings: list[Ranking] = []
     tops = _tops(query, pool, num_top, min(top_queries, len(query)), device)
     for first in range(0, len(query), _QUERIES):
         stop = min(first + _QUERIES, len(query))
         right = task.relevant[first:stop]
         ranked = rank_pool(query.block(first, stop), pool, right, torch.device(device))
-        found += [Ranking(each, len(pool), tops.get(row, ())) for row, each in enumerate(ranked, start=first)]
-    return found
+        rankings += [
+            Ranking(each, len(pool), tops.get(row, ())) for row, each in enumerate(ranked, start=first)
+        ]
+    return rankings
 
 
 def top_k(
@@ -72,7 +74,7 @@ def top_k(
     Args:
         query_QD: float32, unit length.
         pool: P candidates.
-        num_best: K; fewer are returned where the pool is smaller.
+        num_best: K; fewer are returned if the pool is smaller.
         device: where products are computed.
 
     Returns:
@@ -99,13 +101,10 @@ def _tops(
     return {row: tuple(zip(*each, strict=True)) for row, each in enumerate(pairs)}
 
 
-# Lists of their own
-
-
 def _rank_lists(
     task: Task, query: Vectors, pool: Vectors, num_top: int, top_queries: int
 ) -> Iterator[Ranking]:
-    """Score queries and the union of their candidates, a few queries at once."""
+    """Score some queries at once with the union of their candidates."""
     assert task.candidates is not None
     for first, stop in _portions([len(row) for row in task.candidates], _LISTED):
         lists = [np.asarray(row, dtype=np.int64) for row in task.candidates[first:stop]]
@@ -115,37 +114,34 @@ def _rank_lists(
         scores_QU = torch.cat(parts, dim=1).numpy()
         if not np.isfinite(scores_QU).all():
             raise ValueError(NOT_FINITE)
-        for row, places in enumerate(lists, start=first):
-            score_C = scores_QU[row - first, np.searchsorted(union, places)]
-            keep = num_top if row < top_queries else 0
-            yield _rank_list(score_C, places, task.relevant[row], keep)
+        for row, candidates in enumerate(lists, start=first):
+            score_C = scores_QU[row - first, np.searchsorted(union, candidates)]
+            yield _rank_list(score_C, candidates, task.relevant[row], num_top if row < top_queries else 0)
 
 
 def _portions(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Split a sequence into runs whose sizes sum up to `most`, or that have one member."""
+    """Yield (first, stop) of portions whose sizes add up to `most` at most; a larger one has one member."""
     first, filled = 0, 0
-    for place, size in enumerate(sizes):
-        if place > first and filled + size > most:
-            yield first, place
-            first, filled = place, 0
+    for index, size in enumerate(sizes):
+        if index > first and filled + size > most:
+            yield first, index
+            first, filled = index, 0
         filled += size
     yield first, len(sizes)
 
 
 def _rank_list(
-    score_C: NDArray[np.float32], places: NDArray[np.int64], relevant: Sequence[int], num_top: int
+    score_C: NDArray[np.float32], candidates: NDArray[np.int64], relevant: Sequence[int], num_top: int
 ) -> Ranking:
-    is_right = np.isin(places, np.asarray(relevant))
+    is_right = np.isin(candidates, np.asarray(relevant))
     right = np.flatnonzero(is_right)
     wrong_scores = np.sort(score_C[~is_right])
-    relevant_ranks: list[RelevantRank] = []
-    for place in right[np.argsort(-score_C[right], kind="stable")]:
-        score = score_C[place]
+    ranks: list[RelevantRank] = []
+    for position in right[np.argsort(-score_C[right], kind="stable")]:
+        score = score_C[position]
         low, high = np.searchsorted(wrong_scores, score), np.searchsorted(wrong_scores, score, "right")
-        before = int(((score_C == score) & ~is_right)[:place].sum()) if high > low else 0
-        relevant_ranks.append(
-            RelevantRank(float(score), len(wrong_scores) - int(high), int(high - low), before)
-        )
+        before = int(((score_C == score) & ~is_right)[:position].sum()) if high > low else 0
+        ranks.append(RelevantRank(float(score), len(wrong_scores) - int(high), int(high - low), before))
     order = np.argsort(-score_C, kind="stable")[:num_top]
-    top = tuple((int(places[place]), float(score_C[place])) for place in order)
-    return Ranking(tuple(relevant_ranks), len(places), top)
+    top = tuple((int(candidates[position]), float(score_C[position])) for position in order)
+    return Ranking(tuple(ranks), len(candidates), top)

@@ -1,4 +1,4 @@
-"""The best candidates of a whole pool, kept block by block.
+"""The best candidates of a whole pool, updated block by block.
 
 K candidates kept of each query, H queries of a block that may have better ones, N pairs of a query and a
 candidate, M of these with those kept.
@@ -20,14 +20,14 @@ def top_k_of_pool(query_QD: Tensor, pool: Vectors, num_best: int) -> tuple[Tenso
         ValueError: a vector is not finite.
     """
 
-    def over(rows: range) -> tuple[Tensor, Tensor]:
+    def scan_part(rows: range) -> tuple[Tensor, Tensor]:
         best = _Best(query_QD, num_best)
         for first, block_BD in blocks(pool, rows, query_QD.device):
             best.merge(block_BD, first)
-        return best.kept(len(rows))
+        return best.result(len(rows))
 
-    scores, rows = zip(*in_parts(over, len(pool), query_QD.device), strict=True)
-    # Equals stay in the order of their rows, as the parts are.
+    scores, rows = zip(*in_parts(scan_part, len(pool), query_QD.device), strict=True)
+    # Stable: candidates with equal scores stay in the order of their rows.
     score_QK, order_QK = torch.cat(scores, 1).sort(dim=1, descending=True, stable=True)
     return score_QK[:, :num_best], torch.cat(rows, 1).gather(1, order_QK)[:, :num_best]
 
@@ -43,12 +43,12 @@ class _Best(Scorer):
         self._best_QK = torch.full((number, num_best), -torch.inf, device=device)
         self._rows_QK = torch.full((number, num_best), -1, dtype=torch.int64, device=device)
 
-    def kept(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return scores [Q, K] and rows [Q, K] on the CPU, K at most the number of candidates there were."""
-        return self._best_QK[:, :number].cpu(), self._rows_QK[:, :number].cpu()
+    def result(self, num_candidates: int) -> tuple[Tensor, Tensor]:
+        """Return scores [Q, K] and rows [Q, K] on the CPU; K is at most the number of candidates."""
+        return self._best_QK[:, :num_candidates].cpu(), self._rows_QK[:, :num_candidates].cpu()
 
     def merge(self, block_BD: Tensor, first: int) -> None:
-        """Take a block's candidates in; blocks come in the order of their rows."""
+        """Add the candidates of a block; blocks come in the order of their rows."""
         score_QB, bound = self.scores(block_BD)
         least_Q = self._best_QK[:, -1] - bound
         if self._is_empty and len(block_BD) > self.num_best:
@@ -56,23 +56,23 @@ class _Best(Scorer):
         (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
         if not len(hit_H):
             return
-        places_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
-        if is_crowded(len(places_N), block_BD):
+        hits_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
+        if is_crowded(len(hits_N), block_BD):
             for part in range(0, len(block_BD), PART_ROWS):
                 self.merge(block_BD[part : part + PART_ROWS], first + part)
             return
         self._is_empty = False
-        self._take(hit_H, places_N, rows_N + first, self.exactly(block_BD, hit_H[places_N], rows_N))
+        self._add(hit_H, hits_N, rows_N + first, self.exactly(block_BD, hit_H[hits_N], rows_N))
 
-    def _take(self, hit_H: Tensor, places_N: Tensor, rows_N: Tensor, exact_N: Tensor) -> None:
-        """Put rows N, each of the query at a place of `hit_H`, among the best of these queries."""
-        places = torch.arange(len(hit_H), device=rows_N.device)
-        places_M = torch.cat([places.repeat_interleave(self.num_best), places_N])
+    def _add(self, hit_H: Tensor, hits_N: Tensor, rows_N: Tensor, exact_N: Tensor) -> None:
+        """Merge rows N into the best of their queries, `hit_H[hits_N]`."""
+        indices_H = torch.arange(len(hit_H), device=rows_N.device)
+        hits_M = torch.cat([indices_H.repeat_interleave(self.num_best), hits_N])
         scores_M = torch.cat([self._best_QK[hit_H].flatten(), exact_N])
         rows_M = torch.cat([self._rows_QK[hit_H].flatten(), rows_N])
-        # By query, then by score; equals stay in the order of their rows, in which they came.
+        # By query, then by score; equal scores stay in the order of their rows, in which they came.
         order = torch.sort(scores_M, descending=True, stable=True).indices
-        order = order[torch.sort(places_M[order], stable=True).indices]
-        starts = torch.searchsorted(places_M[order], places)
-        kept = order[starts[:, None] + torch.arange(self.num_best, device=rows_N.device)]
-        self._best_QK[hit_H], self._rows_QK[hit_H] = scores_M[kept], rows_M[kept]
+        order = order[torch.sort(hits_M[order], stable=True).indices]
+        starts = torch.searchsorted(hits_M[order], indices_H)
+        best = order[starts[:, None] + torch.arange(self.num_best, device=rows_N.device)]
+        self._best_QK[hit_H], self._rows_QK[hit_H] = scores_M[best], rows_M[best]

@@ -1,4 +1,4 @@
-"""Embeddings by the block, wherever they lie: in memory, or in files larger than it."""
+"""Embeddings read block by block, from memory or from files that are larger than it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Vectors(Protocol):
-    """Rows of unit length, read in float32."""
+    """Rows of unit length, read as float32."""
 
     @property
     def dim(self) -> int:
@@ -18,7 +18,7 @@ class Vectors(Protocol):
     def __len__(self) -> int: ...
 
     def block(self, first: int, stop: int) -> Tensor:
-        """Return rows `first` to before `stop`; float32, on the CPU, for reading only."""
+        """Return rows `first` to before `stop`; float32, on the CPU, not to be changed."""
         ...
 
     def take(self, rows: Tensor) -> Tensor:
@@ -50,5 +50,5 @@ class TensorVectors:
 
 
 def as_vectors(rows: Vectors | Tensor) -> Vectors:
-    """Return a tensor's rows as `Vectors`; others as they are."""
+    """Return the rows of a tensor as `Vectors`; `Vectors` as they are."""
     return TensorVectors(rows) if isinstance(rows, Tensor) else rows

@@ -218,9 +218,10 @@ def _most_equal(keys: NDArray[np.int64]) -> int:
 def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path) -> Vectors:
     """Return one vector a sample, unit length; beside the store where a sample has several."""
     import numpy as np
+    import torch
     import torch.nn.functional as F
 
-    from muco.evaluation.embedding_store import MappedVectors
+    from muco.evaluation.search.vectors import TensorVectors
 
     if len(owners) == number:
         return vectors
@@ -229,7 +230,7 @@ def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path)
         stop = min(first + _QUERIES, number)
         begin, end = np.searchsorted(owners, [first, stop])
         np.add.at(means[first:stop], owners[begin:end] - first, vectors.block(int(begin), int(end)).numpy())
-    whole = MappedVectors(means)
+    whole = TensorVectors(torch.from_numpy(means))
     for first in range(0, number, _QUERIES):
         block = whole.block(first, min(first + _QUERIES, number))
         means[first : first + len(block)] = F.normalize(block, dim=1).numpy()

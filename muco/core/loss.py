@@ -1,4 +1,4 @@
-"""The loss scores this rank's query turns against every rank's target turns."""
+"""Interface of losses: they score the query turns of this rank against the target turns of all ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from muco.core.turns import TurnEmbeddings, TurnIds
 
 @dataclass(frozen=True)
 class LossTerms:
-    """A loss, one number a query turn, before any average."""
+    """The loss of each query turn, before any average."""
 
     per_turn: Tensor
     """float [N], in nats."""
@@ -28,22 +28,22 @@ class LossTerms:
 
 
 def positive_pairs(query: TurnIds, target: TurnIds) -> tuple[Tensor, Tensor]:
-    """Return (query rows, target rows) of one sample and turn, hard negatives left out; int64 [P] each."""
+    """Return (query rows, target rows) of equal sample and turn, hard negatives excluded; int64 [P] each."""
     rows, columns = equal_pairs(query.sample_ids, target.sample_ids)
-    right = (query.turn_ids[rows] == target.turn_ids[columns]) & ~target.is_negative[columns]
-    return rows[right], columns[right]
+    is_positive = (query.turn_ids[rows] == target.turn_ids[columns]) & ~target.is_negative[columns]
+    return rows[is_positive], columns[is_positive]
 
 
 def check_sides(query: TurnEmbeddings, target: TurnEmbeddings) -> None:
-    """Raise ValueError unless both sides hold vectors of one size and every query a positive."""
+    """Raise ValueError unless both sides have vectors of one size and each query has a positive."""
     if query.vectors.shape[-1] != target.vectors.shape[-1]:
         raise ValueError(
             f"queries have {query.vectors.shape[-1]} dimensions and targets {target.vectors.shape[-1]}"
         )
     rows, _ = positive_pairs(query, target)
-    lonely = rows.bincount(minlength=len(query)) == 0
-    if lonely.any():
-        raise ValueError(f"query turn {int(lonely.nonzero()[0])} has no positive among the targets")
+    without = rows.bincount(minlength=len(query)) == 0
+    if without.any():
+        raise ValueError(f"query turn {int(without.nonzero()[0])} has no positive among the targets")
 
 
 class Loss(Component, nn.Module, ABC):
@@ -51,11 +51,11 @@ class Loss(Component, nn.Module, ABC):
 
     kind: ClassVar[Kind] = "loss"
     symmetric: bool = False
-    """Whether the step also scores this rank's targets, hard negatives left out, against every rank's
-    queries, by the same `per_turn` with the sides exchanged, and takes the mean of both directions."""
+    """Whether the step also calls `per_turn` with the sides exchanged (targets of this rank without hard
+    negatives, queries of all ranks), and takes the mean of both directions."""
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        """Return `per_turn`; raise ValueError when a query turn has no positive or no negative."""
+        """Return `per_turn`; raise ValueError if a query turn has no positive or no negative."""
         check_sides(query, target)
         return self.per_turn(query, target)
 
@@ -64,9 +64,9 @@ class Loss(Component, nn.Module, ABC):
         """Return the loss of each query turn.
 
         Args:
-            query: this rank's turns. `vectors` [N, D], any float dtype, unit length; ids int64 [N].
-            target: every rank's turns, M rows. Rows with a query's sample and turn id are its
-                positives, whatever their form; rows with `is_negative` are negatives for everyone.
+            query: the turns of this rank. `vectors` [N, D], any float dtype, unit length; ids int64 [N].
+            target: the turns of all ranks, M rows. Rows with a query's sample and turn id are its
+                positives, in any form; rows with `is_negative` are negatives of every query.
 
         Returns:
             `per_turn` float [N], in nats, with `counts` and `rates` by name. The caller averages over the

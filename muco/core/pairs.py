@@ -1,4 +1,4 @@
-"""Which rows of two sides belong together, as pairs of indices: never a dense matrix."""
+"""Pairs of rows with equal ids, as indices instead of a dense matrix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def equal_pairs(query_N: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def num_equal_pairs(query_N: Tensor, target_M: Tensor) -> Tensor:
-    """Return how many pairs `equal_pairs` would give; int64 scalar."""
+    """Return the number of pairs of `equal_pairs`; int64 scalar."""
     sorted_M = target_M.sort().values
     right_N = torch.searchsorted(sorted_M, query_N, right=True)
     return (right_N - torch.searchsorted(sorted_M, query_N)).sum()

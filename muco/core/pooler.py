@@ -1,4 +1,4 @@
-"""The pooler reduces each turn's hidden states to one embedding of unit length."""
+"""Interface of poolers: they reduce the hidden states of each turn to one embedding of unit length."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Pooler(Component, nn.Module, ABC):
     """D of the embeddings."""
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:
-        """Return one embedding a turn, divided by its length."""
+        """Return one embedding a turn, of unit length."""
         return TurnEmbeddings.join(F.normalize(self.pool(states), dim=-1), states.ids)
 
     @abstractmethod
     def pool(self, states: TurnStates) -> Tensor:
-        """Return one vector a turn, [N, D], of any length other than zero."""
+        """Return one vector a turn, float [N, D], of any length but zero."""

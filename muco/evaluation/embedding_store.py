@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.errors import DataError, MucoError
+from muco.evaluation.search.vectors import TensorVectors
 from muco.io.atomic import write_text
 
 StoreDtype = Literal["float32", "float16"]
@@ -33,34 +34,11 @@ _ROW = np.dtype([("content_id", "<i8"), ("checksum", "<u4")])
 _FORMAT = 1
 
 
-class MappedVectors:
-    """The rows of an array, usually a file mapped into memory."""
-
-    def __init__(self, rows_ND: NDArray[Any]) -> None:
-        self._rows = rows_ND
-
-    @property
-    def dim(self) -> int:
-        """D, the embedding size."""
-        return self._rows.shape[1]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def block(self, first: int, stop: int) -> Tensor:
-        """Return rows `first` to before `stop`; float32, a view of the array if it is float32."""
-        return torch.from_numpy(self._rows[first:stop]).float()
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Return the rows at `rows`, float32."""
-        return torch.from_numpy(self._rows[rows.numpy()]).float()
-
-
 @dataclass(frozen=True)
 class StoredVectors:
     """Some rows of a store, in any order; they are read from its parts on use."""
 
-    parts: Sequence[MappedVectors]
+    parts: Sequence[TensorVectors]
     rows: NDArray[np.int64]
     """Row numbers over all parts, one after the other."""
     dim: int
@@ -118,7 +96,7 @@ class EmbeddingStore:
         self._files: tuple[BinaryIO, BinaryIO] | None = None
         self._check_metadata({"format": _FORMAT, "dim": dim, "dtype": dtype, "depends_on": metadata})
         self._ids = np.empty(0, dtype=np.int64)
-        self._parts: list[MappedVectors] = []
+        self._parts: list[TensorVectors] = []
         self._checked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -235,7 +213,7 @@ class EmbeddingStore:
                 f"{self.folder} holds embeddings of another model. Remove it or choose another folder."
             )
 
-    def _read_part(self, file: Path) -> tuple[NDArray[np.int64], MappedVectors]:
+    def _read_part(self, file: Path) -> tuple[NDArray[np.int64], TensorVectors]:
         vectors_file = file.with_suffix(".vectors")
         size = vectors_file.stat().st_size if vectors_file.is_file() else 0
         num_rows = min(file.stat().st_size // _ROW.itemsize, size // self._row_bytes)
@@ -251,4 +229,4 @@ class EmbeddingStore:
                     f"{vectors_file.name} there; their contents are then embedded again."
                 )
         self._checked[file.name] = num_rows
-        return records["content_id"].astype(np.int64), MappedVectors(rows)
+        return records["content_id"].astype(np.int64), TensorVectors(torch.from_numpy(rows))

@@ -98,7 +98,7 @@ class CachedEmbedder:
         self._budget = Cost(tokens=batch_tokens, patches=batch_tokens)
         self._join_turns = join_turns
         self._ranks = ranks or Ranks()
-        self._device = next(encoder.parameters()).device
+        self.device = next(encoder.parameters()).device
         self._seen = np.empty(0, dtype=np.int64)
         self._pools: dict[int, tuple[Sequence[Content], Embedded]] = {}
         self._num_windows = 0
@@ -108,11 +108,6 @@ class CachedEmbedder:
     def is_main(self) -> bool:
         """Whether this is the process that scores; all of them encode."""
         return self._ranks.is_main
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self._device
 
     def encode(self, contents: Sequence[Content], track: Track = lambda windows, _: windows) -> Embedded:
         """Return the contents' vectors, unit length; equal contents share one.
@@ -193,7 +188,7 @@ class CachedEmbedder:
         except DataError as error:
             raise _with_content(error, contents) from error
         self.passes.cut_texts += inputs.num_cut_texts
-        vectors = self._encoder(inputs.to(self._device)).vectors.float().cpu()
+        vectors = self._encoder(inputs.to(self.device)).vectors.float().cpu()
         broken = ~torch.isfinite(vectors).all(1)
         if broken.any():
             content = contents[int(broken.nonzero()[0])]

@@ -1,4 +1,4 @@
-"""InfoNCE whose negatives count the more, the harder they are: LLaVE's loss."""
+"""InfoNCE with harder negatives weighted more: the loss of LLaVE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Mask
 class HardnessWeighted(ContrastiveLoss):
     """InfoNCE with every negative weighted by the exponential of its similarity.
 
-    The weight takes no gradient. It makes most of the negatives that are closest to the query, false ones
-    among them: the masks matter more than in InfoNCE.
+    The weight has no gradient. It stresses the negatives that are closest to the query, false negatives
+    included, so the masks matter more than in InfoNCE.
 
     References:
         Lan et al. 2025, arXiv:2503.04812: LLaVE.
@@ -21,11 +21,11 @@ class HardnessWeighted(ContrastiveLoss):
 
     class Config(ContrastiveConfig):
         alpha: NonNegativeFloat = 9.0
-        """A negative of similarity s weighs exp(alpha * s); 0 is `multiturn_infonce`."""
+        """A negative of similarity s has the weight exp(alpha * s); 0 gives `multiturn_infonce`."""
         symmetric: bool = True
-        """Score the targets against all queries too, and take the mean of both directions; as LLaVE does."""
+        """Also score the targets against all queries, and take the mean of both directions, as LLaVE does."""
         mask: Mask = "same_group"
-        """same_group: the other targets of a query's images are no negatives. none: they are."""
+        """same_group: the other targets of a query's images are not negatives. none: they are."""
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         return contrast(query, target, self.config, mask=self.config.mask, hardness=self.config.alpha)

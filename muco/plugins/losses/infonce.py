@@ -1,4 +1,4 @@
-"""InfoNCE: the target among all targets of the batch."""
+"""InfoNCE: each query's target among all targets of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any loss on the first dimensions of the embeddings, for several sizes at once."""
+"""A loss on the first dimensions of the embeddings, for several sizes at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from muco.core.turns import TurnEmbeddings
 
 
 class Matryoshka(Loss):
-    """Sum a loss over embeddings cut to several sizes, so that each size serves alone.
+    """Sum a loss over embeddings cut to several sizes, so that each size can be used alone.
 
-    A cut embedding is divided by its length anew. Counts and rates are those of the largest size. The count
+    A cut embedding is normalized again. Counts and rates are those of the largest size. The count
     `hits_<size>` of each other size is how many queries rank a positive first at that size.
 
     References:
@@ -28,11 +28,11 @@ class Matryoshka(Loss):
 
     class Config(ComponentConfig):
         loss: ComponentRef[Loss]
-        """The loss, with its settings; it is built once and shared by all sizes."""
+        """The loss and its settings. It is built once; all sizes share its parameters."""
         dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-        """Sizes, from the first dimension on; the whole embedding is trained only where it is one of them."""
+        """Sizes, from the first dimension on. Include the full size to train the whole embedding."""
         weights: tuple[PositiveFloat, ...] | None = None
-        """Of each size; None weighs all 1."""
+        """Of each size; None gives each the weight 1."""
 
         @model_validator(mode="after")
         def _sizes_fit(self) -> Matryoshka.Config:

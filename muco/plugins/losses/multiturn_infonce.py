@@ -1,4 +1,4 @@
-"""InfoNCE for several turns of one image: MuCo's loss, in both of its stages."""
+"""InfoNCE for several turns of one image: the loss of both stages of MuCo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Form
 class MultiTurnInfoNCE(ContrastiveLoss):
     """InfoNCE that leaves an image's other turns out of the denominator.
 
-    The logit mask of the paper: only targets of other images, and hard negatives, are negatives.
+    The logit mask of the paper: only targets of other images and hard negatives are negatives.
 
     References:
         van den Oord et al. 2018, arXiv:1807.03748: InfoNCE.
@@ -19,11 +19,11 @@ class MultiTurnInfoNCE(ContrastiveLoss):
 
     class Config(ContrastiveConfig):
         mask: Mask = "same_group"
-        """same_group: the other targets of a query's images are no negatives, nor is the other form of its
-        own. none: they are negatives (table 7 of the paper)."""
+        """same_group: the other targets of a query's images are not negatives, nor is the other form of its
+        own target. none: they are negatives (table 7 of the paper)."""
         forms: Forms = "joint"
-        """Where targets have two forms. joint: a positive is held against both forms of the others (the
-        paper). separate: against those of its own form (the public code, whose value is 4 times this)."""
+        """If targets have two forms. joint: a positive is compared with both forms of others, as in the
+        paper. separate: with those of its own form, as in the public code, whose value is 4 times this."""
 
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         return contrast(query, target, self.config, mask=self.config.mask, forms=self.config.forms)

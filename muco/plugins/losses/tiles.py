@@ -1,9 +1,9 @@
-"""Sums over the negatives of each query, tile by tile: the logits are never whole in memory.
+"""Sums over the negatives of each query, tile by tile: the logits are never in memory as a whole.
 
 N query turns, M target turns, D embedding size.
 
 References:
-    Cheng et al. 2024, arXiv:2410.17243: the contrastive loss in tiles, backward by recomputation.
+    Cheng et al. 2024, arXiv:2410.17243: the contrastive loss in tiles, recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
-"""Logits held at once: 32 MiB in float32, a few times over."""
+"""Logits in memory at once: a few tensors of 32 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """The pairs that are no negatives."""
+    """The pairs that are not negatives."""
 
     rows: Tensor
     """int64 [P], ascending."""
     columns: Tensor
     """int64 [P]"""
     contents: tuple[Tensor, Tensor] | None
-    """Content ids [N] and [M], where pairs of equal content are no negatives either."""
+    """Content ids [N] and [M], if pairs of equal content are not negatives either."""
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return bool [rows, columns]: true for what is no negative."""
+        """Return bool [rows, columns]: true for pairs that are not negatives."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         edges = torch.tensor([rows.start, rows.stop], device=self.rows.device)
         first, last = torch.searchsorted(self.rows, edges).tolist()
         row, column = self.rows[first:last] - rows.start, self.columns[first:last] - columns.start
         inside = (column >= 0) & (column < shape[1])
-        found = torch.zeros(shape, dtype=torch.bool, device=self.rows.device)
-        found[row[inside], column[inside]] = True
+        excluded = torch.zeros(shape, dtype=torch.bool, device=self.rows.device)
+        excluded[row[inside], column[inside]] = True
         if self.contents is not None:
             query_N, target_M = self.contents
-            found |= query_N[rows, None] == target_M[columns]
-        return found
+            excluded |= query_N[rows, None] == target_M[columns]
+        return excluded
 
 
 class NegativesSum(NamedTuple):
-    """What a softmax loss needs to know of each query's negatives."""
+    """Sums over the negatives of each query, for a softmax loss."""
 
     logsumexp: Tensor
-    """[N], -inf where there is none; gradient flows into both sides."""
+    """[N], -inf without a negative; with gradient to both sides."""
     top: Tensor
-    """[N], the greatest logit, those beyond the limit among them; -inf where there is none."""
+    """[N], the greatest logit, also of those above the limit; -inf without a negative."""
     num_beyond: Tensor
-    """int64 [N], how many lie beyond the limit and were left out of the sum."""
+    """int64 [N], how many are above the limit and not in the sum."""
 
 
 def negatives_logsumexp(
@@ -71,25 +71,25 @@ def negatives_logsumexp(
     Args:
         query_ND: float.
         target_MD: float.
-        excluded: what is no negative.
+        excluded: the pairs that are not negatives.
         temperature: divides the dot products.
-        limit_N: a greater logit is left out too; no gradient flows into it.
-        boost: multiplies the logits in the sum, by a factor that the gradient does not see.
+        limit_N: greater logits are excluded too; it has no gradient.
+        boost: multiplies the logits in the sum; the gradient is that of the logits before.
     """
-    found = _LogSumExp.apply(query_ND / temperature, target_MD, excluded, limit_N, boost)
-    return NegativesSum(*found)  # type: ignore[misc]
+    sums = _LogSumExp.apply(query_ND / temperature, target_MD, excluded, limit_N, boost)
+    return NegativesSum(*sums)  # type: ignore[misc]
 
 
 def negatives_softplus(query_ND: Tensor, target_MD: Tensor, excluded: Excluded) -> tuple[Tensor, Tensor]:
     """Return the sum of softplus over each query's negatives, and their greatest logit.
 
     Args:
-        query_ND: float; a logit is a dot product. Gradient flows into both sides through the sum.
+        query_ND: float; a logit is a dot product. The sum has a gradient to both sides.
         target_MD: float.
-        excluded: what is no negative.
+        excluded: the pairs that are not negatives.
 
     Returns:
-        (sum [N], 0 where there is no negative; greatest logit [N] without gradient, -inf there).
+        sum [N], 0 without a negative; greatest logit [N], without gradient, -inf without a negative.
     """
     return _Softplus.apply(query_ND, target_MD, excluded)  # type: ignore[return-value]
 
@@ -111,7 +111,7 @@ class _LogSumExp(torch.autograd.Function):
             logits = _logits(query_ND, target_MD, excluded, rows, columns)
             torch.maximum(top_N[rows], logits.amax(1), out=top_N[rows])
             if limit_N is not None:
-                beyond_N[rows] += _leave_out(logits, limit_N[rows])
+                beyond_N[rows] += _exclude_beyond(logits, limit_N[rows])
             logits = logits if boost == 1 else logits.mul_(boost)
             torch.logaddexp(sum_N[rows], logits.logsumexp(1), out=sum_N[rows])
         ctx.save_for_backward(query_ND, target_MD, sum_N, limit_N)
@@ -122,16 +122,16 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query_ND, target_MD, sum_N, limit_N = ctx.saved_tensors
-        # A query without negatives has no share to give, rather than one that is not a number.
+        # A query without negatives has a gradient of zero, not NaN.
         sum_N = sum_N.clamp(min=torch.finfo(sum_N.dtype).min)
 
-        def share(logits: Tensor, rows: slice) -> Tensor:
+        def gradient(logits: Tensor, rows: slice) -> Tensor:
             if limit_N is not None:
-                _leave_out(logits, limit_N[rows])
+                _exclude_beyond(logits, limit_N[rows])
             logits = logits if ctx.boost == 1 else logits.mul_(ctx.boost)
             return logits.sub_(sum_N[rows, None]).exp_().mul_(grad_N[rows, None])
 
-        return *_gradients(query_ND, target_MD, ctx.excluded, share), None, None, None
+        return *_gradients(query_ND, target_MD, ctx.excluded, gradient), None, None, None
 
 
 class _Softplus(torch.autograd.Function):
@@ -142,7 +142,7 @@ class _Softplus(torch.autograd.Function):
         for rows, columns in _tiles(len(query_ND), len(target_MD)):
             logits = _logits(query_ND, target_MD, excluded, rows, columns)
             torch.maximum(top_N[rows], logits.amax(1), out=top_N[rows])
-            sum_N[rows] -= F.logsigmoid(-logits).sum(1)  # softplus, without its threshold
+            sum_N[rows] -= F.logsigmoid(-logits).sum(1)  # softplus, which torch replaces by a line above 20
         ctx.save_for_backward(query_ND, target_MD)
         ctx.excluded = excluded
         ctx.mark_non_differentiable(top_N)
@@ -152,10 +152,10 @@ class _Softplus(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor, _top: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query_ND, target_MD = ctx.saved_tensors
 
-        def share(logits: Tensor, rows: slice) -> Tensor:
+        def gradient(logits: Tensor, rows: slice) -> Tensor:
             return logits.sigmoid_().mul_(grad_N[rows, None])
 
-        return *_gradients(query_ND, target_MD, ctx.excluded, share), None
+        return *_gradients(query_ND, target_MD, ctx.excluded, gradient), None
 
 
 def _tiles(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
@@ -172,20 +172,20 @@ def _logits(query_ND: Tensor, target_MD: Tensor, excluded: Excluded, rows: slice
     return logits.masked_fill_(excluded.tile(rows, columns), float("-inf"))
 
 
-def _leave_out(logits: Tensor, limit_N: Tensor) -> Tensor:
-    """Set the logits beyond the limit to -inf, in place; return how many each row had, int64."""
+def _exclude_beyond(logits: Tensor, limit_N: Tensor) -> Tensor:
+    """Set logits above the limit to -inf, in place; return how many each row had, int64."""
     beyond = logits > limit_N[:, None]
     logits.masked_fill_(beyond, float("-inf"))
     return beyond.sum(1)
 
 
 def _gradients(
-    query_ND: Tensor, target_MD: Tensor, excluded: Excluded, share: Callable[[Tensor, slice], Tensor]
+    query_ND: Tensor, target_MD: Tensor, excluded: Excluded, gradient: Callable[[Tensor, slice], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return both sides' gradients; `share` turns a tile's logits into the gradient of each of them."""
+    """Return the gradients of both sides; `gradient` turns the logits of a tile into their gradients."""
     grad_query, grad_target = torch.zeros_like(query_ND), torch.zeros_like(target_MD)
     for rows, columns in _tiles(len(query_ND), len(target_MD)):
-        each = share(_logits(query_ND, target_MD, excluded, rows, columns), rows)
-        grad_query[rows].addmm_(each, target_MD[columns])
-        grad_target[columns].addmm_(each.T, query_ND[rows])
+        grad_tile = gradient(_logits(query_ND, target_MD, excluded, rows, columns), rows)
+        grad_query[rows].addmm_(grad_tile, target_MD[columns])
+        grad_target[columns].addmm_(grad_tile.T, query_ND[rows])
     return grad_query, grad_target

@@ -201,7 +201,7 @@ def test_a_query_whose_negatives_are_all_beyond_the_margin_teaches_nothing(mask)
 
 
 def test_the_queries_of_a_merged_target_cannot_be_merged():
-    with pytest.raises(ValidationError, match="`symmetric` goes with `duplicates: mask` or `keep`"):
+    with pytest.raises(ValidationError, match="`symmetric` needs `duplicates: mask` or `keep`"):
         MultiTurnInfoNCE.Config(symmetric=True, duplicates="merge")
 
 

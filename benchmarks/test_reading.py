@@ -49,7 +49,7 @@ def photos(tmp_path_factory) -> Path:
         )
         samples.append(Sample(str(number), "noise", (EncodedImage(buffer.getvalue()),), pairs))
     folder = tmp_path_factory.mktemp("photos") / "shards"
-    write_shards(samples, folder, about={}, max_shard_bytes=8 * 2**20)
+    write_shards(samples, folder, metadata={}, max_shard_bytes=8 * 2**20)
     return folder
 
 

@@ -40,5 +40,5 @@ def shards(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path
     scenes = registry.component("source", "scenes")
     source = scenes(scenes.Config(num_samples=48))
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    write_shards(source.samples(), folder, about={"source": "scenes"}, max_shard_bytes=2**16)
+    write_shards(source.samples(), folder, metadata={"source": "scenes"}, max_shard_bytes=2**16)
     return folder

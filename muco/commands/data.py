@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,8 @@ from muco.core.errors import MucoError
 
 if TYPE_CHECKING:
     from muco.core.source import Source
-    from muco.data.prepare.convert import Conversion, ShowProgress
+    from muco.data.prepare.convert import Conversion
+    from muco.data.progress import ShowProgress
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and show training data.")
 make_app = typer.Typer(no_args_is_help=True, help="Make shards of data that muco draws itself.")
@@ -44,12 +47,12 @@ def make_scenes(to: To, settings: Settings = None) -> None:
 def prepare(
     source: Annotated[str, typer.Argument(help="m3t, mmeb, mbeir, pairs, or a source of a plugin.")],
     to: To,
-    path: Annotated[Path | None, typer.Option("--from", help="Where the outside data set lies.")] = None,
+    path: Annotated[Path | None, typer.Option("--from", help="The outside data set.")] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images; 0 for none.")] = 2,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Reduce larger images; by default all are copied as they are.")
+        int | None, typer.Option(min=1, help="Reduce larger images; by default all are copied unchanged.")
     ] = None,
     max_shorter_side: MaxShorterSide = None,
     max_skipped_share: Annotated[
@@ -57,10 +60,10 @@ def prepare(
     ] = 0.01,
     shard_mib: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed.")] = 256,
     repeat_images: Annotated[
-        bool, typer.Option("--repeat-images", help="Write an image into every sample that shows it.")
+        bool, typer.Option("--repeat-images", help="Write an image into every sample that uses it.")
     ] = False,
 ) -> None:
-    """Turn an outside data set into shards; started again after a kill, it goes on where it stopped."""
+    """Convert an outside data set into shards; started again after a kill, it continues where it stopped."""
     from muco.data.prepare.convert import Layout
     from muco.data.prepare.from_cli import conversion_of
 
@@ -72,41 +75,43 @@ def prepare(
     )
     console = Console()
     if not to.exists():
-        _foretell(conversion, console)
+        _estimate(conversion, console)
     _write(conversion, engine, workers, console)
 
 
-def _foretell(conversion: Conversion, console: Console) -> None:
-    """Say what will be written, and stop where the disk is too small for it."""
-    from muco.data.prepare.convert import gib
+def _estimate(conversion: Conversion, console: Console) -> None:
+    """Print an estimate of the shards' size, and stop if the disk has no room for it."""
+    from muco.data.prepare.convert import format_size
 
-    need = conversion.need(_progress(console))
-    told = f"{len(conversion.source):,} records, {gib(need.num_bytes)} of shards at most"
-    if need.num_missing:
-        told += f"; {need.num_missing:,} records lack an image"
-    console.print(told, highlight=False, soft_wrap=True)
-    conversion.check_disk(need)
+    estimate = conversion.estimate(_progress(console))
+    message = f"{len(conversion.source):,} records, about {format_size(estimate.num_bytes)} of shards"
+    if estimate.num_missing:
+        message += f"; {estimate.num_missing:,} records lack an image"
+    console.print(message, highlight=False, soft_wrap=True)
+    conversion.check_disk(estimate)
 
 
 def _write(conversion: Conversion, engine: Any, workers: int, console: Console) -> None:
     from muco.data.prepare.convert import SKIPPED_FILE
 
-    made = conversion.run(engine=engine, workers=workers, progress=_progress(console))
-    console.print(f"{made.num_samples:,} samples in {conversion.folder}", highlight=False, soft_wrap=True)
-    if made.num_skipped:
-        where = conversion.folder / SKIPPED_FILE
-        console.print(f"{made.num_skipped:,} records left out, named in {where}", soft_wrap=True)
+    converted = conversion.run(engine=engine, workers=workers, progress=_progress(console))
+    console.print(
+        f"{converted.num_samples:,} samples in {conversion.folder}", highlight=False, soft_wrap=True
+    )
+    if converted.num_skipped:
+        path = conversion.folder / SKIPPED_FILE
+        console.print(f"{converted.num_skipped:,} records skipped, listed in {path}", soft_wrap=True)
 
 
 def _progress(console: Console) -> ShowProgress:
-    """Return what shows items go by: a bar on a terminal, else a line."""
+    """Return a progress bar on a terminal, else a line per loop."""
     from rich.progress import track
 
-    def progress(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
+    def progress(items: Iterable[Any], number: int, description: str, /) -> Iterable[Any]:
         if not console.is_terminal:
-            console.print(f"{what}: {number:,}", highlight=False)
+            console.print(f"{description}: {number:,}", highlight=False)
             return items
-        return track(items, description=what, total=number, console=console, transient=True)
+        return track(items, description=description, total=number, console=console, transient=True)
 
     return progress
 
@@ -114,7 +119,7 @@ def _progress(console: Console) -> ShowProgress:
 @app.command()
 def download(
     source: Annotated[str, typer.Argument(help="The source whose records name images by URL.")],
-    path: Annotated[Path, typer.Option("--from", help="Where its tables lie.")],
+    path: Annotated[Path, typer.Option("--from", help="Its tables.")],
     to: Annotated[Path, typer.Option("--to", help="The folder for tars of images.")],
     settings: Settings = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 32,
@@ -126,17 +131,13 @@ def download(
         list[str] | None, typer.Option(help="A host that may have a private address. Repeatable.")
     ] = None,
 ) -> None:
-    """Fetch the images that a source's tables name by URL; started again, it fetches what is missing."""
-    from itertools import chain
-
+    """Download the images that a source's tables name by URL; started again, it fetches what is missing."""
     from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
     console = Console()
-    found = conversion_of(source, to, settings or [], path=path).source
-    names = chain.from_iterable(map(_names(found), found.records()))
-    urls = (name for name in names if name.startswith(("http://", "https://")))
-    manners = DownloadLimits(
+    opened = conversion_of(source, to, settings or [], path=path).source
+    limits = DownloadLimits(
         concurrency=concurrency,
         per_host=per_host,
         max_bytes=max_mib * 2**20,
@@ -144,42 +145,36 @@ def download(
         max_shorter_side_pixels=max_shorter_side,
         allowed_hosts=frozenset(allow_host or ()),
     )
-    done = download(_progress(console)(urls, len(found), "fetching images of records"), to, manners)
-    if not (done.num_new or done.num_had or done.num_failed):
+    records = _progress(console)(opened.records(), len(opened), "fetching images of records")
+    fetched = download(chain.from_iterable(_urls(opened, record) for record in records), to, limits)
+    if not (fetched.num_new or fetched.num_had or fetched.num_failed):
         raise MucoError(
-            f"no record of {path} names an image by URL; say which column does, "
-            "--set image_column=url say (m3t) or --set columns.query_image=url (pairs)"
+            f"no record of {path} names an image by URL. Name the column that does, for example "
+            "--set image_column=url (m3t) or --set columns.query_image=url (pairs)"
         )
-    console.print(
-        f"{done.num_new:,} images fetched, {done.num_had:,} there before, {done.num_failed:,} failed",
-        highlight=False,
-    )
-    if done.num_failed:
-        console.print(f"named in {to / FAILURES_FILE}; started again, they are tried again", soft_wrap=True)
+    counts = f"{fetched.num_new:,} images fetched, {fetched.num_had:,} fetched before"
+    console.print(f"{counts}, {fetched.num_failed:,} failed", highlight=False)
+    if fetched.num_failed:
+        console.print(f"Failures: {to / FAILURES_FILE}. Start again to retry them.", soft_wrap=True)
 
 
-def _names(source: Source) -> Callable[[Any], list[str]]:
-    """Return what lists the images that a record names; none where the record is broken."""
+def _urls(source: Source, record: Any) -> Iterator[str]:
+    """Yield the URLs among the names of a record's images; none if the record is broken."""
     from muco.core.errors import DataError
 
-    def names(record: Any) -> list[str]:
-        try:
-            return list(source.image_names(record))
-        except DataError:
-            return []
-
-    return names
+    with suppress(DataError):
+        yield from (name for name in source.image_names(record) if name.startswith(("http://", "https://")))
 
 
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="PART=COLUMN", help="query_text=txt: of tars of another tool."),
+    typer.Option("--column", metavar="PART=COLUMN", help="For tars of another tool: query_text=txt."),
 ]
 
 
 @app.command()
 def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset tars.")]) -> None:
-    """Give WebDataset tars that another tool made the index that muco reads by."""
+    """Write the index that muco needs for WebDataset tars of another tool."""
     from muco.data.shards.webdataset import index_folder
 
     console = Console()
@@ -189,65 +184,64 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
 
 @app.command()
 def check(
-    place: Annotated[str, typer.Argument(help="A folder of shards.")],
+    shards: Annotated[str, typer.Argument(help="A folder of shards.")],
     columns: Columns = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode the images, too.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode the images too.")] = False,
 ) -> None:
-    """Read every byte and sample of some shards, and say what is broken."""
+    """Read every byte and every sample of some shards, and list the problems."""
     from muco.core.errors import DataError
-    from muco.data.shards.check import MOST_NAMED, check_shards
+    from muco.data.shards.check import check_shards
 
-    if "://" in place:
+    if "://" in shards:
         raise MucoError(
-            f"{place}: check reads a folder of this machine; a shard at a URL is held against its digest "
+            f"{shards}: check reads a folder of this machine; a shard at a URL is compared with its digest "
             "whenever it is fetched"
         )
-    console, folder = Console(), Path(place)
-    found = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress(console))
-    if found.num_problems:
-        more = found.num_problems - len(found.problems)
-        rest = f"\n  and {more:,} more, {MOST_NAMED} are named" if more else ""
-        problems = "\n  ".join(found.problems)
-        raise DataError(f"{folder}: {found.num_problems:,} problems\n  {problems}{rest}")
-    told = f"{folder}: fine; {found.num_samples:,} samples, {found.num_images:,} images"
-    console.print(told, highlight=False, soft_wrap=True)
+    console, folder = Console(), Path(shards)
+    result = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress(console))
+    if result.num_problems:
+        more = result.num_problems - len(result.problems)
+        problems = "\n  ".join([*result.problems, *([f"and {more:,} more"] if more else [])])
+        raise DataError(f"{folder}: {result.num_problems:,} problems\n  {problems}")
+    message = f"{folder}: no problems; {result.num_samples:,} samples, {result.num_images:,} images"
+    console.print(message, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def show(
-    place: Annotated[str, typer.Argument(help="A folder of shards, or the URL of one.")],
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or the URL of one.")],
     columns: Columns = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page of samples there.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page of samples to this file.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 24,
-    most: Annotated[int, typer.Option(min=1, help="Samples that the figures are made of.")] = 10_000,
+    most: Annotated[int, typer.Option(min=1, help="Samples that the statistics are of.")] = 10_000,
 ) -> None:
-    """Say what lies in some shards: counts, tasks, lengths of texts, sizes of images."""
+    """Print statistics of some shards: counts, tasks, lengths of texts, sizes of images."""
     from rich.table import Table
 
-    from muco.data.prepare.convert import gib
+    from muco.data.prepare.convert import format_size
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.statistics import summarize
 
     console = Console()
-    reader = ShardReader(place, columns=_columns(columns), dataset=Path(place).name)
-    found = summarize(reader, most=most, progress=_progress(console))
-    shards = len(reader.index.shards)
-    size = f"{gib(found.num_bytes)} in {shards:,} {'shard' if shards == 1 else 'shards'}"
-    console.print(f"{found.num_samples:,} samples, {size}", highlight=False)
-    if found.num_seen < found.num_samples:
-        console.print(f"figures of {found.num_seen:,} of them, evenly spread", highlight=False)
-    if found.num_unreadable:
+    reader = ShardReader(shards, columns=_columns(columns), dataset=Path(shards).name)
+    summary = summarize(reader, most=most, progress=_progress(console))
+    num_shards = len(reader.index.shards)
+    size = f"{format_size(summary.num_bytes)} in {num_shards:,} {'shard' if num_shards == 1 else 'shards'}"
+    console.print(f"{summary.num_samples:,} samples, {size}", highlight=False)
+    if summary.num_seen < summary.num_samples:
+        console.print(f"statistics of {summary.num_seen:,} of them, evenly spread", highlight=False)
+    if summary.num_unreadable:
         console.print(
-            f"{found.num_unreadable:,} cannot be read; `muco data check` names them", style="yellow"
+            f"{summary.num_unreadable:,} cannot be read; `muco data check` lists them", style="yellow"
         )
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, spread in found.spreads():
+    for name, spread in summary.spreads():
         table.add_row(name, spread)
     console.print(table)
     for title, counts in (
-        ("samples of", found.datasets),
-        ("pairs", found.directions),
-        ("pairs", found.tasks),
+        ("samples of", summary.datasets),
+        ("pairs", summary.directions),
+        ("pairs", summary.tasks),
     ):
         for name, number in counts.most_common(40):
             console.print(f"{number:>12,} {title} {name}", highlight=False, markup=False)
@@ -255,25 +249,25 @@ def show(
         from muco.report.samples import write_page
 
         try:
-            write_page(html, reader, found, name=place, size=size, most=samples)
+            write_page(html, reader, summary, name=shards, size=size, most=samples)
         except OSError as error:
             raise MucoError(f"{html}: the page cannot be written: {error}") from None
         console.print(f"{html}", highlight=False, soft_wrap=True)
 
 
 def _columns(given: list[str] | None) -> Any:
-    """Return the columns that options name; None where there are none."""
+    """Return the columns of `--column` options; None without any."""
     if not given:
         return None
     from pydantic import ValidationError
 
-    from muco.data.prepare.from_cli import told_of
+    from muco.data.prepare.from_cli import problems_of
     from muco.io.columns import PairColumns
 
     for each in given:
         if "=" not in each:
-            raise MucoError(f"--column {each}: write PART=COLUMN, query_text=txt say")
+            raise MucoError(f"--column {each}: write PART=COLUMN, for example query_text=txt")
     try:
         return PairColumns.model_validate(dict(each.split("=", 1) for each in given))
     except ValidationError as error:
-        raise MucoError(f"--column:\n{told_of(error, list(PairColumns.model_fields))}") from None
+        raise MucoError(f"--column:\n{problems_of(error, list(PairColumns.model_fields))}") from None

@@ -247,8 +247,8 @@ def _write_negatives(
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.writer import write_shards
 
-    about: dict[str, Any] = {
-        **reader.index.about,
+    metadata: dict[str, Any] = {
+        **reader.index.metadata,
         "negatives": {"teacher": graph.teacher, "data": graph.data, "range_min": range_min, "number": number},
     }
 
@@ -262,7 +262,7 @@ def _write_negatives(
             )
             yield replace(sample, pairs=pairs)
 
-    write_shards(samples(), folder, about=about)
+    write_shards(samples(), folder, metadata=metadata)
     # The positions are the same, and the sampler wants a graph of the very data that it plans.
     data = ShardReader(folder).index.fingerprint
     NeighbourGraph(graph.neighbours, data, graph.teacher).write(folder.with_suffix(".safetensors"))

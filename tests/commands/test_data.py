@@ -208,8 +208,8 @@ def test_a_thin_image_keeps_within_its_pixels(folder):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("check nowhere", "nowhere is not there"),
-        ("show nowhere", "nowhere is not there"),
+        ("check nowhere", "nowhere does not exist"),
+        ("show nowhere", "nowhere does not exist"),
         ("check memory://there", "memory://there: check reads a folder of this machine"),
         ("check file", "file: no index.json; this is no folder of muco shards"),
         ("index nowhere", "nowhere is no folder"),
@@ -218,7 +218,7 @@ def test_a_thin_image_keeps_within_its_pixels(folder):
         ("show good --column query_text=txt", "--column:\n  name the column of a target"),
         ("show good --column query_txt=txt", "query_txt: Extra inputs are not permitted. Did you mean"),
         ("show good --html good", "good: the page cannot be written"),
-        ("show good --html nowhere/page.html", "nowhere/page.html: the page cannot be written"),
+        ("show good --html file/page.html", "file/page.html: the page cannot be written"),
         ("make scenes --to file/x --set num_samples=1", "file/x: the shards cannot be written"),
         ("download pairs --from t.jsonl --to file", "file: the images cannot be written"),
         ("download pairs --from t.jsonl --to images", "no record of t.jsonl names an image by URL"),
@@ -228,7 +228,7 @@ def test_places_that_do_not_fit_are_told(folder, command, told):
     (folder / "file").touch()
     write_jsonl(folder / "t.jsonl", [{"q": "x", "a": "y"}])
     pair = Pair("t", (Content("q"),), Content("a"))
-    write_shards([Sample("0", "d", (), (pair,))], folder / "good", about={})
+    write_shards([Sample("0", "d", (), (pair,))], folder / "good", metadata={})
     settings = ["--set", TEXTS] if "pairs" in command else []
     with pytest.raises(MucoError) as caught:
         muco(*command.split(), *settings)
@@ -277,7 +277,7 @@ def test_a_table_that_breaks_stops_a_download_in_words(folder):
 def test_an_id_that_comes_again_is_named(folder):
     """Two samples of one id in a batch would be taken for each other's answers."""
     pair = Pair("t", (Content("q"),), Content("a"))
-    write_shards([Sample(name, "d", (), (pair,)) for name in "abcab"], folder / "data", about={})
+    write_shards([Sample(name, "d", (), (pair,)) for name in "abcab"], folder / "data", metadata={})
     with pytest.raises(MucoError) as caught:
         muco("check", "data")
     assert "2 problems" in str(caught.value)

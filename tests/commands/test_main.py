@@ -87,7 +87,7 @@ def test_make_scenes_writes_shards(muco, tmp_path):
     assert "20 samples in data/scenes" in out
     reader = ShardReader(tmp_path / "data/scenes")
     assert len(reader) == 20
-    assert reader.index.about["settings"]["seed"] == 3
+    assert reader.index.metadata["settings"]["seed"] == 3
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["scenes"]
 
 

@@ -29,7 +29,7 @@ def shards(registry, tmp_path_factory):
     scenes = registry.component("source", "scenes")
     folder = tmp_path_factory.mktemp("mine") / "scenes"
     source = scenes(scenes.Config(num_samples=14, turn_share=0.5))
-    write_shards(source.samples(), folder, about={"source": "scenes"})
+    write_shards(source.samples(), folder, metadata={"source": "scenes"})
     return folder
 
 
@@ -80,7 +80,7 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
         assert found == pytest.approx([scores[place] for place in order[:6]], abs=1e-5)
 
     mined = ShardReader(tmp_path / "mined/scenes-negatives")
-    assert mined.index.about["negatives"]["teacher"] == graph.teacher
+    assert mined.index.metadata["negatives"]["teacher"] == graph.teacher
     for place in range(14):
         near = [reader[int(row)] for row in graph.neighbours[place, 2:]]
         for turn, (pair, old) in enumerate(zip(mined[place].pairs, reader[place].pairs, strict=True)):
@@ -138,7 +138,7 @@ def test_many_samples_on_one_image_do_not_hide_the_others(tmp_path):
         )
         for number in range(26)
     ]
-    write_shards(samples, tmp_path / "shards", about={"source": "test"})
+    write_shards(samples, tmp_path / "shards", metadata={"source": "test"})
     written = mine("qwen_vl", to=tmp_path / "mined", shards=tmp_path / "shards", range_min=0, range_max=5,
                    overrides=MODEL, console=Console(quiet=True))  # fmt: skip
     for place, row in enumerate(NeighbourGraph.read(written["shards"]).neighbours.tolist()):

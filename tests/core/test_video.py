@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from muco.commands.main import app
 from muco.config.load import load_recipe
 from muco.core import Content, DataError, MucoError, Pair, RecipeError, Sample, Video
-from muco.data.prepare.resize import Limits, fitted
+from muco.data.prepare.resize import Limits, resize_images
 from muco.data.shards.check import check_shards
 from muco.data.shards.format import from_members, to_members
 from muco.data.shards.reader import ShardReader
@@ -66,13 +66,13 @@ def test_frames_that_make_no_video_are_refused():
     with pytest.raises(DataError, match="differ in size: 40 x 24 and 24 x 40 pixels"):
         _ = mixed.size
     with pytest.raises(DataError, match="differ in size"):
-        fitted(sample_of(mixed), Limits())
+        resize_images(sample_of(mixed), Limits())
 
 
 def test_shards_hold_frames_as_members_and_give_the_sample_back(tmp_path):
     again = Video(FRAMES[::-1], 2)
     samples = [sample_of(VIDEO, target=Content("this", (again,))), sample_of()]
-    write_shards(samples, tmp_path / "films", about={})
+    write_shards(samples, tmp_path / "films", metadata={})
     reader = ShardReader(tmp_path / "films")
     assert [reader[0], reader[1]] == samples
     with tarfile.open(tmp_path / "films" / "shard-000000.tar") as tar:
@@ -114,7 +114,7 @@ def test_a_broken_video_in_a_shard_is_an_error_of_the_data(entry):
 
 
 def test_frames_are_reduced_alike():
-    reduced = fitted(sample_of(Video(FRAMES, 0.4)), Limits(max_pixels=400))
+    reduced = resize_images(sample_of(Video(FRAMES, 0.4)), Limits(max_pixels=400))
     video = reduced.images[0]
     assert isinstance(video, Video)
     assert video.seconds_per_frame == 0.4
@@ -126,7 +126,7 @@ def test_frames_are_reduced_alike():
 def test_check_and_show_count_frames(tmp_path):
     bad = Video((FRAMES[0], picture("red", (24, 40))))
     samples = [sample_of(VIDEO), replace(sample_of(bad), sample_id="two")]
-    write_shards(samples, tmp_path / "films", about={})
+    write_shards(samples, tmp_path / "films", metadata={})
     found = check_shards(tmp_path / "films", columns=None, decode=True, progress=plain)
     assert found.num_problems == 1
     assert "000000001: the frames of a video differ in size" in found.problems[0]
@@ -205,7 +205,7 @@ def test_videos_in_tars_of_another_tool_are_refused(recipe, tmp_path):
     path = recipe(data={"films": {"shards": "films", "columns": columns}})
     with pytest.raises(RecipeError, match="not from another tool's tars"):
         load_recipe(str(path))
-    write_shards([sample_of()], tmp_path / "films", about={})
+    write_shards([sample_of()], tmp_path / "films", metadata={})
     with pytest.raises(DataError, match="not from another tool's tars"):
         ShardReader(tmp_path / "films", columns=PairColumns.model_validate(columns))
 

@@ -51,7 +51,7 @@ def ragged(folder: Path) -> ShardReader:
         )
         images = (picture("red", (56 + 28 * (number % 3), 56)),) if number % 3 else ()
         samples.append(Sample(f"{number}", "ragged", images, pairs))
-    write_shards(samples, folder, about={})
+    write_shards(samples, folder, metadata={})
     return ShardReader(folder)
 
 

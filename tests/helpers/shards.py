@@ -16,7 +16,7 @@ def plain(number: int, *images: EncodedImage | Video) -> Sample:
 
 
 def write(folder: Path, samples: list[Sample], **options) -> Path:
-    write_shards(samples, folder, about={"made": "by hand"}, **options)
+    write_shards(samples, folder, metadata={"made": "by hand"}, **options)
     return folder
 
 

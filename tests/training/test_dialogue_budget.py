@@ -103,7 +103,7 @@ def test_a_hard_negative_that_is_too_long_goes_alone():
 def test_a_step_renders_each_dialogue_once(tmp_path, monkeypatch, max_dialogue_tokens):
     texts = ("what?", "where is it?", "where is the red circle? " * 30)
     pairs = tuple(Pair("a", (Content(text),), Content(f"it, {text[:5]}")) for text in texts)
-    write_shards((Sample(f"{n}", "d", (), pairs) for n in range(4)), tmp_path / "shards", about={})
+    write_shards((Sample(f"{n}", "d", (), pairs) for n in range(4)), tmp_path / "shards", metadata={})
     rendered: list[Dialogue] = []
     processor = QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).processor
     render = type(processor).render
@@ -133,7 +133,7 @@ def test_a_step_counts_what_the_backbones_tokens_leave_out(tmp_path):
         for n in range(3)
     ]
     samples.append(Sample("3", "d", (), (Pair("b", (long,), Content("y")),)))
-    write_shards(samples, tmp_path / "shards", about={})
+    write_shards(samples, tmp_path / "shards", metadata={})
     processor = QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).processor
 
     def step(max_dialogue_tokens):

@@ -1,4 +1,4 @@
-"""Where shards that a recipe makes on first use are kept."""
+"""Shards that a recipe makes on first use, in the cache folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from muco.core.component import ComponentConfig
 from muco.core.source import Source
-from muco.data.prepare.convert import Conversion, ShowProgress, describe
+from muco.data.prepare.convert import Conversion, describe
+from muco.data.progress import ShowProgress
 from muco.io.cache import cache_folder
 
 
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
-    """Return the folder of the source's shards, made now unless it was made before.
+    """Return the folder of the source's shards; make it if it does not exist.
 
     Args:
         name: the source's name in the registry.
-        config: its settings; they, the source's version and the files it reads decide which shards are
-            the same.
+        config: its settings; with the source's version and the files it reads, they identify the shards.
         source: yields the samples when they are needed.
-        progress: shows the samples go by while they are written.
+        progress: shows the samples while they are written.
     """
     key = blake2b(json.dumps(describe(name, config, source), sort_keys=True).encode(), digest_size=8)
     folder = cache_folder() / "shards" / f"{name}-{key.hexdigest()}"

@@ -1,4 +1,4 @@
-"""A source by name, its settings as a command line gives them."""
+"""Sources and their settings from the command line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def conversion_of(
     Args:
         name: of a registered source.
         folder: of the shards.
-        settings: `KEY=VALUE` each, of the source's Config; dotted keys reach into it.
-        path: where an outside data set lies, for sources that read one.
+        settings: `KEY=VALUE` each, of the source's Config; keys may be dotted.
+        path: of an outside data set, for sources that read one.
         layout: of the shards.
         max_skipped_share: of records that make no sample.
 
@@ -44,13 +44,12 @@ def conversion_of(
     values = _values(settings)
     if path is not None:
         if "path" not in cls.Config.model_fields:
-            raise MucoError(f"source {name} reads no outside data; leave --from out")
+            raise MucoError(f"source {name} reads no outside data; omit --from")
         values["path"] = str(path)
     try:
         config = cls.Config.model_validate(values)
     except ValidationError as error:
-        told = told_of(error, list(cls.Config.model_fields))
-        raise MucoError(f"source {name}:\n{told}") from None
+        raise MucoError(f"source {name}:\n{problems_of(error, list(cls.Config.model_fields))}") from None
     source: Source = cast(Any, cls)(config)
     return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
 
@@ -62,25 +61,25 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise MucoError(f"--set {setting}: write KEY=VALUE")
         *parents, last = dotted.split(".")
-        place = values
+        parent = values
         for key in parents:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
+            parent = parent.setdefault(key, {})
+            if not isinstance(parent, dict):
                 raise MucoError(f"--set {setting}: {key} holds no keys")
         try:
-            place[last] = yaml.safe_load(text)
+            parent[last] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
-            raise MucoError(f"--set {setting}: the value is no YAML; quote it") from None
+            raise MucoError(f"--set {setting}: the value is not YAML; quote it") from None
     return values
 
 
-def told_of(error: ValidationError, known: list[str]) -> str:
-    """Return what is wrong with settings, a line each."""
+def problems_of(error: ValidationError, known: list[str]) -> str:
+    """Return the problems of settings, one per line."""
     lines = []
     for detail in error.errors():
         key = ".".join(map(str, detail["loc"]))
         near = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
-        how = " It is given as --from." if detail["loc"] == ("path",) and detail["type"] == "missing" else ""
-        what = detail["msg"].removeprefix("Value error, ")
-        lines.append(f"  {f'{key}: ' if key else ''}{what}.{near}{how}")
+        hint = " It is given as --from." if detail["loc"] == ("path",) and detail["type"] == "missing" else ""
+        message = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"  {f'{key}: ' if key else ''}{message}.{near}{hint}")
     return "\n".join(lines)

@@ -1,9 +1,8 @@
-"""Images on their way into shards: checked, and reduced where a limit is set."""
+"""Checking images before they are written into shards, and reducing those above a limit."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from muco.core.image import EncodedImage
@@ -15,25 +14,25 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class Limits:
-    """Larger images are reduced, their sides in proportion, to JPEG; None sets no limit."""
+    """Larger images are reduced to JPEG, their aspect ratio kept; None sets no limit."""
 
     max_pixels: int | None = None
     max_shorter_side_pixels: int | None = None
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the size that an image of some size is given."""
+        """Return the width and height that an image is reduced to."""
         scale = 1.0
         if self.max_pixels is not None:
             scale = min(scale, (self.max_pixels / (width * height)) ** 0.5)
         if self.max_shorter_side_pixels is not None:
             scale = min(scale, self.max_shorter_side_pixels / min(width, height))
-        # A side that should be whole may lack the last bit, and a thin image keeps a pixel of its width.
+        # 1e-6: a side that is a whole number may come out just below it. A thin image keeps one pixel.
         size = max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))
-        most = self.max_pixels if self.max_pixels is not None else size[0] * size[1]
-        return min(size[0], max(1, most // size[1])), min(size[1], max(1, most // size[0]))
+        max_pixels = self.max_pixels if self.max_pixels is not None else size[0] * size[1]
+        return min(size[0], max(1, max_pixels // size[1])), min(size[1], max(1, max_pixels // size[0]))
 
     def fit(self, image: EncodedImage) -> EncodedImage:
-        """Return the image itself, or reduced; raise DataError where its header cannot be read."""
+        """Return the image, reduced if it is too large; raise DataError if its header cannot be read."""
         from PIL.Image import Resampling
 
         size = self.size(*image.size)
@@ -44,34 +43,26 @@ class Limits:
         return EncodedImage(buffer.getvalue())
 
 
-def fitted(sample: Sample, limits: Limits) -> Sample:
-    """Return the sample, every image's header read, and those beyond the limits reduced.
+def resize_images(sample: Sample, limits: Limits) -> Sample:
+    """Read the header of every image and frame; return the sample with those above the limits reduced.
 
     Raises:
-        DataError: an image that is none, or has more pixels than muco reads; a video whose frames differ in
-            size.
+        DataError: broken image, or one with more pixels than muco reads; a video whose frames differ in size.
     """
     for visual in sample.visuals():
         _ = visual.size
-    return _with_images(sample, limits.fit)
+    resized: dict[int, EncodedImage] = {}
 
+    def image(old: EncodedImage) -> EncodedImage:
+        if old.content_id not in resized:
+            resized[old.content_id] = limits.fit(old)
+        return resized[old.content_id]
 
-def _with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage]) -> Sample:
-    """Return the sample with every image and every frame changed, each distinct one once."""
-    done: dict[int, EncodedImage] = {}
-
-    def changed(image: EncodedImage) -> EncodedImage:
-        if image.content_id not in done:
-            done[image.content_id] = change(image)
-        return done[image.content_id]
-
-    def shown(visual: Visual) -> Visual:
-        if isinstance(visual, Video):
-            return replace(visual, frames=tuple(map(changed, visual.frames)))
-        return changed(visual)
+    def visual_of(old: Visual) -> Visual:
+        return replace(old, frames=tuple(map(image, old.frames))) if isinstance(old, Video) else image(old)
 
     def content(old: Content) -> Content:
-        return replace(old, images=tuple(map(shown, old.images)))
+        return replace(old, images=tuple(map(visual_of, old.images)))
 
     pairs = tuple(
         replace(
@@ -82,4 +73,4 @@ def _with_images(sample: Sample, change: Callable[[EncodedImage], EncodedImage])
         )
         for pair in sample.pairs
     )
-    return replace(sample, images=tuple(map(shown, sample.images)), pairs=pairs)
+    return replace(sample, images=tuple(map(visual_of, sample.images)), pairs=pairs)

@@ -1,4 +1,4 @@
-"""Making samples of records in order: in this process, in several, or on Ray."""
+"""Making samples of records, in order: in this process, in several, or on Ray."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from muco.core.errors import DataError, MucoError
 from muco.core.registry import default_registry
 from muco.core.sample import Sample
 from muco.core.source import Source
-from muco.data.prepare.resize import Limits, fitted
+from muco.data.prepare.resize import Limits, resize_images
 
-_RECORDS_AT_ONCE = 16
-_AHEAD = 4
-"""Chunks of records that wait for each process."""
-_RAY_CHUNKS = 64
-"""Chunks that one Ray data set holds; the next one follows when it is done."""
+_RECORDS_PER_CHUNK = 16
+_CHUNKS_PER_WORKER = 4
+"""Chunks of records that are waiting or in work, per worker: they bound the memory."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that makes no sample: where it lies and why."""
+    """A record that makes no sample."""
 
     name: str
     reason: str
@@ -40,12 +38,12 @@ Outcome = Sample | Skipped
 
 @dataclass(frozen=True)
 class Maker:
-    """What every process needs to make samples; picklable."""
+    """What a worker needs to make samples; picklable."""
 
     source: str
     settings: dict[str, Any]
     limits: Limits
-    """Of images; what is within is copied as it is."""
+    """Larger images are reduced."""
 
     @classmethod
     def of(cls, name: str, config: ComponentConfig, limits: Limits) -> Maker:
@@ -54,94 +52,95 @@ class Maker:
 
     def open(self) -> Source:
         """Return the source."""
-        found = cast(Any, default_registry().component("source", self.source))
-        return found(found.Config.model_validate(self.settings))
+        component = cast(Any, default_registry().component("source", self.source))
+        return component(component.Config.model_validate(self.settings))
 
     def make(self, source: Source, record: Any) -> Outcome:
-        """Return a record's sample, its images checked; or why there is none."""
+        """Return the sample of a record, its images checked and resized; or why there is none."""
         try:
-            return fitted(source.sample(record), self.limits)
+            return resize_images(source.sample(record), self.limits)
         except (DataError, ValueError) as error:
             return Skipped(source.name_of(record), str(error))
 
 
-def in_this_process(maker: Maker, source: Source, records: Iterator[Any]) -> Iterator[Outcome]:
-    """Yield the outcome of each record."""
-    return (maker.make(source, record) for record in records)
-
-
-def in_processes(maker: Maker, records: Iterator[Any], number: int) -> Iterator[Outcome]:
-    """Yield the outcome of each record in order, made by so many processes.
+def in_processes(maker: Maker, records: Iterator[Any], num_workers: int) -> Iterator[Outcome]:
+    """Yield the outcome of each record in order, made by `num_workers` processes.
 
     Raises:
-        DataError: a process died, for want of memory most often.
+        DataError: a process was killed.
     """
-    waiting: deque[Future[list[Outcome]]] = deque()
+    pending: deque[Future[list[Outcome]]] = deque()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(number, context, initializer=_begin, initargs=(maker,))
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_process, initargs=(maker,))
     try:
         for chunk in _chunks(records):
-            waiting.append(pool.submit(_work, chunk))
-            if len(waiting) >= number * _AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            pending.append(pool.submit(_make, chunk))
+            if len(pending) >= num_workers * _CHUNKS_PER_WORKER:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "a process that reads images was killed, most likely for want of memory. Start again to go on "
-            "where it stopped, with fewer --workers."
+            "a process that reads images was killed, most likely because memory ran out. Start again to "
+            "continue where it stopped, with fewer --workers."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def on_ray(maker: Maker, records: Iterator[Any]) -> Iterator[Outcome]:
-    """Yield the outcome of each record in order, made on a Ray cluster: the one in reach, or this machine.
+    """Yield the outcome of each record in order, made by one actor per CPU of a Ray cluster.
 
-    Every node needs muco and the source's files under the same paths.
+    Without a cluster, Ray starts on this machine. Every node needs muco, and the source's files under the
+    same paths.
     """
     try:
-        import ray.data  # pyright: ignore[reportMissingImports]
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MucoError("--engine ray needs Ray: pip install 'muco[ray]'") from None
-    import pickle
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    ray.data.DataContext.get_current().enable_progress_bars = False
-
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        _begin_once(maker)
-        return {"made": pickle.dumps(_work(pickle.loads(row["records"])))}
-
-    chunks = _chunks(records)
-    while group := list(islice(chunks, _RAY_CHUNKS)):
-        rows = [{"records": pickle.dumps(chunk)} for chunk in group]
-        for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(work).iter_rows():
-            yield from pickle.loads(row["made"])
+    num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(_Worker)
+    pool = ActorPool([actor.remote(maker) for _ in range(num_workers)])
+    num_pending = 0
+    for chunk in _chunks(records):
+        pool.submit(lambda worker, chunk: worker.make.remote(chunk), chunk)
+        num_pending += 1
+        if num_pending >= num_workers * _CHUNKS_PER_WORKER:
+            yield from pool.get_next()
+            num_pending -= 1
+    while pool.has_next():
+        yield from pool.get_next()
 
 
 def _chunks(records: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(islice(records, _RECORDS_AT_ONCE)):
+    while chunk := list(islice(records, _RECORDS_PER_CHUNK)):
         yield chunk
 
 
-_opened: tuple[Maker, Source] | None = None
-"""Of this worker process."""
+class _Worker:
+    """A process with a source of its own."""
+
+    def __init__(self, maker: Maker) -> None:
+        self._maker, self._source = maker, maker.open()
+
+    def make(self, records: list[Any]) -> list[Outcome]:
+        return [self._maker.make(self._source, record) for record in records]
 
 
-def _begin(maker: Maker) -> None:
-    """Open the source in a process of a pool, which ends with its parent, killed or not."""
+_worker: _Worker | None = None
+"""Of this process of a pool."""
+
+
+def _start_process(maker: Maker) -> None:
+    """Open the source in a process of a pool; it ends when its parent ends, even by a kill."""
     import signal
 
+    global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _begin_once(maker)
-
-
-def _begin_once(maker: Maker) -> None:
-    global _opened
-    if _opened is None or _opened[0] != maker:
-        _opened = (maker, maker.open())
+    _worker = _Worker(maker)
 
 
 def _end_with_parent() -> None:
@@ -151,7 +150,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(records: list[Any]) -> list[Outcome]:
-    assert _opened is not None
-    maker, source = _opened
-    return [maker.make(source, record) for record in records]
+def _make(records: list[Any]) -> list[Outcome]:
+    assert _worker is not None
+    return _worker.make(records)

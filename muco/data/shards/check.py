@@ -1,8 +1,8 @@
-"""Verifying shards: what the index says, byte by byte and sample by sample."""
+"""Checking shards: the files against the index, and every sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,88 +13,87 @@ from muco.core.ids import stable_id
 from muco.core.image import EncodedImage
 from muco.core.sample import Sample
 from muco.core.video import Video, stills
-from muco.data.shards.index import Shard
+from muco.data.progress import ShowProgress
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.webdataset import digest_of
 from muco.io.columns import PairColumns
 from muco.io.table_text import IMAGE_TOKEN
 
-_UNREAD = 0
+_UNREADABLE = 0
 """The id of samples that cannot be read."""
-MOST_NAMED = 20
-"""Problems that are told; the others are counted."""
-
-ShowProgress = Callable[[Iterable[Shard], int, str], Iterable[Shard]]
+MAX_PROBLEMS = 20
+"""So many problems are listed; the others are counted."""
 
 
 @dataclass
-class Findings:
-    """What a check saw."""
+class CheckResult:
+    """What a check counted."""
 
     num_samples: int = 0
     num_images: int = 0
     num_problems: int = 0
     problems: list[str] = field(default_factory=list)
-    """The first of them."""
+    """The first `MAX_PROBLEMS` of them."""
 
-    def note(self, problem: str) -> None:
-        """Count a problem, and keep it if it is among the first."""
+    def add_problem(self, problem: str) -> None:
+        """Count a problem, and list it if it is among the first."""
         self.num_problems += 1
-        if len(self.problems) < MOST_NAMED:
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
 
 def check_shards(
     folder: Path, *, columns: PairColumns | None, decode: bool, progress: ShowProgress
-) -> Findings:
+) -> CheckResult:
     """Read every shard and every sample of a folder.
 
     Args:
         folder: of shards.
-        columns: of tars that another tool wrote.
-        decode: decode the images too; else their headers are read.
-        progress: shows the shards go by.
+        columns: for tars that another tool wrote.
+        decode: decode the images; else only their headers are read.
+        progress: shows the shards that are read.
 
     Raises:
         DataError: there is no index, or it does not belong to the shards.
     """
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
-    found, first = Findings(), 0
-    ids = np.zeros(len(reader), dtype=np.int64)
+    result, first = CheckResult(), 0
+    ids = np.full(len(reader), _UNREADABLE, dtype=np.int64)
     for shard in progress(reader.index.shards, len(reader.index.shards), "checking shards"):
         if digest_of(folder / shard.file) != shard.blake2b:
-            found.note(f"{folder / shard.file} is not what its index says, by its checksum")
-        for number in range(first, first + shard.num_samples):
-            found.num_samples += 1
+            result.add_problem(f"{folder / shard.file} does not have the checksum in its index")
+        for index in range(first, first + shard.num_samples):
+            result.num_samples += 1
             try:
-                sample = reader[number]
-                ids[number] = stable_id(sample.dataset, sample.sample_id)
-                _check_sample(sample, found, decode)
+                sample = reader[index]
+                ids[index] = stable_id(sample.dataset, sample.sample_id)
+                _check_sample(sample, result, decode)
             except DataError as error:
-                told = str(error)
-                where = f"{folder}/{reader.name(number)}"
-                found.note(told if told.startswith(where) else f"{where}: {told}")
+                message, where = str(error), f"{folder}/{reader.name(index)}"
+                result.add_problem(message if message.startswith(where) else f"{where}: {message}")
         first += shard.num_samples
     order = np.argsort(ids, kind="stable")
-    again = np.flatnonzero((np.diff(ids[order]) == 0) & (ids[order][1:] != _UNREAD))
-    for earlier, later in zip(order[again], order[again + 1], strict=True):
-        told = f"has the id of {reader.name(int(earlier))}; training takes them for one sample"
-        found.note(f"{folder}/{reader.name(int(later))} {told}")
-    return found
+    repeated = np.flatnonzero((np.diff(ids[order]) == 0) & (ids[order][1:] != _UNREADABLE))
+    for earlier, later in zip(order[repeated], order[repeated + 1], strict=True):
+        result.add_problem(
+            f"{folder}/{reader.name(int(later))} has the id of {reader.name(int(earlier))}; "
+            "training takes them for one sample"
+        )
+    return result
 
 
-def _check_sample(sample: Sample, found: Findings, decode: bool) -> None:
+def _check_sample(sample: Sample, result: CheckResult, decode: bool) -> None:
     for visual in sample.visuals():
         if isinstance(visual, Video):
             _ = visual.size
     for image in images_of(sample):
-        found.num_images += 1
+        result.num_images += 1
         if decode:
             image.decode()
         else:
             _ = image.size
     if any(IMAGE_TOKEN in content.text for content in sample.contents()):
-        raise DataError(f"a text holds {IMAGE_TOKEN}, which stands for an image in tables, as plain words")
+        raise DataError(f"a text contains {IMAGE_TOKEN}, which stands for an image in tables")
 
 
 def images_of(sample: Sample) -> Iterator[EncodedImage]:

@@ -15,27 +15,26 @@ from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
 
 FORMAT_VERSION = 1
-"""Of a sample without videos."""
+"""Version of a sample without videos."""
 _VIDEO_VERSION = 2
-"""Of a sample with one; the only difference is how a video stands among the images."""
+"""Version of a sample with videos, which are entries of `images`."""
 
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
-
-
+TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
 _CHECKSUM = slice(148, 156)
-"""Of a tar header, taken as blanks where it is computed."""
+"""Position of the checksum in a tar header; counted as blanks when it is computed."""
 
 Elsewhere = Callable[[EncodedImage, str], str | None]
-"""(image, the name it would have in this sample) -> `000000003.0.jpg`, the member of an earlier sample that
-holds it, if one does."""
+"""(image, its name in this sample) -> the member of an earlier sample that holds it, `000000003.0.jpg`, or
+None."""
 
 Fetch = Callable[[str], bytes]
-"""Returns such a member's bytes."""
+"""Name of such a member -> its bytes."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a sample in the tar: what follows the key, and the bytes."""
+    """One file of a sample in the tar: the name without its key, and the bytes."""
 
     suffix: str
     data: bytes
@@ -45,8 +44,8 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
     """Return the sample's files: `json` first, then each distinct image or frame once.
 
     Args:
-        sample: what is written.
-        elsewhere: where the folder holds an image already, if it does; else the sample holds it.
+        sample: to write.
+        elsewhere: finds images that the folder holds already; by default each sample holds its own.
     """
     names: dict[int, str] = {}
     files: list[Member] = []
@@ -60,7 +59,7 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
                 files.append(Member(own, image.data))
         return names[image.content_id]
 
-    def shown(visual: Visual) -> str | dict[str, Any]:
+    def entry(visual: Visual) -> str | dict[str, Any]:
         nonlocal has_video
         if not isinstance(visual, Video):
             return name_of(visual)
@@ -69,13 +68,13 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
         return {"frames": frames, "seconds_per_frame": float(visual.seconds_per_frame)}
 
     def record(content: Content) -> dict[str, Any]:
-        images = [shown(visual) for visual in content.images]
-        return {"text": content.text, "images": images, **_captioned(content.caption)}
+        images = [entry(visual) for visual in content.images]
+        return {"text": content.text, "images": images, **_caption(content.caption)}
 
     meta = {
         "sample_id": sample.sample_id,
         "dataset": sample.dataset,
-        "images": [shown(visual) for visual in sample.images],
+        "images": [entry(visual) for visual in sample.images],
         "pairs": [
             {
                 "task": pair.task,
@@ -85,7 +84,7 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
             }
             for pair in sample.pairs
         ],
-        **_captioned(sample.caption),
+        **_caption(sample.caption),
     }
     meta["version"] = _VIDEO_VERSION if has_video else FORMAT_VERSION
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
@@ -97,7 +96,7 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
 
     Args:
         members: bytes by suffix.
-        fetch: reads an image that an earlier sample holds.
+        fetch: returns an image that an earlier sample holds.
 
     Raises:
         DataError: not a sample of this format.
@@ -107,10 +106,10 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
         if meta["version"] not in (FORMAT_VERSION, _VIDEO_VERSION):
             raise DataError(
                 f"sample format {meta['version']}; this muco reads {FORMAT_VERSION} and {_VIDEO_VERSION}. "
-                "Prepare the data anew."
+                "Prepare the data again."
             )
 
-        found: dict[str, EncodedImage] = {}
+        known: dict[str, EncodedImage] = {}
 
         def images(entries: Sequence[Any]) -> tuple[Visual, ...]:
             return tuple(video(each) if isinstance(each, dict) else image(_text(each)) for each in entries)
@@ -120,10 +119,12 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
             return Video(frames, float(entry["seconds_per_frame"]))
 
         def image(name: str) -> EncodedImage:
-            if name not in found:
-                data = fetch(name) if fetch is not None and is_elsewhere(name) else members[name]
-                found[name] = EncodedImage(data)
-            return found[name]
+            if name not in known:
+                is_elsewhere = name.count(".") == 2  # 000000003.0.jpg, a member of another sample
+                known[name] = EncodedImage(
+                    fetch(name) if fetch is not None and is_elsewhere else members[name]
+                )
+            return known[name]
 
         def content(record: Mapping[str, Any]) -> Content:
             return Content(_text(record["text"]), images(record["images"]), _text(record.get("caption", "")))
@@ -150,40 +151,34 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
         raise DataError(f"not a sample: {error}") from None
 
 
-def is_elsewhere(name: str) -> bool:
-    """Say whether an image's name is that of another sample's member: `000000003.0.jpg`."""
-    return name.count(".") == 2
-
-
 def tar_bytes(key: str, members: Sequence[Member]) -> bytes:
-    """Return the members as tar entries, the same bytes on every machine and day."""
-    buffer = io.BytesIO()
-    for member in members:
-        entry = tarfile.TarInfo(f"{key}.{member.suffix}")
-        entry.size = len(member.data)
-        entry.mode = 0o644
-        buffer.write(entry.tobuf(tarfile.USTAR_FORMAT))
-        buffer.write(member.data)
-        buffer.write(b"\0" * (-len(member.data) % tarfile.BLOCKSIZE))
-    return buffer.getvalue()
+    """Return the members as tar entries, the same bytes on every machine at any time."""
+    return b"".join(tar_entry(f"{key}.{member.suffix}", member.data) for member in members)
+
+
+def tar_entry(name: str, data: bytes) -> bytes:
+    """Return a file as a tar entry: USTAR header without time, user and host, content, padding."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = len(data), 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
 
 
 def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
-    """Return the members by suffix of the one sample whose tar entries are `data`.
+    """Return the members, by suffix, of the one sample whose tar entries are `data`.
 
-    Reads what `tar_bytes` writes, plain USTAR headers: several times faster than `tarfile`.
+    Reads only what `tar_bytes` writes, plain USTAR headers: several times faster than `tarfile`.
 
     Raises:
-        DataError: the bytes are cut short, or are another sample's: the index does not fit the tar.
+        DataError: the bytes are cut short, or belong to another sample: the index does not fit the tar.
     """
     members: dict[str, bytes] = {}
     offset = 0
     while offset < len(data):
         header = data[offset : offset + tarfile.BLOCKSIZE]
         name, size = _parse_header(header, key)
-        found, _, suffix = name.partition(".")
-        if found != key:
-            raise DataError(f"the index says {key!r} lies here, the tar holds {name!r}")
+        own_key, _, suffix = name.partition(".")
+        if own_key != key:
+            raise DataError(f"the tar holds {name!r} where the index has {key!r}")
         offset += tarfile.BLOCKSIZE
         content = data[offset : offset + size]
         if len(content) != size:
@@ -199,18 +194,18 @@ def _parse_header(header: bytes, key: str) -> tuple[str, int]:
         if sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ") != _octal(header[_CHECKSUM]):
             raise ValueError("its checksum is wrong")
         if header[156:157] != tarfile.REGTYPE:
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         return header[:100].rstrip(b"\0").decode("ascii"), _octal(header[124:136])
     except ValueError as error:
-        raise DataError(f"no tar entries where the index says {key!r} lies: {error}") from None
+        raise DataError(f"no tar entries where the index has {key!r}: {error}") from None
 
 
 def _octal(field: bytes) -> int:
     return int(field.rstrip(b" \0"), 8)
 
 
-def tar_entries(data: bytes, *, what: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files whose tar entries are `data`.
+def tar_entries(data: bytes, *, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files whose tar entries are `data`; `name` is for messages.
 
     Raises:
         DataError: the bytes are cut short, or no tar entries.
@@ -224,16 +219,16 @@ def tar_entries(data: bytes, *, what: str) -> Iterator[tuple[str, bytes]]:
                     raise DataError(f"{entry.name} is cut short: {len(content)} of {entry.size} bytes")
                 yield entry.name, content
     except tarfile.TarError as error:
-        raise DataError(f"no tar entries where the index says {what!r} lies: {error}") from None
+        raise DataError(f"no tar entries where the index has {name!r}: {error}") from None
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} stands where text belongs")
+        raise TypeError(f"{value!r} instead of text")
     return value
 
 
-def _captioned(caption: str) -> dict[str, str]:
+def _caption(caption: str) -> dict[str, str]:
     return {"caption": caption} if caption else {}
 
 

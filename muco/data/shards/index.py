@@ -1,6 +1,6 @@
-"""The index of a folder of shards: where each sample lies, so that any is read without scanning.
+"""The index of a folder of shards: where each sample is, so that any of them is read without scanning.
 
-`index.json` names the shards; `index.npy` holds a row a sample and is mapped, not read.
+`index.json` lists the shards. `index.npy` holds one row per sample and is memory-mapped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muco.core.errors import DataError
+from muco.io.atomic import atomic_file, write_text
 
 INDEX_VERSION = 1
 INDEX_JSON, INDEX_ROWS = "index.json", "index.npy"
@@ -24,10 +25,12 @@ INDEX_JSON, INDEX_ROWS = "index.json", "index.npy"
 _ROWS_AT_ONCE = 2**16
 
 Layout = Literal["muco", "webdataset"]
-"""muco: samples as docs/shards.md has them. webdataset: another tool's; a recipe's `columns` make pairs."""
+"""muco: as in docs/shards.md. webdataset: written by another tool; a recipe's `columns` make pairs."""
 
+Row = tuple[int, int, int, int]
+"""Shard, key, offset and size of a sample, as in `ROW`."""
 ROW = np.dtype([("shard", "<u4"), ("key", "<u4"), ("offset", "<u8"), ("size", "<u8")])
-"""A sample: its shard's number, its key (nine digits in the tar), where its entries begin, their bytes."""
+"""Index of the shard; key, nine digits in the tar; offset in the shard and size of the entries, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the samples of one folder lie."""
+    """The samples of one folder."""
 
     folder: Path
     shards: tuple[Shard, ...]
     rows: NDArray[np.void]
     """`ROW` [samples], in the order in which they were written."""
-    about: dict[str, Any]
-    """What made the shards: source, settings, versions."""
+    metadata: dict[str, Any]
+    """What made the shards: source, settings, versions. `about` in the file."""
     layout: Layout = "muco"
 
     def __len__(self) -> int:
@@ -65,15 +68,15 @@ class ShardIndex:
 def write_index(
     folder: Path,
     shards: Sequence[Shard],
-    rows: Iterable[tuple[int, int, int, int]],
-    about: dict[str, Any],
+    rows: Iterable[Row],
+    metadata: dict[str, Any],
     *,
     layout: Layout = "muco",
 ) -> None:
-    """Write both files; the JSON last and at once, so that a folder with one is whole."""
+    """Write both files, the JSON last: a folder that has one is complete."""
     num_samples = sum(shard.num_samples for shard in shards)
     digest = blake2b(digest_size=16)
-    with open(folder / INDEX_ROWS, "wb") as file:
+    with atomic_file(folder / INDEX_ROWS) as file:
         header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (num_samples,)}
         np.lib.format.write_array_header_1_0(file, header)
         pending = iter(rows)
@@ -81,38 +84,38 @@ def write_index(
             data = np.array(chunk, dtype=ROW).tobytes()
             file.write(data)
             digest.update(data)
-    meta = {"version": INDEX_VERSION, "about": about, "num_samples": num_samples}
-    meta |= {"rows_blake2b": digest.hexdigest(), "layout": layout}
-    meta["shards"] = [asdict(shard) for shard in shards]
-    beside = folder / f".{INDEX_JSON}.partial"
-    beside.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    beside.rename(folder / INDEX_JSON)
+    values = {"version": INDEX_VERSION, "about": metadata, "num_samples": num_samples}
+    values |= {"rows_blake2b": digest.hexdigest(), "layout": layout}
+    values["shards"] = [asdict(shard) for shard in shards]
+    write_text(folder / INDEX_JSON, json.dumps(values, indent=1) + "\n")
 
 
 def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
-    """Open the index and check that every shard is there in its length.
+    """Open the index and check that every shard is there with its size.
 
     Args:
         folder: holds both files.
-        shards_elsewhere: the shards do not lie beside them, and are not looked for.
+        shards_elsewhere: the shards are not in `folder`; do not look for them.
 
     Raises:
         DataError: no index, a broken one, no samples, or shards that do not fit it.
     """
     if not folder.exists():
-        raise DataError(f"{folder} is not there")
+        raise DataError(f"{folder} does not exist")
     if not (folder / INDEX_JSON).is_file():
-        raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards.{_hint(folder)}")
+        has_tars = any(folder.glob("*.tar"))
+        hint = f" `muco data index {folder}` makes one for tars of another tool." if has_tars else ""
+        raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards.{hint}")
     try:
-        meta = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
-        version = meta["version"]
-        shards = tuple(map(_shard, meta["shards"])) if version == INDEX_VERSION else ()
+        values = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
+        version = values["version"]
+        shards = tuple(map(_shard, values["shards"])) if version == INDEX_VERSION else ()
         rows = np.load(folder / INDEX_ROWS, mmap_mode="r")
-        about = meta["about"]
-        num_samples, rows_digest, layout = meta["num_samples"], meta["rows_blake2b"], meta["layout"]
+        metadata, layout = values["about"], values["layout"]
+        num_samples, rows_digest = values["num_samples"], values["rows_blake2b"]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: the index is broken: {error}. Remove the folder and make it anew."
+            f"{folder}: the index is broken: {error}. Remove the folder and make the shards again."
         ) from None
     if version != INDEX_VERSION:
         raise DataError(f"{folder}: index version {version}; this muco reads {INDEX_VERSION}")
@@ -120,16 +123,16 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         raise DataError(f"{folder}: the shards hold no sample")
     if layout not in get_args(Layout):
         raise DataError(
-            f"{folder}: the index is of layout {layout!r}; muco reads {', '.join(get_args(Layout))}"
+            f"{folder}: the index has layout {layout!r}; muco reads {', '.join(get_args(Layout))}"
         )
     if rows.dtype != ROW or len(rows) != num_samples or not _fit(rows, shards):
-        raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards anew")
+        raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards again")
     if blake2b(rows.data, digest_size=16).hexdigest() != rows_digest:
-        raise DataError(f"{folder}: {INDEX_ROWS} is not what {INDEX_JSON} says, by its checksum")
+        raise DataError(f"{folder}: {INDEX_ROWS} does not have the checksum in {INDEX_JSON}")
     for shard in shards:
         path = folder / shard.file
         if path.name != shard.file:
-            raise DataError(f"{folder}: the index names {shard.file!r}; a shard lies beside its index")
+            raise DataError(f"{folder}: the index names {shard.file!r}; a shard must be next to its index")
         if shards_elsewhere:
             continue
         if not path.is_file():
@@ -137,28 +140,21 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         if path.stat().st_size != shard.num_bytes:
             raise DataError(
                 f"{path}: {path.stat().st_size:,} bytes, the index says {shard.num_bytes:,}; "
-                "the file was cut short or changed. Make the shards anew."
+                "the file was cut short or changed. Make the shards again."
             )
-    return ShardIndex(folder, shards, rows, about, layout)
+    return ShardIndex(folder, shards, rows, metadata, layout)
 
 
-def _shard(entry: dict[str, Any]) -> Shard:
-    shard = Shard(**entry)
+def _shard(values: dict[str, Any]) -> Shard:
+    shard = Shard(**values)
     if list(map(type, vars(shard).values())) != [str, int, int, str]:
-        raise TypeError(f"{entry} is no shard")
+        raise TypeError(f"{values} is no shard")
     return shard
 
 
 def _fit(rows: NDArray[np.void], shards: Sequence[Shard]) -> bool:
-    """Say whether each shard has as many rows as it has samples."""
-    found = rows["shard"]
-    if found.max() >= len(shards):
+    """Return whether each shard has as many rows as samples."""
+    owners = rows["shard"]
+    if owners.max() >= len(shards):
         return False
-    return np.bincount(found, minlength=len(shards)).tolist() == [shard.num_samples for shard in shards]
-
-
-def _hint(folder: Path) -> str:
-    """Return what may help where there is no index."""
-    if any(folder.glob("*.tar")):
-        return f" `muco data index {folder}` gives tars of another tool one."
-    return ""
+    return np.bincount(owners, minlength=len(shards)).tolist() == [shard.num_samples for shard in shards]

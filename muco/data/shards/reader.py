@@ -1,4 +1,4 @@
-"""Reading samples by number."""
+"""Reading samples by index."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from muco.core.errors import DataError
 from muco.core.sample import Sample
 from muco.data.shards.format import from_members, parse_tar, tar_entries
 from muco.data.shards.index import ShardIndex
-from muco.data.shards.storage import place_of
+from muco.data.shards.storage import storage_of
 from muco.data.shards.webdataset import foreign_sample, key_number, split_name
 from muco.io.columns import PairColumns
 
-_MOST_OPEN = 64
-"""Shards that a process keeps open."""
+_MAX_OPEN_SHARDS = 64
 
 
 class ShardReader:
-    """Any sample of a folder of shards, by its number in the index; picklable, for data workers."""
+    """The samples of a folder of shards, by index. Picklable, for data workers."""
 
     def __init__(
         self,
-        place: str | Path,
+        location: str | Path,
         *,
         columns: PairColumns | None = None,
         cache_bytes: int = 50 * 2**30,
@@ -32,35 +31,37 @@ class ShardReader:
         """Open a folder, or the URL of one.
 
         Args:
-            place: where the shards lie.
-            columns: what makes a pair of a record that another tool wrote; for such shards alone.
-            cache_bytes: of remote shards on this machine's disk, at most.
-            dataset: what samples of another tool's shards are said to come from.
+            location: of the shards.
+            columns: what makes a pair of a record that another tool wrote; only for such shards.
+            cache_bytes: the most that remote shards may take of this machine's disk.
+            dataset: name of the data set, for samples of shards that another tool wrote.
 
         Raises:
             DataError: no index, a broken one, or shards that do not fit it.
-            MucoError: a place that would run a program.
+            MucoError: a location that would run a program.
         """
         self._arguments: dict[str, Any] = {
-            "place": place,
+            "location": location,
             "columns": columns,
             "cache_bytes": cache_bytes,
             "dataset": dataset,
         }
-        self._place = place_of(place, cache_bytes=cache_bytes)
-        self.index: ShardIndex = self._place.index()
+        self._storage = storage_of(location, cache_bytes=cache_bytes)
+        self.index: ShardIndex = self._storage.index()
         if columns is not None and columns.has_videos:
-            raise DataError(f"{self._place.name}: videos are read from tables, not from another tool's tars")
+            raise DataError(
+                f"{self._storage.name}: videos are read from tables, not from another tool's tars"
+            )
         self._columns, self._dataset = columns, dataset
         if self.index.layout == "webdataset" and columns is None:
             raise DataError(
-                f"{self._place.name}: tars of another tool need `columns` in the recipe, which say what is "
+                f"{self._storage.name}: tars of another tool need `columns` in the recipe, which say what is "
                 "query and what is target"
             )
         if self.index.layout == "muco" and columns is not None:
-            raise DataError(f"{self._place.name}: these are muco's own shards; leave `columns` out")
+            raise DataError(f"{self._storage.name}: these are muco's own shards; leave `columns` out")
         self._files: dict[int, int] = {}
-        self._owner = os.getpid()
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -71,27 +72,27 @@ class ShardReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
-    def name(self, number: int) -> str:
-        """Return where a sample lies, in words: `shard-000002.tar:000012345`."""
-        row = self.index.rows[number]
+    def name(self, index: int) -> str:
+        """Return where a sample is, for messages: `shard-000002.tar:000012345`."""
+        row = self.index.rows[index]
         key = f"{row['key']:09d}" if self._columns is None else f"{row['offset']}"
         return f"{self.index.shards[row['shard']].file}:{key}"
 
-    def __getitem__(self, number: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         """Read one sample; its images stay encoded.
 
         Raises:
-            DataError: it cannot be read; the message says where it lies.
+            DataError: it cannot be read; the message says where it is.
         """
         try:
             if self._columns is not None:
-                return self._foreign(number, self._columns)
-            return from_members(self._members(number), fetch=self._elsewhere)
+                return self._foreign(index, self._columns)
+            return from_members(self._members(index), fetch=self._elsewhere)
         except (DataError, OSError) as error:
-            raise DataError(f"{self._place.name}/{self.name(number)}: {error}") from error
+            raise DataError(f"{self._storage.name}/{self.name(index)}: {error}") from error
 
-    def _members(self, number: int) -> dict[str, bytes]:
-        return parse_tar(self._entries(number), key=f"{self.index.rows[number]['key']:09d}")
+    def _members(self, index: int) -> dict[str, bytes]:
+        return parse_tar(self._entries(index), key=f"{self.index.rows[index]['key']:09d}")
 
     def _elsewhere(self, name: str) -> bytes:
         """Return an image that another sample holds: `000000003.0.jpg`."""
@@ -100,20 +101,20 @@ class ShardReader:
             raise KeyError(name)
         return self._members(int(key))[suffix]
 
-    def _foreign(self, number: int, columns: PairColumns) -> Sample:
-        expected = int(self.index.rows[number]["key"])
+    def _foreign(self, index: int, columns: PairColumns) -> Sample:
+        expected = int(self.index.rows[index]["key"])
         members: dict[str, bytes] = {}
         key = ""
-        for file, content in tar_entries(self._entries(number), what=self.name(number)):
+        for file, content in tar_entries(self._entries(index), name=self.name(index)):
             key, suffix = split_name(file)
             if key_number(key) != expected:
-                raise DataError(f"the index says that another sample than {key!r} lies here; index anew")
+                raise DataError(f"the tar holds {key!r} where the index has another sample; index it again")
             members[suffix] = content
-        shard = self.index.shards[self.index.rows[number]["shard"]].file
+        shard = self.index.shards[self.index.rows[index]["shard"]].file
         return foreign_sample(members, columns, name=f"{shard}:{key}", dataset=self._dataset)
 
-    def _entries(self, number: int) -> bytes:
-        row = self.index.rows[number]
+    def _entries(self, index: int) -> bytes:
+        row = self.index.rows[index]
         size = int(row["size"])
         data = os.pread(self._file(int(row["shard"])), size, int(row["offset"]))
         if len(data) != size:
@@ -121,11 +122,11 @@ class ShardReader:
         return data
 
     def _file(self, shard: int) -> int:
-        """Return the shard's descriptor, opened in this process; the one opened first goes for a new one."""
-        if self._owner != os.getpid():
-            self._files, self._owner = {}, os.getpid()
+        """Return a descriptor of the shard that this process opened; the oldest is closed for a new one."""
+        if self._process != os.getpid():
+            self._files, self._process = {}, os.getpid()
         if shard not in self._files:
-            if len(self._files) >= _MOST_OPEN:
+            if len(self._files) >= _MAX_OPEN_SHARDS:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = self._place.open(self.index.shards[shard])
+            self._files[shard] = self._storage.open(self.index.shards[shard])
         return self._files[shard]

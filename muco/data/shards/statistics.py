@@ -1,9 +1,9 @@
-"""What lies in shards: counts, tasks, lengths of texts and sizes of images, and some samples."""
+"""Statistics of shards: counts, tasks, lengths of texts and sizes of images."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,20 +11,19 @@ import numpy as np
 from muco.core.errors import DataError
 from muco.core.sample import Sample
 from muco.core.video import Video, Visual
+from muco.data.progress import ShowProgress
 from muco.data.shards.check import images_of
 from muco.data.shards.reader import ShardReader
-
-ShowProgress = Callable[[Iterable[int], int, str], Iterable[int]]
 
 
 @dataclass
 class Summary:
-    """Figures of the samples that were looked at."""
+    """Statistics of the samples that were read."""
 
     num_samples: int
     """In the shards."""
     num_seen: int = 0
-    """Looked at, spread evenly."""
+    """Samples that were read, evenly spread."""
     num_unreadable: int = 0
     num_bytes: int = 0
     """Of the shards."""
@@ -32,7 +31,7 @@ class Summary:
     datasets: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
     directions: Counter[str] = field(default_factory=Counter)
-    """`text -> image`, say, by pairs."""
+    """Number of pairs by direction, such as `text -> image`."""
     query_words: list[int] = field(default_factory=list)
     target_words: list[int] = field(default_factory=list)
     negatives_a_pair: list[int] = field(default_factory=list)
@@ -49,15 +48,15 @@ class Summary:
         self.frames_a_video += [len(video.frames) for video in videos.values()]
         for pair in sample.pairs:
             self.tasks[pair.task or "(none)"] += 1
-            asked = _kind(pair.queries[0].text, sample.images + pair.queries[0].images)
-            answered = _kind(pair.target.text, pair.target.images)
-            self.directions[f"{asked} -> {answered}"] += 1
-            self.query_words += [len(query.text.split()) for query in pair.queries]
+            query = _modality(pair.queries[0].text, sample.images + pair.queries[0].images)
+            target = _modality(pair.target.text, pair.target.images)
+            self.directions[f"{query} -> {target}"] += 1
+            self.query_words += [len(wording.text.split()) for wording in pair.queries]
             self.target_words.append(len(pair.target.text.split()))
             self.negatives_a_pair.append(len(pair.negatives))
 
     def spreads(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and the spread of each figure."""
+        """Yield the name and the spread of each statistic."""
         shorter = [min(size) for size in self.image_pixels]
         longer = [max(size) for size in self.image_pixels]
         for name, values in (
@@ -74,29 +73,29 @@ class Summary:
 
 
 def summarize(reader: ShardReader, *, most: int, progress: ShowProgress) -> Summary:
-    """Look at samples, `most` of them at most, spread evenly over the shards."""
-    found = Summary(len(reader), num_bytes=sum(shard.num_bytes for shard in reader.index.shards))
-    numbers = spread_over(len(reader), most)
-    for number in progress(numbers, len(numbers), "looking at samples"):
-        found.num_seen += 1
+    """Read at most `most` samples, evenly spread over the shards."""
+    summary = Summary(len(reader), num_bytes=sum(shard.num_bytes for shard in reader.index.shards))
+    indices = spread_over(len(reader), most)
+    for index in progress(indices, len(indices), "reading samples"):
+        summary.num_seen += 1
         try:
-            found.add(reader[number])
+            summary.add(reader[index])
         except DataError:
-            found.num_unreadable += 1
-    return found
+            summary.num_unreadable += 1
+    return summary
 
 
 def spread_over(length: int, most: int) -> list[int]:
-    """Return at most so many of range(length), from the first to the last in even steps."""
+    """Return at most `most` of range(length), from the first to the last in even steps."""
     if length <= most:
         return list(range(length))
     return np.linspace(0, length - 1, most).astype(int).tolist()
 
 
-def _kind(text: str, visuals: Sequence[Visual]) -> str:
+def _modality(text: str, visuals: Sequence[Visual]) -> str:
     videos = [isinstance(each, Video) for each in visuals]
     parts = (("image", not all(videos)), ("video", any(videos)), ("text", bool(text)))
-    return " + ".join(name for name, there in parts if there)
+    return " + ".join(name for name, is_present in parts if is_present)
 
 
 def _spread(values: Sequence[int]) -> str:

@@ -1,26 +1,28 @@
-"""Where shards lie: a folder, or a URL whose shards are kept in a cache of bounded size."""
+"""Where shards are stored: in a folder, or at a URL with a cache of bounded size."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
 
 from muco.core.errors import DataError, MucoError
 from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
+from muco.io.atomic import atomic_path, write_bytes
 from muco.io.cache import cache_folder
 from muco.io.lock import locked
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
 _BLOCK_BYTES = 2**22
+Result = TypeVar("Result")
 
 
-class LocalPlace:
+class LocalStorage:
     """A folder of shards."""
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +30,7 @@ class LocalPlace:
         self.folder = folder
 
     def index(self) -> ShardIndex:
-        """Return the index; every shard is there in its length."""
+        """Return the index; every shard is there with its size."""
         return read_index(self.folder)
 
     def open(self, shard: Shard) -> int:
@@ -36,8 +38,8 @@ class LocalPlace:
         return os.open(self.folder / shard.file, os.O_RDONLY)
 
 
-class RemotePlace:
-    """A URL that fsspec knows; a shard is fetched whole when it is first read, and the least used removed."""
+class RemoteStorage:
+    """A URL that fsspec opens. A shard is fetched whole on first use; the least recently used are removed."""
 
     def __init__(self, url: str, max_bytes: int) -> None:
         self.name = url
@@ -46,16 +48,16 @@ class RemotePlace:
         self.folder = cache_folder() / "remote" / key
 
     def index(self) -> ShardIndex:
-        """Return the index, fetched anew; a cache of other shards is emptied."""
+        """Fetch and return the index; where it has changed, the cached shards are removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".index.lock"):
-            fresh = self._bytes(INDEX_JSON)
+            fetched = self._fetch_bytes(INDEX_JSON)
             path = self.folder / INDEX_JSON
-            if not path.is_file() or path.read_bytes() != fresh:
+            if not path.is_file() or path.read_bytes() != fetched:
                 for old in self.folder.glob("shard-*.tar"):
                     old.unlink()
-                self._put(INDEX_ROWS, self._bytes(INDEX_ROWS))
-                self._put(INDEX_JSON, fresh)
+                write_bytes(self.folder / INDEX_ROWS, self._fetch_bytes(INDEX_ROWS))
+                write_bytes(path, fetched)
         index = read_index(self.folder, shards_elsewhere=True)
         largest = max(index.shards, key=lambda shard: shard.num_bytes)
         if largest.num_bytes > self.max_bytes:
@@ -66,7 +68,7 @@ class RemotePlace:
         return index
 
     def open(self, shard: Shard) -> int:
-        """Return a descriptor of the shard in the cache, fetched and checked first where it is not there."""
+        """Return a descriptor of the shard in the cache; fetch and check the shard first if it is missing."""
         path = self.folder / f"shard-{blake2b(shard.file.encode(), digest_size=8).hexdigest()}.tar"
         while True:
             with suppress(FileNotFoundError):
@@ -75,33 +77,27 @@ class RemotePlace:
                 return file
             with locked(self.folder / f".{path.stem}.lock"):
                 if not path.exists():
-                    self._fetch(shard, path)
+                    self._fetch_shard(shard, path)
 
-    def _fetch(self, shard: Shard, path: Path) -> None:
+    def _fetch_shard(self, shard: Shard, path: Path) -> None:
         with locked(self.folder / ".room.lock"):
             self._make_room(shard.num_bytes)
-        # One process at a time fetches a shard, so what a killed one left is written over.
-        beside = self.folder / f".{path.stem}.partial"
-        try:
-            digest = self._download(shard.file, beside)
-            if digest != shard.blake2b:
-                raise DataError(f"{self.name}/{shard.file} is not what its index says, by its checksum")
-            beside.rename(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with atomic_path(path) as partial:
+            if self._download(shard.file, partial) != shard.blake2b:
+                raise DataError(f"{self.name}/{shard.file} does not have the checksum in its index")
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove the shards that were opened longest ago until another one fits."""
-        kept = sorted((path.stat().st_mtime_ns, path) for path in self.folder.glob("shard-*.tar"))
-        total = sum(path.stat().st_size for _, path in kept)
-        for _, path in kept:
+        """Remove the least recently used shards until another one fits."""
+        cached = sorted((path.stat().st_mtime_ns, path) for path in self.folder.glob("shard-*.tar"))
+        total = sum(path.stat().st_size for _, path in cached)
+        for _, path in cached:
             if total + num_bytes <= self.max_bytes:
                 return
             total -= path.stat().st_size
             path.unlink()
 
-    def _bytes(self, name: str) -> bytes:
-        return self._patiently(name, lambda system, path: system.cat_file(path))
+    def _fetch_bytes(self, name: str) -> bytes:
+        return self._with_retries(name, lambda system, path: system.cat_file(path))
 
     def _download(self, name: str, to: Path) -> str:
         """Write the file and return its digest."""
@@ -114,10 +110,10 @@ class RemotePlace:
                     target.write(block)
             return digest.hexdigest()
 
-        return self._patiently(name, copy)
+        return self._with_retries(name, copy)
 
-    def _patiently(self, name: str, read: Any) -> Any:
-        """Read, again after a while where the line fails."""
+    def _with_retries(self, name: str, read: Callable[[Any, str], Result]) -> Result:
+        """Return `read(file system, path of the file)`; retry with growing waits where it fails."""
         for attempt in range(_TRIES):
             try:
                 system, path = _file_system(self.name)
@@ -129,37 +125,32 @@ class RemotePlace:
             # Each kind of storage raises errors of its own.
             except Exception as error:
                 if attempt + 1 == _TRIES:
-                    told = f"{type(error).__name__}: {error}"
-                    raise DataError(f"{self.name}/{name} cannot be read: {told}") from error
+                    message = f"{type(error).__name__}: {error}"
+                    raise DataError(f"{self.name}/{name} cannot be read: {message}") from error
                 time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _put(self, name: str, data: bytes) -> None:
-        beside = self.folder / f".{uuid4().hex}.partial"
-        beside.write_bytes(data)
-        beside.rename(self.folder / name)
+
+Storage = LocalStorage | RemoteStorage
 
 
-Place = LocalPlace | RemotePlace
-
-
-def place_of(name: str | Path, *, cache_bytes: int) -> Place:
-    """Return the place that a recipe names: a folder, or a URL of one.
+def storage_of(location: str | Path, *, cache_bytes: int) -> Storage:
+    """Return the storage at a location of a recipe: a folder, or the URL of one.
 
     Raises:
         MucoError: a URL that runs a program, or is a chain of them.
     """
-    text = str(name)
-    check_place(text)
+    text = str(location)
+    check_location(text)
     if "://" not in text:
-        return LocalPlace(Path(text).expanduser())
+        return LocalStorage(Path(text).expanduser())
     if text.startswith("file://"):
-        return LocalPlace(Path(text.removeprefix("file://")))
-    return RemotePlace(text, cache_bytes)
+        return LocalStorage(Path(text.removeprefix("file://")))
+    return RemoteStorage(text, cache_bytes)
 
 
-def check_place(text: str) -> None:
-    """Raise MucoError where a name of shards would run a program when opened."""
+def check_location(text: str) -> None:
+    """Raise MucoError where opening the location of shards would run a program."""
     if re.match(r"\s*pipe:", text, re.IGNORECASE) or "::" in text:
         raise MucoError(f"{text}: `pipe:` and chained URLs (`::`) are refused; name a folder or a plain URL")
 

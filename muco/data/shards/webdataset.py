@@ -1,11 +1,11 @@
-"""WebDataset tars that other tools made: the index that they lack, and their samples by columns."""
+"""WebDataset tars of other tools: making their index, and samples from their members by columns."""
 
 from __future__ import annotations
 
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -14,38 +14,37 @@ from typing import Any
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Sample
-from muco.data.shards.index import INDEX_JSON, Shard, write_index
+from muco.data.progress import ShowProgress
+from muco.data.shards.index import INDEX_JSON, Row, Shard, write_index
 from muco.io.columns import PairColumns, pair_from
 from muco.io.tar import tar_files
-
-Row = tuple[int, int, int, int]
 
 _BLOCK_BYTES = 2**22
 _IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return key and suffix as WebDataset does: the file's name is cut at its first dot."""
+    """Return key and suffix as WebDataset does: the file name is split at its first dot."""
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return str(path.parent / stem), suffix.lower()
 
 
 def key_number(key: str) -> int:
-    """Return what the index keeps of a foreign key, to notice another sample in its place."""
+    """Return the hash of a foreign key that the index stores, to detect another sample at its offset."""
     return zlib.crc32(key.encode())
 
 
-def index_folder(folder: Path, progress: Callable[[Iterable[Path], int, str], Iterable[Path]]) -> int:
-    """Write the index of the tars in a folder beside them, and return the number of samples.
+def index_folder(folder: Path, progress: ShowProgress) -> int:
+    """Write the index of the tars in a folder, and return the number of samples.
 
     Raises:
         DataError: no tar there, an index already, a tar that is compressed, cut short, or out of order.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; name the one that the tars lie in")
+        raise DataError(f"{folder} is no folder; name the folder of the tars")
     if (folder / INDEX_JSON).exists():
-        raise DataError(f"{folder} has an index; remove {INDEX_JSON} to make it anew")
+        raise DataError(f"{folder} has an index; remove {INDEX_JSON} to make it again")
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         packed = next(folder.glob("*.tar.*"), None)
@@ -74,7 +73,7 @@ def digest_of(path: Path) -> str:
 
 @dataclass
 class _Group:
-    """Members in a row with one key."""
+    """Consecutive members with one key."""
 
     key: str
     start: int
@@ -86,7 +85,7 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
     seen: set[str] = set()
     for group in _groups(path):
         if group.key in seen:
-            raise DataError(f"{path}: the files of {group.key!r} do not stand in a row; sort the tar by name")
+            raise DataError(f"{path}: the files of {group.key!r} are not consecutive; sort the tar by name")
         seen.add(group.key)
         yield shard, key_number(group.key), group.start, group.end - group.start
 
@@ -112,25 +111,25 @@ def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: 
     """Return the sample that the columns make of a record of another tool.
 
     Raises:
-        DataError: a column that the record lacks, text that is no UTF-8, no query or target.
+        DataError: a column that the record does not have, text that is not UTF-8, no query or target.
     """
-    images = [getattr(columns, part) for part in _IMAGE_COLUMNS]
-    values = {column: _value(members, column, is_image=column in images) for column in columns.used()}
+    image_columns = [getattr(columns, part) for part in _IMAGE_COLUMNS]
+    values = {column: _value(members, column, is_image=column in image_columns) for column in columns.used()}
     try:
-        seen, pair = pair_from(columns, values, _image)
+        images, pair = pair_from(columns, values, _image)
     except ValueError as error:
         raise DataError(str(error)) from None
-    return Sample(name, dataset, seen, (pair,))
+    return Sample(name, dataset, images, (pair,))
 
 
 def _image(value: Any) -> EncodedImage:
     if not isinstance(value, bytes):
-        raise DataError(f"a {type(value).__name__} stands where an image belongs: name the member with it")
+        raise DataError(f"a {type(value).__name__} instead of an image: name the member that holds the image")
     return EncodedImage(value)
 
 
 def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:
-    """Return a member's bytes or text, or a value of its JSON; `jpg;png` takes the first there is."""
+    """Return a member's bytes or text, or a value of its JSON; `jpg;png` is the first one that exists."""
     suffix = next((each for each in column.split(";") if each in members), None)
     if suffix is not None:
         return members[suffix] if is_image else _text(members[suffix], suffix)
@@ -138,16 +137,16 @@ def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:
     if not path or head not in members:
         raise DataError(f"no member {column!r}; there are {', '.join(members)}")
     try:
-        found: Any = json.loads(_text(members[head], head))
+        value: Any = json.loads(_text(members[head], head))
         for key in path.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
+            value = value.get(key) if isinstance(value, dict) else None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{head} is no JSON: {error}") from None
-    return found
+    return value
 
 
-def _text(data: bytes, what: str) -> str:
+def _text(data: bytes, suffix: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} is not UTF-8: {error}") from None
+        raise DataError(f"{suffix} is not UTF-8: {error}") from None

@@ -1,108 +1,118 @@
-"""Writing samples as WebDataset shards, whole or not at all."""
+"""Writing samples as WebDataset shards."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tarfile
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
-from muco.data.shards.format import tar_bytes, to_members
-from muco.data.shards.index import Shard, write_index
+from muco.data.shards.format import TAR_END, Elsewhere, tar_bytes, to_members
+from muco.data.shards.index import Row, Shard, write_index
+from muco.io.atomic import atomic_folder
+
+MAX_SHARD_BYTES = 256 * 2**20
 
 
 def write_shards(
     samples: Iterable[Sample],
     folder: Path,
     *,
-    about: dict[str, Any],
-    max_shard_bytes: int = 256 * 2**20,
+    metadata: dict[str, Any],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write `samples` to `folder`, which appears only when all of it is written.
 
     Args:
-        samples: in the order in which the index will number them.
-        folder: must not exist, or be replaced by another process that wrote the same meanwhile.
-        about: what made the samples; kept in the index.
+        samples: read once; the index numbers them in this order.
+        folder: must not exist, unless another process wrote the same in the meantime.
+        metadata: what made the samples; JSON values, stored in the index as `about`.
         max_shard_bytes: a shard is closed once it is larger.
 
     Raises:
         DataError: the disk is full or not writable.
     """
-    beside = folder.parent / f".{folder.name}.{uuid4().hex}"
     try:
-        beside.mkdir(parents=True)
-        _write(samples, beside, about, max_shard_bytes)
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        with atomic_folder(folder) as partial, ShardWriter(partial, max_shard_bytes) as writer:
+            rows: list[Row] = []
+            shards: list[Shard] = []
+            for sample in samples:
+                rows.append(writer.write(sample))
+                if writer.is_full:
+                    shards.append(writer.close_shard())
+            if writer.is_open:
+                shards.append(writer.close_shard())
+            write_index(partial, shards, rows, metadata)
     except OSError as error:
-        raise DataError(f"{folder}: the shards cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: the shards cannot be written: {error}") from error
 
 
-def _write(samples: Iterable[Sample], folder: Path, about: dict[str, Any], max_shard_bytes: int) -> None:
-    shards: list[Shard] = []
-    rows: list[tuple[int, int, int, int]] = []
-    pending = iter(samples)
-    sample = next(pending, None)
-    while sample is not None:
-        with OpenShard(folder / f"shard-{len(shards):06d}.tar") as shard:
-            while sample is not None and shard.num_bytes < max_shard_bytes:
-                data = tar_bytes(f"{len(rows):09d}", to_members(sample))
-                rows.append((len(shards), len(rows), shard.num_bytes, len(data)))
-                shard.append(data)
-                sample = next(pending, None)
-        assert shard.closed is not None
-        shards.append(shard.closed)
-    write_index(folder, shards, rows, about)
+class ShardWriter:
+    """Appends samples to `shard-000000.tar` and so on in a folder.
 
+    Used within `with`: after an error the open shard stays without its end.
+    """
 
-_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+    def __init__(
+        self, folder: Path, max_shard_bytes: int, *, num_shards: int = 0, num_samples: int = 0
+    ) -> None:
+        """Write to a folder that exists, after the shards and samples that are closed already."""
+        self._folder = folder
+        self._max_shard_bytes = max_shard_bytes
+        self._num_shards = num_shards
+        self.num_samples = num_samples
+        """Samples written, those of earlier writers included; the key of the next one."""
+        self._file: Any = None
 
-
-class OpenShard:
-    """Takes samples' entries, and ends the tar on leaving; one without samples is no file in the end."""
-
-    closed: Shard | None = None
-    """What the index says of it, once it is on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_bytes, self.num_samples = 0, 0
-        self._digest = blake2b(digest_size=16)
-
-    def __enter__(self) -> OpenShard:
-        self._file = open(self.path, "wb")
+    def __enter__(self) -> ShardWriter:
         return self
 
-    def append(self, entries: bytes) -> None:
-        """Write the entries of one sample."""
-        self._write(entries)
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a shard has samples and is not closed."""
+        return self._file is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the open shard has reached its size."""
+        return self.is_open and self._num_bytes >= self._max_shard_bytes
+
+    def write(self, sample: Sample, *, elsewhere: Elsewhere | None = None) -> Row:
+        """Append a sample and return its row of the index; `elsewhere` as in `to_members`.
+
+        Raises:
+            ValueError: a text cannot be encoded as UTF-8; nothing is written.
+        """
+        entries = tar_bytes(f"{self.num_samples:09d}", to_members(sample, elsewhere=elsewhere))
+        if self._file is None:
+            self._path = self._folder / f"shard-{self._num_shards:06d}.tar"
+            self._file = open(self._path, "wb")  # noqa: SIM115 - closed with the shard
+            self._num_bytes, self._first, self._digest = 0, self.num_samples, blake2b(digest_size=16)
+        row = (self._num_shards, self.num_samples, self._num_bytes, len(entries))
+        self._append(entries)
         self.num_samples += 1
+        return row
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._file:
-            if kind is not None:
-                return
-            self._write(_END)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if self.num_samples:
-            self.closed = Shard(self.path.name, self.num_bytes, self.num_samples, self._digest.hexdigest())
-        else:
-            self.path.unlink()
+    def close_shard(self) -> Shard:
+        """End the open tar, flush it to the disk and return its line of the index."""
+        self._append(TAR_END)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        self._num_shards += 1
+        num_samples = self.num_samples - self._first
+        return Shard(self._path.name, self._num_bytes, num_samples, self._digest.hexdigest())
 
-    def _write(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
-        self.num_bytes += len(data)
+        self._num_bytes += len(data)

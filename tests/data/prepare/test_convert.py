@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from muco.core import DataError, EncodedImage, MucoError
-from muco.data.prepare.convert import Layout
+from muco.core import Content, DataError, EncodedImage, MucoError, Pair, Sample
+from muco.core.component import ComponentConfig
+from muco.core.source import Source
+from muco.data.prepare.convert import Conversion, Layout
 from muco.data.prepare.from_cli import conversion_of
 from muco.data.shards.reader import ShardReader
 from tests.helpers.outside_data import (
@@ -120,6 +123,32 @@ def test_what_makes_no_sample_is_left_out_counted_and_named(tmp_path):
     assert [reader[number].sample_id.split("/")[-1] for number in range(3)] == ["0", "2", "4"]
 
 
+class WithBadText(Source):
+    """Three samples: the text of the first cannot be encoded, and the third has its image."""
+
+    class Config(ComponentConfig):
+        pass
+
+    def __len__(self) -> int:
+        return 3
+
+    def records(self, start: int = 0) -> Iterator[int]:
+        return iter(range(start, 3))
+
+    def sample(self, record: int) -> Sample:
+        text, image = (("\ud800", 1), ("x", 2), ("x", 1))[record]
+        pair = Pair("t", (Content(text),), Content("y"))
+        return Sample(str(record), "d", (EncodedImage(image_bytes(image)),), (pair,))
+
+
+def test_an_image_of_a_sample_that_cannot_be_written_is_not_that_of_the_next_sample(tmp_path):
+    """The second sample takes the key that the first would have had."""
+    made = Conversion("bad", WithBadText.Config(), WithBadText(), tmp_path / "shards").run(progress=quiet)
+    assert (made.num_samples, made.num_skipped) == (2, 1)
+    reader = ShardReader(tmp_path / "shards")
+    assert [reader[index].images[0].data for index in range(2)] == [image_bytes(2), image_bytes(1)]
+
+
 def test_too_much_left_out_stops_and_goes_on_when_more_is_allowed(tmp_path):
     rows = [m3t_row(number) | ({"qry_image_path": "gone.jpg"} if number % 2 else {}) for number in range(60)]
     write_m3t(tmp_path / "M3T", 60)
@@ -142,10 +171,10 @@ def test_shards_that_are_there_are_kept_and_others_refused(m3t, tmp_path):
     before = (tmp_path / "shards/shard-000000.tar").stat().st_mtime_ns
     assert convert("m3t", m3t, tmp_path / "shards").num_samples == 300
     assert (tmp_path / "shards/shard-000000.tar").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="holds other shards: of other settings"):
+    with pytest.raises(DataError, match="holds other shards: other settings"):
         convert("m3t", m3t, tmp_path / "shards", "num_negatives=1")
     (tmp_path / "full").mkdir()
-    with pytest.raises(DataError, match="is no folder of muco shards"):
+    with pytest.raises(DataError, match="is not a folder of muco shards"):
         convert("m3t", m3t, tmp_path / "full")
 
 
@@ -201,37 +230,37 @@ def test_a_conversion_of_changed_data_is_not_mixed_with_the_old(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         conversion.run(progress=stop)
     write_m3t(tmp_path / "M3T", 21)
-    with pytest.raises(DataError, match="holds another conversion, unfinished"):
+    with pytest.raises(DataError, match="holds another, unfinished conversion"):
         convert("m3t", tmp_path / "M3T", tmp_path / "shards")
     shutil.rmtree(conversion.work)
     assert convert("m3t", tmp_path / "M3T", tmp_path / "shards").num_samples == 21
 
 
-def test_the_disk_is_asked_first(m3t, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_estimate_is_told(m3t, tmp_path, monkeypatch):
     conversion = conversion_of("m3t", tmp_path / "shards", [], path=m3t)
-    need = conversion.need(quiet)
+    estimate = conversion.estimate(quiet)
     convert("m3t", m3t, tmp_path / "shards")
     taken = sum(len(data) for name, data in contents(tmp_path / "shards").items() if name.endswith(".tar"))
-    assert taken <= need.num_bytes <= 2 * taken
-    assert need.num_missing == 0
+    assert taken <= estimate.num_bytes <= 2 * taken
+    assert estimate.num_missing == 0
     free = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=need.num_bytes - 1))
-    with pytest.raises(DataError, match=r"are still to be written, and .* free\. Name another folder"):
-        conversion.check_disk(need)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=estimate.num_bytes - 1))
+    with pytest.raises(DataError, match=r"remain to be written, and .* free\. Name another folder"):
+        conversion.check_disk(estimate)
 
 
 @pytest.mark.parametrize("kind", ["pictures in the table", "texts of three bytes a character"])
-def test_the_disk_is_asked_for_what_will_be_written(tmp_path, kind):
+def test_the_estimate_is_at_least_what_is_written_and_at_most_twice(tmp_path, kind):
     picture = {"bytes": image_bytes(1, (400, 400)), "path": None}
     texts = {"q": "\u732b" * 10_000, "a": "\u72ac" * 10_000}
     row = {"q": "x", "p": picture, "a": "y"} if "picture" in kind else {**texts, "p": None}
     write_parquet(tmp_path / "mine.parquet", [row])
     columns = ["columns.query_text=q", "columns.query_image=p", "columns.target_text=a"]
     conversion = conversion_of("pairs", tmp_path / "shards", columns, path=tmp_path / "mine.parquet")
-    need = conversion.need(quiet).num_bytes
+    estimate = conversion.estimate(quiet).num_bytes
     conversion.run(progress=quiet)
     taken = sum(len(data) for name, data in contents(tmp_path / "shards").items() if name.endswith(".tar"))
-    assert taken <= need <= 2 * taken
+    assert taken <= estimate <= 2 * taken
 
 
 def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path):
@@ -246,7 +275,7 @@ def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path)
     assert "3 records, " in done.stdout
     assert "1 records lack an image" in done.stdout
     assert f"2 samples in {to}" in done.stdout
-    assert f"1 records left out, named in {to / 'skipped.jsonl'}" in done.stdout
+    assert f"1 records skipped, listed in {to / 'skipped.jsonl'}" in done.stdout
 
 
 @pytest.mark.parametrize(

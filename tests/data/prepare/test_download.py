@@ -156,7 +156,7 @@ def test_other_urls_are_refused(tmp_path):
 
 def test_a_folder_is_written_by_one_download_alone(server, tmp_path):
     def urls() -> Iterator[str]:
-        with pytest.raises(DataError, match="another download writes there"):
+        with pytest.raises(DataError, match="another download is writing to it"):
             fetch([server.url("image/1")], tmp_path)
         yield server.url("image/2")
 

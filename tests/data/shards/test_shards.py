@@ -222,7 +222,7 @@ def test_a_source_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("the network is down")
 
     with pytest.raises(RuntimeError, match="the network is down"):
-        write_shards(samples(), tmp_path / "data" / "new", about={})
+        write_shards(samples(), tmp_path / "data" / "new", metadata={})
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -232,14 +232,14 @@ def test_two_processes_that_write_the_same_leave_one_whole_folder(tmp_path, fold
         shutil.copytree(folder, tmp_path / "data" / "same")
         yield plain(1)
 
-    write_shards(samples(), tmp_path / "data" / "same", about={})
+    write_shards(samples(), tmp_path / "data" / "same", metadata={})
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["same"]
     assert len(ShardReader(tmp_path / "data" / "same")) == 6
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/new: the shards cannot be written: .*Not a directory"):
+    with pytest.raises(DataError, match=r"file/new: the shards cannot be written: .*File exists"):
         write(tmp_path / "file" / "new", [plain(0)])
     with pytest.raises(DataError, match="file: the shards cannot be written"):
         write(tmp_path / "file", [plain(0)])
@@ -267,7 +267,7 @@ def test_shards_are_made_once_for_the_same_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(Scenes, "version", Scenes.version + 1)
     assert shards_of() != first
     assert made == [3, 3, 3]
-    assert ShardReader(first).index.about["settings"]["num_samples"] == 3
+    assert ShardReader(first).index.metadata["settings"]["num_samples"] == 3
 
 
 # A folder that is not whole
@@ -296,13 +296,13 @@ def edit(**changes) -> Callable[[Path], object]:
         (edit(num_samples=5), "index.npy does not belong to index.json"),
         (edit(shards=[]), "index.npy does not belong to index.json"),
         (edit(shards=[{"file": "../a.tar", "num_bytes": 1, "num_samples": 2, "blake2b": ""}] * 3),
-         "a shard lies beside its index"),
+         "a shard must be next to its index"),
         (lambda it: (it / "shard-000001.tar").unlink(),
          "shard-000001.tar: missing, though the index names it"),
         (lambda it: os.truncate(it / "shard-000001.tar", 3000),
          "shard-000001.tar: 3,000 bytes, the index says"),
         (lambda it: shutil.copy(it / "shard-000001.tar", it / "shard-000000.tar"),
-         "shard-000000.tar:000000000: the index says '000000000' lies here, the tar holds '000000002.json'"),
+         "shard-000000.tar:000000000: the tar holds '000000002.json' where the index has '000000000'"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_not_whole_is_told(folder, harm, told):
@@ -317,7 +317,7 @@ def test_no_sample_at_all_is_told(tmp_path):
 
 
 def test_no_folder_is_told(tmp_path):
-    assert refusal(tmp_path / "nowhere").endswith("nowhere is not there")
+    assert refusal(tmp_path / "nowhere").endswith("nowhere does not exist")
     assert "no index.json; this is no folder of muco shards" in refusal(tmp_path)
 
 
@@ -350,15 +350,15 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (b'"version":1', b'"version":7', "sample format 7; this muco reads 1 and 2. Prepare the data anew."),
+        (b'"version":1', b'"version":7', "sample format 7; this muco reads 1 and 2. Prepare the data again."),
         (b'{"dataset"', b'["dataset"', "not a sample: "),
-        (b'"plain"', b"1234567", "not a sample: 1234567 stands where text belongs"),
+        (b'"plain"', b"1234567", "not a sample: 1234567 instead of text"),
         (b'"thing 3"', b"[[[[[]]]]", "not a sample: "),
         (b'"target"', b'"tarjet"', "'target' is missing from the sample"),
         (b'["0.png"]', b'["1.png"]', "'1.png' is missing from the sample"),
         (b"what is in picture", b"what is in \xff\xff\xff\xff\xff\xff\xff", "not a sample: "),
-        (b"000000003.json", b"000000003.jsan", "no tar entries where the index says"),
-        (b"000000003.0.png", b"000000004.0.png", "lies: its checksum is wrong"),
+        (b"000000003.json", b"000000003.jsan", "no tar entries where the index has"),
+        (b"000000003.0.png", b"000000004.0.png", "'000000003': its checksum is wrong"),
     ],
 )  # fmt: skip
 def test_a_sample_that_is_broken_is_told_and_the_others_are_read(folder, old, new, told):

@@ -20,7 +20,7 @@ from muco.core import Content, DataError, EncodedImage, MucoError, Pair, RecipeE
 from muco.data.shards.check import check_shards
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.statistics import spread_over, summarize
-from muco.data.shards.storage import RemotePlace
+from muco.data.shards.storage import RemoteStorage
 from muco.data.shards.webdataset import index_folder
 from muco.io.columns import PairColumns
 from muco.report.samples import write_page
@@ -90,7 +90,7 @@ def test_long_names_are_indexed_from_their_extended_headers(tmp_path):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"a.jpg": b"", "b.jpg": b"", "a.txt": b""}, "the files of 'a' do not stand in a row"),
+        ({"a.jpg": b"", "b.jpg": b"", "a.txt": b""}, "the files of 'a' are not consecutive"),
         ({"a.jpg": b"", "a.JPG": b""}, "two files of 'a' end in 'jpg'"),
         ({}, "the tars hold no sample"),
     ],
@@ -122,7 +122,7 @@ def test_tars_that_cannot_be_read_are_told(tmp_path):
     with pytest.raises(DataError, match=r"no \*\.tar in it"):
         index_folder(tmp_path, quiet)
     path.write_bytes(whole)
-    with pytest.raises(DataError, match=r"`muco data index .*` gives tars of another tool one"):
+    with pytest.raises(DataError, match=r"`muco data index .*` makes one for tars of another tool"):
         ShardReader(folder, columns=CAPTIONS)
     index_folder(folder, quiet)
     with pytest.raises(DataError, match="need `columns` in the recipe"):
@@ -170,7 +170,7 @@ def test_an_index_of_something_else_is_told(shards, tmp_path, change):
 def test_a_url_in_a_record_is_no_image(tmp_path):
     write_tar(tmp_path / "a.tar", {"a.json": b'{"url": "https://example.org/a.jpg"}', "a.txt": b"t"})
     index_folder(tmp_path, quiet)
-    with pytest.raises(DataError, match="a str stands where an image belongs: name the member with it"):
+    with pytest.raises(DataError, match="a str instead of an image: name the member that holds the image"):
         ShardReader(tmp_path, columns=PairColumns(query_image="json.url", target_text="txt"))[0]
 
 
@@ -222,7 +222,7 @@ def test_what_changed_at_the_url_is_fetched_anew_and_what_is_wrong_refused(remot
     system.pipe_file("/remote/shard-000000.tar", b"\0" * (other / "shard-000000.tar").stat().st_size)
     for path in cached(tmp_path):
         path.unlink()
-    with pytest.raises(DataError, match="is not what its index says, by its checksum"):
+    with pytest.raises(DataError, match="does not have the checksum in its index"):
         ShardReader(remote)[0]
     assert cached(tmp_path) == []
 
@@ -231,7 +231,7 @@ def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, t
     killed = (
         "import os, sys; from pathlib import Path; from muco.data.shards.reader import ShardReader\n"
         "reader = ShardReader(sys.argv[1])\n"
-        "Path.rename = lambda *_: os._exit(9)\n"
+        "os.replace = lambda *_: os._exit(9)\n"
         "reader[0]"
     )
     place = f"local://{shards}"
@@ -244,17 +244,17 @@ def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, t
 
 
 def test_a_line_that_fails_is_tried_again(remote, monkeypatch):
-    import muco.data.shards.storage as place
+    from muco.data.shards import storage
 
-    real, failures = place._file_system, [OSError("reset"), TimeoutError("late")]
+    real, failures = storage._file_system, [OSError("reset"), TimeoutError("late")]
 
     def shaky(url):
         if failures:
             raise failures.pop()
         return real(url)
 
-    monkeypatch.setattr(place, "_file_system", shaky)
-    monkeypatch.setattr(place, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(storage, "_file_system", shaky)
+    monkeypatch.setattr(storage, "_FIRST_WAIT_SECONDS", 0.001)
     assert len(ShardReader(remote)) == 48
     failures += [OSError("reset")] * 9
     with pytest.raises(DataError, match=r"index\.json cannot be read: OSError: reset"):
@@ -273,7 +273,7 @@ def test_no_shards_at_a_url_and_no_such_kind_of_url_are_told(remote):
     with pytest.raises(DataError, match=r"no index\.json there"):
         ShardReader("memory://nowhere")
     with pytest.raises(MucoError, match="Protocol not known: nosuch"):
-        RemotePlace("nosuch://a", 1).index()
+        RemoteStorage("nosuch://a", 1).index()
 
 
 # Checking and showing
@@ -286,13 +286,13 @@ def test_checking_names_what_is_broken(shards, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"thing 1", b"thing \xff").replace(b"picture 2", b"<|image_1"))
     found = check_shards(folder, columns=None, decode=False, progress=quiet)
     assert (found.num_samples, found.num_problems) == (3, 2)
-    assert "is not what its index says, by its checksum" in found.problems[0]
+    assert "does not have the checksum in its index" in found.problems[0]
     assert f"{path}:000000001: not a sample" in found.problems[1]
     assert check_shards(shards, columns=None, decode=True, progress=quiet).problems == []
     done = subprocess.run([*MUCO, "data", "check", str(folder)], capture_output=True, text=True)
     assert (done.returncode, "2 problems" in done.stderr) == (2, True)
     done = subprocess.run([*MUCO, "data", "check", str(shards)], capture_output=True, text=True)
-    assert "fine; 48 samples" in done.stdout, done.stderr
+    assert "no problems; 48 samples" in done.stdout, done.stderr
 
 
 def test_a_page_shows_samples_and_runs_nothing_of_theirs(tmp_path):

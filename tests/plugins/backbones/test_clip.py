@@ -491,7 +491,7 @@ def reader(tmp_path_factory) -> ShardReader:
         images = (picture("red", (56 + 28 * (number % 3), 56)),) if number % 3 else ()
         samples.append(Sample(f"{number}", "ragged", images, pairs))
     folder = tmp_path_factory.mktemp("ragged")
-    write_shards(samples, folder, about={})
+    write_shards(samples, folder, metadata={})
     return ShardReader(folder)
 
 

@@ -278,7 +278,7 @@ def reader(tmp_path_factory):
         )
         samples.append(Sample(f"{number}", "ragged", images, pairs))
     folder = tmp_path_factory.mktemp("films")
-    write_shards(samples, folder / "shards", about={})
+    write_shards(samples, folder / "shards", metadata={})
     return ShardReader(folder / "shards")
 
 

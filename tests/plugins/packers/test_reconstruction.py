@@ -217,7 +217,7 @@ def test_training_on_a_batch_lowers_its_loss(encoder, tmp_path, forms):
         Sample(f"{n}", "d", (picture(c, (56, 56)),), (Pair("t", (Content(f"what is {n}?"),), Content(c)),))
         for n, c in enumerate(("red", "blue", "green", "black"))
     ]
-    write_shards(samples, tmp_path / "shards", about={})
+    write_shards(samples, tmp_path / "shards", metadata={})
     batches = StepBatches(
         readers={"d": ShardReader(tmp_path / "shards")},
         sampler=Mixture(Mixture.Config()),

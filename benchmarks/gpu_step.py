@@ -3,8 +3,8 @@
     python benchmarks/gpu_step.py                 # on a GPU; on a CPU a small model stands in
     python benchmarks/gpu_step.py --images 64 --chunk-tokens 32768
 
-LoRA of rank 64 on the language model, a frozen vision tower, bfloat16 weights, cached gradients. The answer
-is a table; `--json FILE` keeps it with versions, device and command.
+LoRA of rank 64 on the language model, a frozen vision tower, bfloat16 weights, cached gradients. Prints a
+table; `--json FILE` writes it with versions, device and command.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class Figures:
     tokens_per_second: float
     padding_share: float
     tflops: float
-    """A second, of the matrix products that the step needs."""
+    """Of the matrix products that the step needs, a second."""
     utilisation: float
-    """Of `PEAK_TFLOPS`."""
+    """`tflops` divided by `PEAK_TFLOPS`."""
     peak_gib: float
-    """Beside the weights; on a CPU of tensors."""
+    """Peak memory of a step without the weights."""
 
     def row(self) -> str:
         """Return a line of the table."""
@@ -86,11 +86,11 @@ class Figures:
 
 
 def flops(encoder: TurnEncoder, inputs: StepInputs) -> float:
-    """Return the floating-point operations that a step needs, whatever the way it is computed.
+    """Return the floating-point operations that a step needs, however it is computed.
 
-    Forward, and back to the activations, through the frozen language model: 4 a weight and token; the
-    adapters take 6. The vision tower goes forward alone: 2. Attention takes what its causal pairs of tokens
-    need, by dialogue; a second forward pass of cached gradients is not counted as work.
+    The frozen language model needs a forward pass and a backward pass to the activations: 4 a weight and
+    token. Adapters need 6, the frozen vision tower 2. Attention is counted over the causal pairs of tokens of
+    each dialogue. The second forward pass of cached gradients is not counted.
     """
     backbone: Any = encoder.backbone
     language = backbone.model.language_model
@@ -105,14 +105,14 @@ def flops(encoder: TurnEncoder, inputs: StepInputs) -> float:
     for chunk in (*inputs.queries.chunks, *inputs.targets.chunks):
         total += chunk.num_tokens * (4 * frozen + 6 * adapters) + chunk.num_patches * 2 * tower
         lengths = _lengths(chunk.tensors)
-        # Scores and their use: 2 x 2 a pair of tokens and channel, half of the pairs; back, twice as much.
+        # Scores and weighted sums: 2 x 2 a pair and channel, half of the pairs; backward, twice as much.
         total += sum(length**2 for length in lengths) * 2 * config.hidden_size * config.num_hidden_layers * 3
     return total
 
 
 def _lengths(tensors: dict[str, torch.Tensor]) -> Sequence[int]:
-    if "borders" in tensors:
-        return tensors["borders"].diff().tolist()
+    if "cu_seqlens" in tensors:
+        return tensors["cu_seqlens"].diff().tolist()
     rows, length = tensors["input_ids"].shape
     return [length] * rows
 
@@ -132,7 +132,9 @@ def measure(packer: str, rows: str, args: argparse.Namespace, device: torch.devi
     data = samples(
         args.images, turns=TURNS, side_pixels=side, lengths=[TEXT_TOKENS // 2, TEXT_TOKENS * 3 // 2]
     )
-    step, inputs = step_of(encoder, data, packer=PACKERS[packer], cached=True, chunk_tokens=args.chunk_tokens)
+    step, inputs = step_of(
+        encoder, data, packer=PACKERS[packer], grad_cache=True, chunk_tokens=args.chunk_tokens
+    )
     step()
     peak = peak_bytes(device, step)
     began = time.perf_counter()
@@ -172,19 +174,14 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, a small model"
     print(f"{name}: {args.images} images of {TURNS} turns, chunks of {args.chunk_tokens:,}")
     print("packer       rows      pairs/s   tokens/s  padding  TFLOP/s  of 989    GiB")
-    found = []
+    steps = []
     for packer, rows in product(PACKERS, ("padded", "packed")):
-        each = measure(packer, rows, args, device)
-        found.append(each)
-        print(each.row(), flush=True)
+        figures = measure(packer, rows, args, device)
+        steps.append(asdict(figures))
+        print(figures.row(), flush=True)
     if args.json:
-        told = {
-            "device": name,
-            "versions": versions(),
-            "command": sys.argv,
-            "steps": [asdict(e) for e in found],
-        }
-        args.json.write_text(json.dumps(told, indent=1) + "\n")
+        report = {"device": name, "versions": versions(), "command": sys.argv, "steps": steps}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, in a process of its own; Linux."""
+"""Measure the peak memory of Python code in a process of its own, on Linux."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 
 def resident_mib(before: str, measured: str) -> tuple[float, float]:
-    """Return the peak of resident memory in MiB after `before`, and after `measured` too; both are Python."""
+    """Return the peak resident memory in MiB after the code `before`, and after `measured`."""
     program = "\n".join(
         [
             "import re",
-            # Not ru_maxrss: a child starts with its parent's.
+            # Not ru_maxrss, which a child inherits from its parent.
             "status = lambda: open('/proc/self/status').read()",
             "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status())[1]) / 1024",
             before,

@@ -1,4 +1,4 @@
-"""Training steps on made-up samples, for benchmarks: everything real but the data."""
+"""Training steps on generated samples, for benchmarks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ISOLATED = MultiTurn(MultiTurn.Config(context="isolated", system=""))
 
 
 class Samples(list[Sample]):
-    """Samples in memory, read as shards are."""
+    """Samples in memory with the interface of a `ShardReader`."""
 
     def name(self, index: int) -> str:
         """Return the sample's name."""
@@ -34,7 +34,7 @@ class Samples(list[Sample]):
 
 
 def text(num_tokens: int, *seed: object) -> str:
-    """Return a text of so many bytes, each one token of a tokenizer that learnt nothing."""
+    """Return a text of `num_tokens` bytes; the benchmarks' tokenizer makes a token of each."""
     return "".join(random.Random(str(seed)).choices("abcdefgh", k=num_tokens))
 
 
@@ -46,24 +46,24 @@ def noise(side_pixels: int, seed: int) -> EncodedImage:
 
 
 def samples(number: int, *, turns: int, side_pixels: int, lengths: Sequence[int]) -> Samples:
-    """Return samples of one picture (none where `side_pixels` is 0), their texts' lengths in rotation."""
+    """Return samples of one picture (none if `side_pixels` is 0) whose texts take `lengths` in turn."""
     made = Samples()
-    for place in range(number):
+    for index in range(number):
         pairs = tuple(
             Pair(
                 f"t{turn}",
-                (Content(text(lengths[(place + turn) % len(lengths)], place, turn)),),
-                Content(text(lengths[(place + turn) % len(lengths)], turn, place, "target")),
+                (Content(text(lengths[(index + turn) % len(lengths)], index, turn)),),
+                Content(text(lengths[(index + turn) % len(lengths)], turn, index, "target")),
             )
             for turn in range(turns)
         )
-        images = (noise(side_pixels, place),) if side_pixels else ()
-        made.append(Sample(str(place), "made", images, pairs))
+        images = (noise(side_pixels, index),) if side_pixels else ()
+        made.append(Sample(str(index), "made", images, pairs))
     return made
 
 
 def encoder_of(settings: Mapping[str, Any], random_init: Mapping[str, Any]) -> TurnEncoder:
-    """Return a Qwen2-VL of random weights whose tokens are bytes."""
+    """Return a Qwen2-VL with random weights whose tokens are bytes."""
     torch.manual_seed(0)
     config = {"template": "bare", **settings, "random_init": {"vocab_size": 265, **random_init}}
     backbone = QwenVL.build(QwenVL.Config.model_validate(config), texts=["a"])
@@ -75,12 +75,12 @@ def step_of(
     data: Samples,
     *,
     packer: Packer = ISOLATED,
-    cached: bool = False,
+    grad_cache: bool = False,
     chunk_tokens: int | None = None,
     ranks: Ranks | None = None,
     **stepper: Any,
 ) -> tuple[Callable[[], None], Any]:
-    """Return one step's gradients over all the samples as a function, and its inputs."""
+    """Return a function that computes the gradients of a step over all samples, and the step's inputs."""
     ranks = ranks or Ranks()
     batches = StepBatches(
         readers={"made": cast(ShardReader, data)},
@@ -96,10 +96,10 @@ def step_of(
     inputs = batches[0]
     device = next(encoder.parameters()).device
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
-    go = Stepper(encoder, loss, device, ranks, cached=cached, **stepper)
+    compute_gradients = Stepper(encoder, loss, device, ranks, grad_cache=grad_cache, **stepper)
 
     def step() -> None:
         encoder.zero_grad()
-        go(inputs)
+        compute_gradients(inputs)
 
     return step, inputs

@@ -2,7 +2,7 @@
 
     pytest benchmarks/test_joined_turns.py
 
-Seven questions on each of four pictures of 225 tokens. What is encoded is counted too, and the vectors agree.
+Seven questions on each of four pictures of 225 tokens. Forward passes are counted, vectors compared.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ DECODER = {"hidden_dim": 256, "num_layers": 6, "mlp_dim": 1024, "vision_layers":
 
 @pytest.fixture(scope="module")
 def model() -> TurnEncoder:
-    """Return a model of six layers behind a small vision tower."""
+    """Return a model of six layers with a small vision tower."""
     sizes = {"min_pixels": SIDE_PIXELS**2, "max_pixels": SIDE_PIXELS**2}
     return encoder_of(sizes, {**DECODER, "vision_heads": 2})
 
 
 @pytest.fixture(scope="module")
 def contents() -> list[Content]:
-    images = [noise(SIDE_PIXELS, place) for place in range(NUM_IMAGES)]
+    images = [noise(SIDE_PIXELS, index) for index in range(NUM_IMAGES)]
     return [
-        Content(text(TEXT_TOKENS, place, turn), (image,))
-        for place, image in enumerate(images)
+        Content(text(TEXT_TOKENS, index, turn), (image,))
+        for index, image in enumerate(images)
         for turn in range(NUM_TURNS)
     ]
 
@@ -47,8 +47,8 @@ def test_questions_on_the_same_images(benchmark, model, contents, join_turns, tm
     def encode() -> CachedEmbedder:
         with EmbeddingStore(tmp_path_factory.mktemp("store"), {}, dim=256) as store:
             embedder = CachedEmbedder(model, ISOLATED, store, batch_tokens=4096, join_turns=join_turns)
-            found = embedder.encode(contents).vectors
-            VECTORS[join_turns] = found.block(0, len(found))
+            vectors = embedder.encode(contents).vectors
+            VECTORS[join_turns] = vectors.block(0, len(vectors))
             return embedder
 
     embedder = benchmark.pedantic(encode, rounds=3, warmup_rounds=1)

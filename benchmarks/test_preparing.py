@@ -1,9 +1,9 @@
-"""Memory and pace of `muco data prepare` on a table whose rows all lie in one row group.
+"""Memory and speed of `muco data prepare` on a table with all rows in one row group.
 
     pytest benchmarks/test_preparing.py
 
-100,000 rows in the layout of M3T, with texts as long as its texts are, about 600 MB before compression; the
-images are a hundred distinct ones in a zip archive. The bound is on all processes of the command together.
+100,000 rows in the layout of M3T, with texts as long as M3T's, about 600 MB before compression, and a hundred
+images in a zip archive. The limit is for all processes of the command together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 NUM_ROWS, NUM_IMAGES = 100_000, 100
-MOST_BYTES = 2**30
+MAX_BYTES = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def m3t(tmp_path_factory) -> Path:
     flat = texts.take(pa.array((np.arange(7 * NUM_ROWS) * 31) % 1000))
     answers = pa.ListArray.from_arrays(pa.array(seven.astype(np.int32)), flat)
     two = np.arange(0, 14 * NUM_ROWS + 1, 2)
-    said = texts.take(pa.array((np.arange(14 * NUM_ROWS) * 17) % 1000))
-    wordings = pa.ListArray.from_arrays(pa.array(two.astype(np.int32)), said)
+    wordings = texts.take(pa.array((np.arange(14 * NUM_ROWS) * 17) % 1000))
+    wordings = pa.ListArray.from_arrays(pa.array(two.astype(np.int32)), wordings)
     queries = pa.ListArray.from_arrays(pa.array(seven.astype(np.int32)), wordings)
     table = pa.table(
         {
@@ -60,13 +60,13 @@ def m3t(tmp_path_factory) -> Path:
 
 
 def bytes_of_tree(root: int) -> int:
-    """Return the resident bytes of a process and all below it; shared pages count for each."""
+    """Return the resident bytes of a process and its descendants; shared pages count for each."""
     parents, sizes = {}, {}
-    for place in Path("/proc").glob("[0-9]*"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-            parents[int(place.name)] = int(fields[1])
-            sizes[int(place.name)] = int(fields[21]) * 4096
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)] = int(fields[1])
+            sizes[int(folder.name)] = int(fields[21]) * 4096
         except OSError:
             continue
     tree = {root}
@@ -80,14 +80,14 @@ def test_a_row_group_of_100_000_rows_takes_less_than_a_gibibyte(m3t, tmp_path):
         sys.executable, "-m", "muco", "data", "prepare", "m3t", "--from", str(m3t), "--to",
         str(tmp_path / "shards"), "--workers", "2",
     ]  # fmt: skip
-    began, most = time.perf_counter(), 0
+    start, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
-        most = max(most, bytes_of_tree(process.pid))
+        peak = max(peak, bytes_of_tree(process.pid))
         time.sleep(0.05)
-    told = process.communicate()[0]
-    assert process.returncode == 0, told
-    assert f"{NUM_ROWS:,} samples" in told
-    seconds = time.perf_counter() - began
-    print(f"\n{most / 2**20:.0f} MiB at most in three processes, {NUM_ROWS / seconds:.0f} rows a second")
-    assert most < MOST_BYTES
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert f"{NUM_ROWS:,} samples" in output
+    seconds = time.perf_counter() - start
+    print(f"\npeak of three processes {peak / 2**20:.0f} MiB, {NUM_ROWS / seconds:.0f} rows a second")
+    assert peak < MAX_BYTES

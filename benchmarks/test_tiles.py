@@ -32,12 +32,12 @@ def turns(number: int) -> TurnEmbeddings:
 
 
 def tiled(query: TurnEmbeddings, target: TurnEmbeddings) -> torch.Tensor:
-    """Return the loss as it is shipped."""
+    """Return the shipped loss."""
     return MultiTurnInfoNCE(MultiTurnInfoNCE.Config()).per_turn(query, target).per_turn
 
 
 def dense(query: TurnEmbeddings, target: TurnEmbeddings) -> torch.Tensor:
-    """Return the same with the logits whole."""
+    """Return the same from the full matrix of logits."""
     logits_NM = query.vectors @ target.vectors.T / 0.02
     group_NM = query.group_ids[:, None] == target.group_ids
     negative_N = logits_NM.masked_fill(group_NM, float("-inf")).logsumexp(1)
@@ -49,10 +49,10 @@ def test_both_are_one_loss():
     torch.testing.assert_close(tiled(query, target), dense(query, target), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", [dense, tiled])
-def test_forward_and_backward_of_8192_turns(benchmark, way):
+@pytest.mark.parametrize("loss", [dense, tiled])
+def test_forward_and_backward_of_8192_turns(benchmark, loss):
     query, target = turns(8192), turns(8192)
-    benchmark.pedantic(lambda: way(query, target).sum().backward(), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(lambda: loss(query, target).sum().backward(), rounds=5, warmup_rounds=1)
 
 
 BEFORE = """

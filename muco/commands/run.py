@@ -71,14 +71,14 @@ def run(
 
 @contextmanager
 def _join_ranks(recipe: Recipe) -> Iterator[Ranks]:
-    """Be one of the processes that a launcher started; one that ends takes the others with it."""
+    """Join the processes that a launcher started; where one of them ends, all end with an error."""
+    from muco.distributed.failure import explain_failed_exchange
     from muco.distributed.fsdp import check_launch
-    from muco.distributed.heartbeat import watched
     from muco.distributed.ranks import Ranks
 
     check_launch(recipe)
     ranks = Ranks.join()
-    with watched(ranks):
+    with explain_failed_exchange(ranks):
         yield ranks
 
 
@@ -172,7 +172,7 @@ def _run(
 def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
     from muco.console import progress_bar
     from muco.model.build import build_model, make
-    from muco.model.folder import start_from
+    from muco.model.folder import load_pretrained_pooler
     from muco.training.batches import StepBatches
     from muco.training.build import build_packer, build_sampler, open_data
     from muco.training.checkpoint import Progress, checkpoints, restore
@@ -195,7 +195,7 @@ def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> 
     else:
         progress = Progress()
         model = build_model(recipe, readers)
-        start_from(recipe, model.encoder)
+        load_pretrained_pooler(recipe, model.encoder)
     batches = StepBatches(
         readers=readers,
         sampler=sampler,

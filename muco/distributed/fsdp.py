@@ -1,13 +1,13 @@
-"""Weights in shards (FSDP2): each process keeps its part of them and of the optimizer's state.
+"""Sharded weights (FSDP2): each process keeps a shard of the weights and of the optimizer's state.
 
-For the passes of a step the weights are whole in every process, so no pass waits for another process, however
-many chunks each has; the gradients are summed and split again once, after the last chunk.
+During a step every process holds the full weights, so no pass waits for another process, however many chunks
+each has. After the last chunk the gradients are summed and sharded once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,57 +18,55 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.optim import Optimizer
 
 from muco.config.recipe import Recipe
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import MucoError
 from muco.distributed.ranks import Ranks
-from muco.training.optimizer import Optimizers
 
 
-def sharding_wished() -> bool:
-    """Say whether the launcher asks for shards: `accelerate launch --use_fsdp --fsdp_version 2`.
+def fsdp_requested() -> bool:
+    """Return whether the launcher asks for FSDP: `accelerate launch --use_fsdp --fsdp_version 2`.
 
     Raises:
-        MucoError: it asks for FSDP in a way that muco does not have.
+        MucoError: it asks for FSDP1, or for an option that muco does not support.
     """
     if not _is_set("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise MucoError(
-            "ACCELERATE_USE_FSDP is set: muco shards weights by FSDP2 alone; add --fsdp_version 2"
-        )
+        raise MucoError("ACCELERATE_USE_FSDP is set: muco supports FSDP2 only; add --fsdp_version 2")
     for name in ("FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"):
         if _is_set(name):
-            raise MucoError(f"{name} is set: muco's shards do not have it; launch without it")
+            raise MucoError(f"{name} is set: muco does not support it; launch without it")
     return True
 
 
 def check_launch(recipe: Recipe) -> None:
-    """Raise where the launcher asks for shards and the recipe for what needs whole weights.
+    """Check that the recipe can run as it is launched.
 
     Raises:
-        MucoError: the optimizer is Muon.
+        MucoError: FSDP is requested and the optimizer is Muon, which needs full matrices.
     """
-    if sharding_wished() and recipe.train.optimizer == "muon":
+    if fsdp_requested() and recipe.train.optimizer == "muon":
         raise MucoError(
-            "train.optimizer: muon orthogonalizes whole matrices, and FSDP splits them; take adamw, or "
+            "train.optimizer: muon orthogonalizes full matrices, and FSDP shards them; take adamw, or "
             "launch without FSDP"
         )
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The modules whose weights are in shards, inner ones first; none where every weight is whole."""
+    """The modules whose weights are sharded, inner ones first; empty without FSDP."""
 
     modules: tuple[FSDPModule, ...] = ()
 
     @classmethod
     def of(cls, encoder: TurnEncoder, ranks: Ranks, device: torch.device) -> Shards:
-        """Split what the backbone lets be split; all processes hold the same weights.
+        """Shard the modules that the backbone allows; all processes must hold the same weights.
 
         Raises:
-            MucoError: the backbone names nothing to split.
+            MucoError: the backbone allows none.
         """
         modules = list(encoder.backbone.shardable_modules())
         if not modules:
@@ -82,15 +80,15 @@ class Shards:
             sharded.set_reshard_after_backward(False)
         return cls(tuple(each for each in modules if isinstance(each, FSDPModule)))
 
-    def gather(self) -> None:
-        """Make the weights whole in every process."""
+    def unshard(self) -> None:
+        """Give every process the full weights."""
         for module in self.modules:
             module.unshard()
 
-    def release(self, encoder: nn.Module) -> None:
-        """Split the weights again, each part with the sum of its gradients over the processes.
+    def reshard(self, encoder: nn.Module) -> None:
+        """Shard the weights again; a shard's gradient is the sum over the processes.
 
-        A weight that no process has a gradient for keeps none.
+        Where no process has a gradient, it stays None.
         """
         if not self.modules:
             return
@@ -99,39 +97,40 @@ class Shards:
             weight.grad = None
         for module in self.modules:
             module.reshard()
-        split: dict[str, DTensor] = {}
+        sharded: dict[str, DTensor] = {}
         for name, weight in encoder.named_parameters():
             if not isinstance(weight, DTensor):
                 weight.grad = gradients.pop(name)
             elif weight.requires_grad:
-                split[name] = weight
-        for name in _used_anywhere(gradients, split):
-            weight, mine = split[name], gradients.pop(name)
-            if mine is None:
-                mine = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
-            partial = DTensor.from_local(mine, weight.device_mesh, [Partial("sum")])
+                sharded[name] = weight
+        for name in _with_gradient_anywhere(gradients, sharded):
+            weight, gradient = sharded[name], gradients.pop(name)
+            if gradient is None:
+                gradient = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+            partial = DTensor.from_local(gradient, weight.device_mesh, [Partial("sum")])
             weight.grad = partial.redistribute(placements=weight.placements)
 
     @contextmanager
-    def saved_whole(self, *, keep: bool) -> Iterator[None]:
-        """Let the modules' state dicts hold whole weights, on the host.
+    def full_state_dicts(self, *, keep: bool) -> Iterator[None]:
+        """Within the block, the modules' state dicts hold the full weights, on the host.
 
         Args:
-            keep: whether this process saves them; all processes enter.
+            keep: whether this process saves them. All processes must enter the block.
         """
-        whole: dict[int, Tensor] = {}
-        for weight in dict.fromkeys(weight for module in self.modules for weight in _weights(module)):
+        modules = [module for module in self.modules if isinstance(module, nn.Module)]
+        full_weights: dict[int, Tensor] = {}
+        for weight in dict.fromkeys(weight for module in modules for weight in module.parameters()):
             if isinstance(weight, DTensor):
                 full = weight.full_tensor().detach()
                 if keep:
-                    whole[id(weight)] = full.cpu()
+                    full_weights[id(weight)] = full.cpu()
 
-        def put(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        def replace(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
             for name, weight in module.named_parameters():
-                if id(weight) in whole:
-                    state[prefix + name] = whole[id(weight)]
+                if id(weight) in full_weights:
+                    state[prefix + name] = full_weights[id(weight)]
 
-        hooks = [module.register_state_dict_post_hook(put) for module in self.modules]  # type: ignore[attr-defined]
+        hooks = [module.register_state_dict_post_hook(replace) for module in modules]
         try:
             yield
         finally:
@@ -139,45 +138,42 @@ class Shards:
                 hook.remove()
 
 
-def whole_states(states: Any, *, keep: bool) -> Any:
-    """Return an optimizer's states with whole tensors, on the host, for one process to save.
+def full_states(states: Any, *, keep: bool) -> Any:
+    """Return an optimizer's states with shards replaced by full tensors on the host.
 
     Args:
-        states: of this process; all processes call this.
-        keep: whether this process saves them; where not, shards become None.
+        states: of this process. All processes must call this.
+        keep: whether this process saves them; if not, shards become None.
     """
     if isinstance(states, DTensor):
         full = states.full_tensor()
         return full.cpu() if keep else None
     if isinstance(states, Mapping):
-        return {name: whole_states(each, keep=keep) for name, each in states.items()}
+        return {name: full_states(each, keep=keep) for name, each in states.items()}
     if isinstance(states, list):
-        return [whole_states(each, keep=keep) for each in states]
+        return [full_states(each, keep=keep) for each in states]
     return states
 
 
-def split_states(optimizers: Optimizers, states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the states that `whole_states` gave, split as the weights are."""
-    found = []
-    for (part, _), state in zip(optimizers.parts, states, strict=True):
-        weights = [weight for group in part.param_groups for weight in group["params"]]
-        split = {place: _split_like(weights[place], each) for place, each in state["state"].items()}
-        found.append({**state, "state": split})
-    return found
+def shard_states(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict of full tensors with its tensors sharded as the optimizer's weights are."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    sharded = {index: _shard_like(weights[index], each) for index, each in state["state"].items()}
+    return {**state, "state": sharded}
 
 
 def clip_gradients(weights: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients down to a norm, over whole weights and shards; return what the norm was."""
+    """Scale the gradients, full and sharded, to at most `max_norm`; return their norm before that."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     shards = [each.to_local() for each in gradients if isinstance(each, DTensor)]
     if not shards:
         return nn.utils.clip_grad_norm_(weights, max_norm)
-    whole = [each for each in gradients if not isinstance(each, DTensor)]
+    full = [each for each in gradients if not isinstance(each, DTensor)]
     squares = nn.utils.get_total_norm(shards).square()
     dist.all_reduce(squares)
-    norm = (squares + nn.utils.get_total_norm(whole).to(squares).square()).sqrt()
+    norm = (squares + nn.utils.get_total_norm(full).to(squares).square()).sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for each in whole + shards:
+    for each in full + shards:
         each.mul_(scale.to(each))
     return norm
 
@@ -186,30 +182,27 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
-def _weights(module: FSDPModule) -> Iterable[nn.Parameter]:
-    assert isinstance(module, nn.Module)
-    return module.parameters()
-
-
-def _used_anywhere(gradients: Mapping[str, Tensor | None], split: Mapping[str, DTensor]) -> list[str]:
-    """Return the names of the split weights that any process has a gradient for."""
-    if not split:
+def _with_gradient_anywhere(
+    gradients: Mapping[str, Tensor | None], sharded: Mapping[str, DTensor]
+) -> list[str]:
+    """Return the names of the sharded weights that any process has a gradient for."""
+    if not sharded:
         return []
-    device = next(iter(split.values())).device
-    used = torch.tensor([float(gradients[name] is not None) for name in split], device=device)
-    dist.all_reduce(used)
-    return [name for name, number in zip(split, used.tolist(), strict=True) if number]
+    device = next(iter(sharded.values())).device
+    counts = torch.tensor([float(gradients[name] is not None) for name in sharded], device=device)
+    dist.all_reduce(counts)
+    return [name for name, count in zip(sharded, counts.tolist(), strict=True) if count]
 
 
-def _split_like(weight: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of one weight, its tensors of the weight's shape split as the weight is."""
+def _shard_like(weight: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of one weight; tensors of the weight's shape are sharded as the weight is."""
     if not isinstance(weight, DTensor):
         return dict(state)
-    return {
-        name: distribute_tensor(
-            each.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
-        )
-        if isinstance(each, Tensor) and each.shape == weight.shape
-        else each
-        for name, each in state.items()
-    }
+
+    def shard(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != weight.shape:
+            return value
+        moved = value.to(weight.device)
+        return distribute_tensor(moved, weight.device_mesh, weight.placements, src_data_rank=None)
+
+    return {name: shard(value) for name, value in state.items()}

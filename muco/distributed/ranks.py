@@ -1,4 +1,4 @@
-"""Several processes: what each holds is gathered with gradient, and gradients are summed once a step."""
+"""The processes of a run: gather embeddings with gradient, sum gradients once a step."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from torch.distributed.tensor import DTensor
 from muco.core.errors import MucoError
 from muco.core.turns import TurnEmbeddings, TurnIds
 
-_BUCKET = 1 << 25
-"""Gradients that are summed at once, in numbers."""
-_LONGEST_WAIT = timedelta(hours=12)
-"""For a process that prepares data or writes; the dead are found by their missing beat, not by this."""
+_BUCKET_NUMEL = 1 << 25
+"""Elements of the gradients that are summed in one call."""
+_EXCHANGE_TIMEOUT = timedelta(minutes=10)
+_WAIT_TIMEOUT = timedelta(hours=12)
+"""Of `wait`: another process may be preparing data or writing a checkpoint."""
 _ID_COLUMNS = tuple(field.name for field in fields(TurnIds))
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, and which one this is; alone, no method communicates."""
+    """The processes of a run, and which one this is. With one process, no method communicates."""
 
     rank: int = 0
     world_size: int = 1
+    wait_group: dist.ProcessGroup | None = None
+    """The group of `wait`, whose timeout is long; None is the default group."""
 
     @classmethod
     def join(cls) -> Ranks:
-        """Return this process's rank, in the group that `accelerate launch` or `torchrun` set up.
+        """Join the processes that `accelerate launch` or `torchrun` started.
+
+        An exchange fails when another process ended, or did not answer for 10 minutes.
 
         Raises:
-            MucoError: a launcher's setting that is not supported.
+            MucoError: the launcher asks for DeepSpeed.
         """
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
             raise MucoError(
@@ -46,8 +51,11 @@ class Ranks:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
-        return cls(state.process_index, state.num_processes)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_EXCHANGE_TIMEOUT)
+        # Gloo on GPUs too: it notices at once that a process has ended.
+        wait_group = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
+        assert isinstance(wait_group, dist.ProcessGroup)
+        return cls(state.process_index, state.num_processes, wait_group)
 
     @property
     def is_main(self) -> bool:
@@ -55,12 +63,12 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this, up to 12 hours later."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.wait_group)
 
     def sums(self, values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
-        """Return each value summed over the processes, which all give the same names."""
+        """Return each value summed over the processes; all must pass the same names."""
         if self.world_size == 1:
             return {name: float(value) for name, value in values.items()}
         names = sorted(values)
@@ -70,71 +78,70 @@ class Ranks:
 
     def greatest(self, value: int) -> int:
         """Return the greatest of the processes' values."""
-        found = torch.tensor([value])
-        if self.world_size > 1:
-            found = found.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        if self.world_size == 1:
+            return value
+        greatest = torch.tensor([value], device=_backend_device())
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return int(greatest)
 
     def gather(self, turns: TurnEmbeddings) -> TurnEmbeddings:
-        """Return the turns of all processes, in the order of the ranks, with gradient for every one.
+        """Return the turns of all processes, by rank, with gradient for every turn.
 
-        Processes may hold different numbers of turns, none included; no padding row is returned.
+        Processes may hold different numbers of turns, also none. No padding row is returned.
         """
         if self.world_size == 1:
             return turns
         ids = torch.stack([getattr(turns, name).long() for name in _ID_COLUMNS], dim=1)
         sizes = self._sizes(len(turns), ids.device)
-        columns = _join_rows(_exchange(ids, sizes), sizes).unbind(1)
-        named: dict[str, Any] = dict(zip(_ID_COLUMNS, columns, strict=True))
-        named["is_negative"] = named["is_negative"].bool()
-        return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**named))  # type: ignore[arg-type]
+        columns: dict[str, Any] = dict(zip(_ID_COLUMNS, _all_rows(ids, sizes).unbind(1), strict=True))
+        columns["is_negative"] = columns["is_negative"].bool()
+        return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**columns))  # type: ignore[arg-type]
 
     def join_rows(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes, in the order of the ranks, without gradient, on the CPU."""
+        """Return the rows of all processes, by rank, without gradient, on the CPU."""
         if self.world_size == 1:
             return rows
-        rows = rows.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        sizes = self._sizes(len(rows), rows.device)
-        return _join_rows(_exchange(rows, sizes), sizes).cpu()
+        self.wait()  # their rows may take longer than the timeout of an exchange
+        rows = rows.to(_backend_device())
+        return _all_rows(rows, self._sizes(len(rows), rows.device)).cpu()
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Replace every whole weight's gradient by its sum over the processes, once a step.
+        """Replace the gradient of every weight that is not sharded by its sum over the processes.
 
-        A weight that no process has a gradient for keeps none, as it would in one process.
+        Where no process has a gradient, it stays None, as in a run of one process.
         """
         if self.world_size == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
         for bucket in _buckets(trained):
-            parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
-            used = torch.tensor([float(each.grad is not None) for each in bucket])
-            flat = torch.cat([part.flatten() for part in parts] + [used.to(parts[0])])
+            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
+            has_gradient = torch.tensor([float(each.grad is not None) for each in bucket])
+            flat = torch.cat([each.flatten() for each in gradients] + [has_gradient.to(gradients[0])])
             dist.all_reduce(flat)
-            *summed, used = flat.split([each.numel() for each in bucket] + [len(bucket)])
-            for weight, total, seen in zip(bucket, summed, used.tolist(), strict=True):
-                weight.grad = total.view_as(weight).clone() if seen else None
+            *sums, counts = flat.split([each.numel() for each in bucket] + [len(bucket)])
+            for weight, gradient, count in zip(bucket, sums, counts.tolist(), strict=True):
+                weight.grad = gradient.view_as(weight).clone() if count else None
 
     def share_weights(self, module: nn.Module) -> None:
-        """Give every process the main one's weights and buffers."""
+        """Copy the main process's weights and buffers to every process."""
         if self.world_size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
     def _sizes(self, size: int, device: torch.device) -> list[int]:
-        mine = torch.tensor([size], device=device)
-        found = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(found, mine)
-        return [int(each) for each in found]
+        own = torch.tensor([size], device=device)
+        sizes = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(sizes, own)
+        return [int(each) for each in sizes]
 
 
 class _Gather(torch.autograd.Function):
-    """All rows of all ranks; a row's gradient is the sum over the ranks that used it."""
+    """Return all ranks' rows; a row's gradient is the sum of the gradients that the ranks have for it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int], rank: int) -> Tensor:
         ctx.sizes, ctx.rank = sizes, rank
-        return _join_rows(_exchange(rows, sizes), sizes)
+        return _all_rows(rows, sizes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -143,29 +150,30 @@ class _Gather(torch.autograd.Function):
         return grad.split(ctx.sizes)[ctx.rank], None, None
 
 
-def _exchange(rows: Tensor, sizes: list[int]) -> list[Tensor]:
-    """Return every rank's rows, each padded to the most: collectives want equal shapes."""
+def _all_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Return every rank's rows, exchanged padded to the largest size: collectives need equal shapes."""
     padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    found = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(found, padded)
-    return found
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
 
 
-def _join_rows(found: list[Tensor], sizes: list[int]) -> Tensor:
-    return torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+def _backend_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def _buckets(weights: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Split weights into groups of one dtype and device, up to a size."""
+    """Split weights into groups of one dtype and device, of at most `_BUCKET_NUMEL` elements."""
     buckets: list[list[nn.Parameter]] = []
-    filled = 0
+    numel = 0
+    previous = None
     for weight in weights:
-        last = buckets[-1][0] if buckets else None
-        alike = last is not None and (last.dtype, last.device) == (weight.dtype, weight.device)
-        if not alike or filled + weight.numel() > _BUCKET:
+        kind = (weight.dtype, weight.device)
+        if kind != previous or numel + weight.numel() > _BUCKET_NUMEL:
             buckets.append([])
-            filled = 0
+            numel = 0
         buckets[-1].append(weight)
-        filled += weight.numel()
+        numel += weight.numel()
+        previous = kind
     return buckets

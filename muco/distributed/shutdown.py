@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is heard between two steps."""
+"""Stop after the current step on SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 from muco.core.errors import MucoError
 
 
-class Interrupted(MucoError):  # noqa: N818 - a wish fulfilled, no error
-    """The run was asked to stop, and left a checkpoint."""
+class Interrupted(MucoError):  # noqa: N818 - the user asked for it, so it is no error
+    """The run was asked to stop and has written a checkpoint.
+
+    The exit code is 128 and the signal's number.
+    """
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -19,26 +22,26 @@ class Interrupted(MucoError):  # noqa: N818 - a wish fulfilled, no error
 
 
 class GracefulShutdown:
-    """While entered, notes the first SIGINT or SIGTERM; a second one acts at once."""
+    """Within the block, store the first SIGINT or SIGTERM in `signum`; a second one ends the process."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
+                self._previous[signum] = signal.signal(signum, self._store)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def _note(self, signum: int, _frame: FrameType | None) -> None:
+    def _store(self, signum: int, _frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
 
     def _restore(self) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._previous = {}

@@ -71,19 +71,19 @@ def find_model(model: str) -> ModelSource:
     Raises:
         MucoError: it is none of them.
     """
-    from muco.model.folder import ABOUT
+    from muco.model.folder import METADATA_FILE
 
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         recipe = RunFolder(path).recipe() or {}
         folder = RunFolder(path).model
-        if not (folder / ABOUT).is_file():
+        if not (folder / METADATA_FILE).is_file():
             raise MucoError(f"{path}: the run has no model yet; train it first: muco-run {path}/recipe.yaml")
         settings = recipe.get("evaluate") or {}
         if not is_mapping(settings):
             raise MucoError(f"{path / 'recipe.yaml'}: `evaluate` must be a mapping; no run writes it so")
         return ModelSource(_values(folder, str(recipe.get("name")), settings), folder, path)
-    if (path / ABOUT).is_file():
+    if (path / METADATA_FILE).is_file():
         return ModelSource(_values(path, path.resolve().name, {}), path, None)
     if path.exists():
         raise MucoError(
@@ -101,9 +101,9 @@ def find_model(model: str) -> ModelSource:
 
 
 def _values(folder: Path, name: str, evaluate_settings: dict[str, Any]) -> dict[str, Any]:
-    from muco.model.folder import read_about
+    from muco.model.folder import read_metadata
 
-    saved = read_about(folder)
+    saved = read_metadata(folder)
     return {
         "name": name,
         **{part: saved[part] for part in ("packer", "backbone", "pooler")},

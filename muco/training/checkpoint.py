@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, then renamed, so that one that has its name is whole."""
+"""Write and read checkpoints: written under another name, renamed when complete."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from muco.model.folder import load_encoder, save_encoder
 
 @dataclass
 class Progress:
-    """How far a run has come; all that is not a tensor."""
+    """How far a run has come: the part of its state that is not tensors."""
 
     step: int = 0
-    """Updates done."""
+    """Number of updates done."""
     samples_seen: int = 0
     pairs_seen: int = 0
     tokens_seen: int = 0
     unreadable: int = 0
     train_seconds: float = 0.0
     chunk_tokens: int | None = None
-    """What `train.chunk_tokens: auto` came to."""
+    """What `train.chunk_tokens: auto` chose."""
     window: dict[str, float] = field(default_factory=dict)
-    """Sums since the last logged step."""
+    """Sums of the figures of a log line, since the last one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Checkpoint:
     step: int
 
     def progress(self) -> Progress:
-        """Return how far the run had come."""
+        """Return the progress that was saved.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
         try:
             return Progress(**json.loads((self.folder / "progress.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -50,8 +54,8 @@ class Checkpoint:
 
 def checkpoints(run_folder: Path) -> list[Checkpoint]:
     """Return the run's checkpoints, oldest first."""
-    found = (run_folder / "checkpoints").glob("step-[0-9]*")
-    return sorted((Checkpoint(path, int(path.name[5:])) for path in found), key=lambda each: each.step)
+    paths = (run_folder / "checkpoints").glob("step-[0-9]*")
+    return sorted((Checkpoint(path, int(path.name[5:])) for path in paths), key=lambda each: each.step)
 
 
 def save_checkpoint(
@@ -62,15 +66,14 @@ def save_checkpoint(
     Args:
         run_folder: `runs/<name>`.
         recipe: the run's.
-        model: what is trained; its state dicts hold whole weights.
-        optimizers: the optimizers' states, whole.
+        model: what is trained; its state dicts hold full weights.
+        optimizers: the optimizers' states, with full tensors.
         progress: how far the run has come.
 
     Raises:
         MucoError: it cannot be written; the earlier ones stay.
     """
-    parent = run_folder / "checkpoints"
-    folder = parent / f"step-{progress.step:06d}"
+    folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
         with atomic_folder(folder, replace=True) as partial:
             save_encoder(model.encoder, recipe, partial / "model", step=progress.step)
@@ -78,11 +81,11 @@ def save_checkpoint(
             torch.save(state, partial / "training.pt")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
     except Exception as error:
-        kept = checkpoints(run_folder)
-        rest = f"The last good one is {kept[-1].folder}" if kept else "There is none yet"
+        earlier = checkpoints(run_folder)
+        last = f"The last complete one is {earlier[-1].folder}" if earlier else "There is no earlier one"
         raise MucoError(
-            f"the checkpoint of step {progress.step} cannot be written to {parent}: {error}\n"
-            f"{rest}. Make room and go on with --resume."
+            f"the checkpoint of step {progress.step} cannot be written to {folder.parent}: {error}\n"
+            f"{last}. Free some disk space, then continue with --resume."
         ) from error
     for old in checkpoints(run_folder)[: -recipe.train.keep_checkpoints]:
         remove_folder(old.folder)
@@ -90,13 +93,17 @@ def save_checkpoint(
 
 
 def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, list[dict[str, Any]]]:
-    """Return the model of a checkpoint, and its optimizers' states."""
+    """Return the model of a checkpoint, and its optimizers' states.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
     encoder = load_encoder(recipe, checkpoint.folder / "model")
     try:
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise DataError(
-            f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to go on from the one before."
+            f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to resume from the one before."
         ) from error
     loss.load_state_dict(state["loss"])
     return Model(encoder, loss), state["optimizers"]

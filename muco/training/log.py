@@ -1,4 +1,4 @@
-"""What a run tells while it trains: train.jsonl, TensorBoard, a line or a bar on the terminal."""
+"""The log of training: train.jsonl, TensorBoard, and a bar or lines on the terminal."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ class UnreadableSample:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drop the lines after `step` from a JSONL file: what a killed run wrote beyond its checkpoint."""
+    """Remove the lines after `step` from a JSONL file: a killed run may have logged past its checkpoint."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # the last line of a run that was killed as it wrote
+                lines.append(line + "\n")
+        except (ValueError, KeyError):  # the run was killed while it wrote this line
             break
-    write_text(path, "".join(kept))
+    write_text(path, "".join(lines))
 
 
 class NoLog:
-    """The log of a process that leaves logging to the main one."""
+    """The log of every process but the main one: nothing is logged."""
 
     def __enter__(self) -> NoLog:
         return self
@@ -85,7 +85,7 @@ class NoLog:
 
 
 class TrainLog:
-    """Opened for one stretch of training; a line is on disk before the next step begins."""
+    """The log of the main process, from step `start` on. A line is on disk before the next step begins."""
 
     def __init__(self, run_folder: Path, *, start: int, num_steps: int, console: Console) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -116,7 +116,7 @@ class TrainLog:
         self._board.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar to a step."""
         self._bar.update(self._task, completed=step)
 
     def write(self, line: LoggedStep) -> None:

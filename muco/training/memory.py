@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak, on any device."""
+"""Measure the peak memory of a function, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
-    """Return the most bytes of tensors that `work` holds at once, beside those that were there before.
+    """Return the peak bytes of the tensors that `work` allocates.
 
-    On CUDA as the allocator counts them, elsewhere by the tensors that operations return.
+    On CUDA the allocator counts them, elsewhere the storages that operations return are counted.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -25,49 +25,45 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _Watch() as watch:
+    with _StorageCounter() as counter:
         work()
-    return watch.peak
+    return counter.peak
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return how much memory new tensors may take on a device."""
+    """Return the bytes that new tensors may take on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
 
 
-class _Watch(TorchDispatchMode):
-    """Counts the storages that operations make, until they are freed."""
+class _StorageCounter(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
-        self._known: set[int] = set()
+        self.current = self.peak = 0
+        self._counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the operation; what it takes and has not made itself was there before."""
+        """Call the operation. A storage that is first seen as an argument existed before and counts as 0."""
         kwargs = kwargs or {}
-        for storage in _storages((args, kwargs)):
-            self._note(storage, 0)
-        made = func(*args, **kwargs)
-        for storage in _storages(made):
-            self._note(storage, storage.nbytes())
-        return made
+        self._add((args, kwargs), existed=True)
+        results = func(*args, **kwargs)
+        self._add(results, existed=False)
+        return results
 
-    def _note(self, storage: torch.UntypedStorage, size: int) -> None:
-        if id(storage) in self._known:
-            return
-        self._known.add(id(storage))
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._forget, id(storage), size)
+    def _add(self, values: object, *, existed: bool) -> None:
+        storages = [each.untyped_storage() for each in tree_leaves(values) if isinstance(each, Tensor)]
+        for storage in storages:
+            if id(storage) not in self._counted:
+                size = 0 if existed else storage.nbytes()
+                self._counted.add(id(storage))
+                self.current += size
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._remove, id(storage), size)
 
-    def _forget(self, known: int, size: int) -> None:
-        self._known.discard(known)
-        self.held -= size
-
-
-def _storages(values: object) -> list[torch.UntypedStorage]:
-    return [each.untyped_storage() for each in tree_leaves(values) if isinstance(each, Tensor)]
+    def _remove(self, storage_id: int, size: int) -> None:
+        self._counted.discard(storage_id)
+        self.current -= size

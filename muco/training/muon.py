@@ -1,4 +1,4 @@
-"""Muon in the precision of the weights, so that steps which differ in the last bits stay together."""
+"""Muon in the precision of the weights: with bfloat16, runs that differ in the last bits drift apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Muon
 
 
 class PreciseMuon(Muon):
-    """torch's Muon, which orthogonalizes in bfloat16 whatever the weights are, without that rounding.
+    """`torch.optim.Muon`, but orthogonalizing in the dtype of the weights, not in bfloat16.
 
     States and settings are those of `torch.optim.Muon`.
 
@@ -21,7 +21,7 @@ class PreciseMuon(Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Apply the gradients."""
+        """Update the weights by their gradients."""
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
@@ -33,25 +33,25 @@ class PreciseMuon(Muon):
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"]
-        average.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-        turned = orthogonalized(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        momentum = state["momentum_buffer"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        update = orthogonalized(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rows, columns = weight.shape
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(turned, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        weight.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
 def orthogonalized(
     matrix: Tensor, coefficients: tuple[float, float, float], num_rounds: int, eps: float
 ) -> Tensor:
-    """Return a matrix of about the same singular vectors whose singular values are near 1.
+    """Return a matrix with about the same singular vectors and singular values near 1.
 
     Args:
-        matrix: [rows, columns], float32 or finer.
-        coefficients: of Newton-Schulz's odd quintic.
-        num_rounds: of it.
-        eps: least norm to divide by.
+        matrix: [rows, columns], float32 or float64.
+        coefficients: of the Newton-Schulz iteration, an odd polynomial of degree five.
+        num_rounds: iterations.
+        eps: the smallest norm to divide by.
     """
     a, b, c = coefficients
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -1,4 +1,4 @@
-"""AdamW, or Muon beside it, and their schedule."""
+"""The optimizers of a run, AdamW or Muon with AdamW, and the schedule of their learning rates."""
 
 from __future__ import annotations
 
@@ -11,46 +11,53 @@ from torch.optim import AdamW, Optimizer
 
 from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
+from muco.distributed.fsdp import full_states, shard_states
 from muco.training.muon import PreciseMuon
 
 
 @dataclass(frozen=True)
 class Optimizers:
-    """One or two optimizers that step together, each with the peak of its learning rate."""
+    """One or two optimizers that step together."""
 
     settings: TrainSettings
     parts: tuple[tuple[Optimizer, float], ...]
+    """Each optimizer with its peak learning rate."""
 
     def weights(self) -> list[nn.Parameter]:
-        """Return every weight that is trained."""
-        return [weight for part, _ in self.parts for group in part.param_groups for weight in group["params"]]
+        """Return the trained weights."""
+        groups = [group for optimizer, _ in self.parts for group in optimizer.param_groups]
+        return [weight for group in groups for weight in group["params"]]
 
     def state_bytes(self) -> int:
-        """Return what the optimizers keep once they have stepped: two numbers a weight, Muon one."""
+        """Return the bytes of the optimizers' states after a step: two numbers a weight, with Muon one."""
         return sum(
-            (1 if isinstance(part, PreciseMuon) else 2) * weight.nbytes
-            for part, _ in self.parts
-            for group in part.param_groups
+            (1 if isinstance(optimizer, PreciseMuon) else 2) * weight.nbytes
+            for optimizer, _ in self.parts
+            for group in optimizer.param_groups
             for weight in group["params"]
         )
 
     def step(self, step: int) -> None:
         """Apply the gradients as update `step`, counted from 0, and clear them."""
         share = learning_rate_share(self.settings, step)
-        for part, peak in self.parts:
-            for group in part.param_groups:
+        for optimizer, peak in self.parts:
+            for group in optimizer.param_groups:
                 group["lr"] = peak * share
-            part.step()
-            part.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Return the state of each, in order."""
-        return [part.state_dict() for part, _ in self.parts]
+    def state_dict(self, *, keep: bool) -> list[dict[str, Any]]:
+        """Return the state of each optimizer, with full tensors also under FSDP.
+
+        Args:
+            keep: whether this process saves them. All processes must call this.
+        """
+        return [full_states(optimizer.state_dict(), keep=keep) for optimizer, _ in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Take up the states that `state_dict` gave."""
-        for (part, _), state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+        """Load the states that `state_dict` returned."""
+        for (optimizer, _), state in zip(self.parts, states, strict=True):
+            optimizer.load_state_dict(shard_states(optimizer, state))
 
 
 def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
@@ -59,8 +66,8 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
     AdamW decays matrices and convolutions, not biases, norms and embeddings; Muon decays nothing.
 
     References:
-        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": momentum of
-        matrices, orthogonalized by five Newton-Schulz steps; everything else by AdamW.
+        Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": linear layers are
+        updated by their orthogonalized momentum, all other weights by AdamW.
 
     Raises:
         MucoError: no weight is trainable.
@@ -83,18 +90,18 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
 
 
 def learning_rate_share(settings: TrainSettings, step: int) -> float:
-    """Return the share of its peak that the learning rate of update `step` has, counted from 0."""
+    """Return the learning rate of update `step`, counted from 0, divided by its peak."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return 1.0
-    rest = max(1, settings.num_steps - settings.warmup_steps)
-    done = min(1.0, (step - settings.warmup_steps) / rest)
-    return 0.5 * (1 + math.cos(math.pi * done))
+    num_decay_steps = max(1, settings.num_steps - settings.warmup_steps)
+    progress = min(1.0, (step - settings.warmup_steps) / num_decay_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _split(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Return the weights of linear maps, other matrices but embeddings, and the rest."""
+    """Return the matrices of linear layers; convolutions and other matrices; embeddings, norms and biases."""
     kinds: dict[int, type[nn.Module]] = {
         id(weight): type(module)
         for module in modules.modules()
@@ -114,10 +121,10 @@ def _split(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], 
     return linear, matrices, rest
 
 
-def _adamw(decayed: list[nn.Parameter], plain: list[nn.Parameter], settings: TrainSettings) -> AdamW:
+def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], settings: TrainSettings) -> AdamW:
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0},
     ]
     return AdamW(
         [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas

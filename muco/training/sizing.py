@@ -1,4 +1,4 @@
-"""The arithmetic of a step before the first one: what is in it, and what memory it will take."""
+"""Before the first step: describe its batch, predict its memory, choose `train.chunk_tokens: auto`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from muco.training.batches import SideInputs, StepBatches, StepInputs
 from muco.training.memory import available_bytes, peak_bytes
 from muco.training.step import Stepper
 
-_SHARE = 0.8
-"""Of the memory that is there, what `chunk_tokens: auto` plans to use."""
-_ROUND = 256
-"""It takes multiples of so many tokens."""
+_MEMORY_SHARE = 0.8
+"""The share of the free memory that `chunk_tokens: auto` uses."""
+_MULTIPLE = 256
+"""`chunk_tokens: auto` takes multiples of this."""
 
 
 @dataclass(frozen=True)
 class ChunkMemory:
-    """Bytes that encoding one chunk and going back through it takes: a line in the chunk's size."""
+    """Bytes that a forward and backward pass over one chunk takes, linear in the chunk's size."""
 
     fixed: float
     per_unit: float
-    """A token or patch, whichever the chunk has more of."""
-    kept_per_patch: float
-    """A patch's image features, where they stay on the device between two passes."""
+    """A unit is a token or a patch, whichever the chunk has more of."""
+    image_features_per_patch: float
+    """Held on the device between the two passes of cached gradients."""
 
     def of(self, size: float) -> int:
         """Return the bytes of a chunk of `size` tokens or patches."""
@@ -36,134 +36,135 @@ class ChunkMemory:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What one process's step holds at its peak, in bytes."""
+    """The peak memory of one process's step, in bytes."""
 
     weights: int
-    """Their gradients and the optimizers' states included."""
-    chunks: int
-    """One chunk, or all where gradients are not cached."""
-    kept: int
+    """Weights, gradients and optimizer states."""
+    activations: int
+    """Of one chunk with cached gradients, else of all chunks."""
+    rest: int
     """Embeddings, image features, and on a CPU the batch's pixels."""
 
     def total(self) -> int:
         """Return the sum."""
-        return self.weights + self.chunks + self.kept
+        return self.weights + self.activations + self.rest
 
     def __str__(self) -> str:
-        parts = f"weights and optimizer {_gib(self.weights)}, activations {_gib(self.chunks)}"
-        return f"predicted peak memory {_gib(self.total())}: {parts}, the rest {_gib(self.kept)}"
+        parts = f"weights and optimizer {_gib(self.weights)}, activations {_gib(self.activations)}"
+        return f"predicted peak memory {_gib(self.total())}: {parts}, the rest {_gib(self.rest)}"
 
 
 def size_of(chunk: EncoderInputs) -> int:
-    """Return what a budget bounds: tokens, padding included, or patches, whichever are more."""
+    """Return the size that `chunk_tokens` limits: tokens with padding, or patches if there are more."""
     return max(chunk.num_tokens + chunk.num_padding_tokens, chunk.num_patches)
 
 
-def rehearse(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
-    """Return the memory of chunks, measured on two sizes of a step's batch; no weight changes.
+def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
+    """Measure the memory of a small and a large chunk of a batch. Weights do not change.
 
     Args:
-        stepper: will take the steps.
-        batches: of the run.
-        singles: a step's batch, each dialogue a chunk of its own.
+        stepper: the run's.
+        batches: the run's.
+        singles: a batch in which each dialogue is a chunk of its own.
 
     Returns:
-        None where nothing of the batch can be read.
+        None if no sample of the batch can be read.
     """
     longest = max(map(size_of, _chunks(singles)), default=0)
     if not longest:
         return None
     large = batches.chunked(4 * longest)[singles.step]
     pairs = zip(_sides(singles), _sides(large), strict=True)
-    lines = [_line(stepper, *pair) for pair in pairs if all(side.chunks for side in pair)]
-    return max(lines, key=lambda line: line.of(4 * longest))
+    fits = [_fit(stepper, *pair) for pair in pairs if all(side.chunks for side in pair)]
+    return max(fits, key=lambda fit: fit.of(4 * longest))
 
 
-def choose_budget(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> int:
-    """Return the largest chunk that fits, in tokens or patches.
+def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> int:
+    """Return the largest `chunk_tokens` that fits into the free memory.
 
     Args:
-        stepper: will take the steps.
+        stepper: the run's.
         memory: of its chunks.
-        singles: a step's batch, each dialogue a chunk of its own.
-        state_bytes: what the optimizers keep.
+        singles: a batch in which each dialogue is a chunk of its own.
+        state_bytes: the size of the optimizers' states.
 
     Raises:
-        MucoError: one dialogue alone does not fit.
+        MucoError: the longest dialogue does not fit.
     """
     longest = max(map(size_of, _chunks(singles)))
-    whole = max(sum(map(size_of, side.chunks)) for side in _sides(singles))
-    held = predict(stepper, memory, singles, state_bytes)
+    full_batch = max(sum(map(size_of, side.chunks)) for side in _sides(singles))
+    predicted = predict_memory(stepper, memory, singles, state_bytes)
     weights = sum(weight.nbytes for weight in stepper.parameters())
-    room = _SHARE * available_bytes(stepper.device) - (held.total() - held.chunks - weights)
+    other = predicted.total() - predicted.activations - weights
+    room = _MEMORY_SHARE * available_bytes(stepper.device) - other
     if memory.of(longest) > room:
         raise MucoError(
-            f"train.chunk_tokens: the longest dialogue of the first batch, {longest:,} tokens or patches, "
-            f"takes {_gib(memory.of(longest))}, and {_gib(max(room, 0))} are there. Lower "
-            "backbone.max_pixels, freeze more of the backbone, or take a larger device."
+            f"train.chunk_tokens: the longest dialogue of the first batch has {longest:,} tokens or patches. "
+            f"It needs {_gib(memory.of(longest))} of memory, and {_gib(max(room, 0))} are available. Lower "
+            "backbone.max_pixels, freeze more of the backbone, or use a device with more memory."
         )
-    fits = int((room - memory.fixed) / max(memory.per_unit, 1e-9))
-    return max(longest, min(fits // _ROUND, -(-whole // _ROUND)) * _ROUND)
+    largest = int((room - memory.fixed) / max(memory.per_unit, 1e-9))
+    return max(longest, min(largest // _MULTIPLE, -(-full_batch // _MULTIPLE)) * _MULTIPLE)
 
 
-def predict(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> StepMemory:
-    """Return what a step on these inputs will hold."""
+def predict_memory(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> StepMemory:
+    """Return the memory that a step on these inputs will take."""
     chunks = _chunks(inputs)
     sizes = [size_of(chunk) for chunk in chunks]
-    activations = memory.of(max(sizes)) if stepper.cached else memory.of(sum(sizes))
+    activations = memory.of(max(sizes) if stepper.grad_cache else sum(sizes))
     gradients = sum(weight.nbytes for weight in stepper.parameters() if weight.requires_grad)
     weights = sum(weight.nbytes for weight in stepper.parameters())
     vectors = 8 * sum(len(side.ids) for side in _sides(inputs)) * stepper.encoder.pooler.embedding_dim
-    features = memory.kept_per_patch * sum(chunk.num_patches for chunk in chunks)
-    on_host = stepper.device.type == "cpu"
-    pixels = sum(each.nbytes for chunk in chunks for each in chunk.tensors.values()) if on_host else 0
+    features = memory.image_features_per_patch * sum(chunk.num_patches for chunk in chunks)
+    on_cpu = stepper.device.type == "cpu"
+    pixels = sum(each.nbytes for chunk in chunks for each in chunk.tensors.values()) if on_cpu else 0
     return StepMemory(weights + gradients + state_bytes, activations, int(vectors + features + pixels))
 
 
-def describe(inputs: StepInputs, stepper: Stepper, ranks: Ranks) -> list[str]:
-    """Return the batch's arithmetic in words; every process calls this, as numbers are summed over them."""
+def describe_step(inputs: StepInputs, stepper: Stepper, ranks: Ranks) -> list[str]:
+    """Return lines that describe a step's batch. All processes must call this: it sums over them."""
     queries, targets = _sides(inputs)
-    mine = {
+    counts = {
         "samples": len(inputs.samples),
         "pairs": len(queries.ids),
         "targets": len(targets.ids),
-        "own": _own_targets(queries, targets),
+        "positives": _count_same_sample(queries, targets),
     }
-    found = ranks.sums(mine, stepper.device)
-    negatives = found["targets"] - found["own"] / max(found["pairs"], 1)
+    total = ranks.sums(counts, stepper.device)
+    negatives = total["targets"] - total["positives"] / max(total["pairs"], 1)
     processes = f", over {ranks.world_size} processes" if ranks.world_size > 1 else ""
     chunks = _chunks(inputs)
     largest = max(map(size_of, chunks), default=0)
     tokens = sum(chunk.num_tokens for chunk in chunks)
     padding = sum(chunk.num_padding_tokens for chunk in chunks)
-    passes = "each encoded twice" if stepper.cached else "activations kept for all"
+    passes = "each encoded twice" if stepper.grad_cache else "activations kept for all"
     return [
-        f"a step: {found['samples']:,.0f} samples, {found['pairs']:,.0f} pairs, "
+        f"a step: {total['samples']:,.0f} samples, {total['pairs']:,.0f} pairs, "
         f"{negatives:,.0f} negatives a query{processes}",
         f"{len(chunks)} chunks{' here' if processes else ''}, the largest of {largest:,} tokens or patches, "
         f"{passes}; {tokens:,} tokens, {padding / max(tokens + padding, 1):.0%} padding",
     ]
 
 
-def _own_targets(queries: SideInputs, targets: SideInputs) -> int:
-    """Return how many pairs of a query and a target are of one sample, the target being no negative."""
-    of_sample = Counter(targets.ids.sample_ids[~targets.ids.is_negative].tolist())
-    return sum(of_sample[sample] for sample in queries.ids.sample_ids.tolist())
+def _count_same_sample(queries: SideInputs, targets: SideInputs) -> int:
+    """Count the pairs of a query and a target of one sample, without hard negatives."""
+    num_targets = Counter(targets.ids.sample_ids[~targets.ids.is_negative].tolist())
+    return sum(num_targets[sample] for sample in queries.ids.sample_ids.tolist())
 
 
-def _line(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
-    """Return the line through the largest chunk of each."""
-    points = []
-    kept = 0
+def _fit(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
+    """Fit a line to the memory of the largest chunk of each."""
+    sizes, peaks = [], []
+    feature_bytes = 0
     for chunk in (max(side.chunks, key=size_of) for side in (small, large)):
-        kept = stepper.rehearse(chunk)
-        points.append((size_of(chunk), peak_bytes(stepper.device, lambda c=chunk: stepper.rehearse(c))))
-    (size, least), (greater, most) = points
-    per_patch = kept / max(chunk.num_patches, 1)
-    if greater == size:
-        return ChunkMemory(0, least / size, per_patch)
-    slope = max(most - least, 0) / (greater - size)
-    return ChunkMemory(max(0.0, least - slope * size), slope, per_patch)
+        feature_bytes = stepper.dry_run(chunk)  # and what is allocated once is allocated now
+        sizes.append(size_of(chunk))
+        peaks.append(peak_bytes(stepper.device, lambda c=chunk: stepper.dry_run(c)))
+    per_patch = feature_bytes / max(chunk.num_patches, 1)
+    if sizes[0] == sizes[1]:
+        return ChunkMemory(0, peaks[0] / sizes[0], per_patch)
+    slope = max(peaks[1] - peaks[0], 0) / (sizes[1] - sizes[0])
+    return ChunkMemory(max(0.0, peaks[0] - slope * sizes[0]), slope, per_patch)
 
 
 def _sides(inputs: StepInputs) -> Sequence[SideInputs]:

@@ -1,4 +1,4 @@
-"""One training step's gradients: encode both sides, gather, score, and go back, at once or chunk by chunk."""
+"""Compute the gradients of one training step: encode both sides, gather them, score, run backward."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from muco.training.batches import SideInputs, StepInputs
 
 @dataclass(frozen=True)
 class StepLoss:
-    """What one step's batch came to, over all ranks."""
+    """The loss of a step's batch, over all ranks."""
 
     mean: float
-    """The loss of all query turns, averaged, in nats."""
+    """Averaged over query turns, in nats."""
     num_turns: int
     """Query turns."""
     counts: Mapping[str, float]
+    """What the loss counts, by name."""
     rates: Mapping[str, float]
-    """Numbers of query turns."""
+    """Numbers of query turns that the loss counts, by name; a rate is such a number divided by `num_turns`."""
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """Leaves on every trained weight the gradient of the batch's mean loss."""
+    """Adds the gradient of a batch's mean loss to every trained weight."""
 
     encoder: TurnEncoder
     loss: Loss
@@ -40,115 +41,114 @@ class Stepper:
     ranks: Ranks = field(default_factory=Ranks)
     shards: Shards = field(default_factory=Shards)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    cached: bool = False
-    """Keep the activations of one chunk at a time, and encode every chunk twice."""
+    grad_cache: bool = False
+    """Hold the activations of one chunk at a time and encode every chunk twice."""
     offload_images: bool = False
-    """Keep a frozen vision tower's features on the host between the passes, not on the device."""
+    """Between the two passes, hold a frozen vision tower's features on the host, not on the device."""
 
     def __call__(self, inputs: StepInputs) -> StepLoss:
-        """Add the batch's gradients to the weights; the caller clears them.
+        """Add the batch's gradients to the weights; the caller clears them after the update.
 
         Raises:
             ValueError: a query turn has no positive or no negative.
         """
-        self.shards.gather()
-        done = self._cached(inputs) if self.cached else self._plain(inputs)
-        self.shards.release(self.encoder)
+        self.shards.unshard()
+        loss = self._backward_by_chunk(inputs) if self.grad_cache else self._backward(inputs)
+        self.shards.reshard(self.encoder)
         self.ranks.sum_gradients(self.parameters())
-        return done
+        return loss
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Yield the weights of the encoder and of the loss."""
         yield from self.encoder.parameters()
         yield from self.loss.parameters()
 
-    def rehearse(self, chunk: EncoderInputs) -> int:
-        """Go through one chunk as a step would, for its cost: weights, buffers and gradients stay.
+    def dry_run(self, chunk: EncoderInputs) -> int:
+        """Run a step's passes over one chunk to measure their memory; its gradients are zero.
 
         Returns:
-            The bytes of image features that a cached step would keep of it on the device.
+            The bytes of image features that the step holds on the device for the chunk's second pass.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
         first = self._first_pass(chunk)
-        images = first.images_on(self.device) if self.cached else None
+        images = first.images_on(self.device) if self.grad_cache else None
         vectors = self._encode(chunk, images)
         vectors.backward(torch.zeros_like(vectors))
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        if not self.cached or first.images is None or self.offload_images:
+        for buffer, saved in buffers:
+            buffer.copy_(saved)
+        if not self.grad_cache or first.images is None or self.offload_images:
             return 0
         return sum(tensor.nbytes for tensor in first.images.tensors)
 
-    def _plain(self, inputs: StepInputs) -> StepLoss:
-        sides = [
-            self._joined([self._encode(chunk) for chunk in side.chunks], side)
+    def _backward(self, inputs: StepInputs) -> StepLoss:
+        queries, targets = (
+            self._in_order([self._encode(chunk) for chunk in side.chunks], side)
             for side in (inputs.queries, inputs.targets)
-        ]
-        return self._score(*sides)
+        )
+        return self._score(queries, targets)
 
-    def _cached(self, inputs: StepInputs) -> StepLoss:
-        """The gradient of the embeddings first, then that of the weights, chunk by chunk.
+    def _backward_by_chunk(self, inputs: StepInputs) -> StepLoss:
+        """Compute the gradient of the embeddings first, then that of the weights, one chunk at a time.
 
         References:
             Gao et al. 2021, arXiv:2101.06983: GradCache.
         """
-        firsts, sides = [], []
+        passes, sides = [], []
         for side in (inputs.queries, inputs.targets):
-            passes = [self._first_pass(chunk) for chunk in side.chunks]
-            sides.append(self._joined([each.vectors for each in passes], side))
-            firsts += list(zip(side.chunks, passes, strict=True))
-        done = self._score(*sides)
-        for chunk, first in firsts:
+            first_passes = [self._first_pass(chunk) for chunk in side.chunks]
+            sides.append(self._in_order([each.vectors for each in first_passes], side))
+            passes += zip(side.chunks, first_passes, strict=True)
+        loss = self._score(*sides)
+        for chunk, first in passes:
             first.random.restore()
-            again = self._encode(chunk, first.images_on(self.device))
-            again.backward(first.vectors.grad)
-        return done
+            vectors = self._encode(chunk, first.images_on(self.device))
+            vectors.backward(first.vectors.grad)
+        return loss
 
     def _first_pass(self, chunk: EncoderInputs) -> _FirstPass:
-        moved = chunk.to(self.device)
+        chunk = chunk.to(self.device)
         with torch.no_grad():
             images = None
             if not any(weight.requires_grad for weight in self.encoder.backbone.image_parameters()):
                 with self.autocast():
-                    images = self.encoder.backbone.encode_images(moved)
+                    images = self.encoder.backbone.encode_images(chunk)
             random = _RandomState.of(self.device)
-            vectors = self._encode(moved, images)
+            vectors = self._encode(chunk, images)
         if images is not None and self.offload_images:
             images = images.to("cpu")
         return _FirstPass(vectors.requires_grad_(), random, images)
 
     def _encode(self, chunk: EncoderInputs, images: ImageFeatures | None = None) -> Tensor:
-        """Return the chunk's embeddings, float32 or finer."""
+        """Return the embeddings of a chunk's turns, float32 or float64."""
         with self.autocast():
             vectors = self.encoder(chunk.to(self.device), images).vectors
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
-    def _joined(self, parts: list[Tensor], side: SideInputs) -> TurnEmbeddings:
+    def _in_order(self, chunk_vectors: list[Tensor], side: SideInputs) -> TurnEmbeddings:
         """Return the embeddings of a side's N turns, in the packer's order, with gradient."""
-        parts = parts or [self._no_vectors()]
-        vectors = torch.cat(parts)[side.row_index.to(self.device)]
+        vectors = torch.cat(chunk_vectors or [self._empty_vectors()])[side.row_index.to(self.device)]
         return TurnEmbeddings.join(vectors, side.ids.to(self.device))
 
-    def _no_vectors(self) -> Tensor:
-        """Return the embeddings of a rank without samples: it takes part in every exchange all the same."""
+    def _empty_vectors(self) -> Tensor:
+        """Return the embeddings of a rank without samples, which takes part in every exchange too."""
         dtype = torch.promote_types(next(self.encoder.parameters()).dtype, torch.float32)
         dim = self.encoder.pooler.embedding_dim
         return torch.zeros(0, dim, dtype=dtype, device=self.device, requires_grad=True)
 
     def _score(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> StepLoss:
-        """Take the gradient of the mean loss of all ranks' query turns; this rank's part of it."""
+        """Run backward from this rank's part of the mean loss; return the mean over all ranks."""
         num_turns = self.ranks.sums({"turns": len(queries)}, self.device)["turns"]
         terms = self.loss(queries, self.ranks.gather(targets))
         mean = terms.per_turn.sum() / max(num_turns, 1)
         if self.loss.symmetric:
-            mean = (mean + self._exchanged(queries, targets)) / 2
+            mean = (mean + self._mean_with_sides_exchanged(queries, targets)) / 2
         mean.backward()
         sums = self.ranks.sums({**terms.counts, "mean": mean.detach()}, self.device)
         rates = self.ranks.sums(terms.rates, self.device)
         return StepLoss(sums.pop("mean"), int(num_turns), sums, rates)
 
-    def _exchanged(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> Tensor:
-        """Return this rank's part of the mean loss of the target turns against all queries."""
+    def _mean_with_sides_exchanged(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> Tensor:
+        """Return this rank's part of the mean loss of its target turns against all ranks' queries."""
         targets = targets.select(~targets.is_negative)
         num_turns = self.ranks.sums({"turns": len(targets)}, self.device)["turns"]
         return self.loss(targets, self.ranks.gather(queries)).per_turn.sum() / max(num_turns, 1)
@@ -156,10 +156,10 @@ class Stepper:
 
 @dataclass(frozen=True)
 class _FirstPass:
-    """What the first pass over a chunk leaves for the second."""
+    """What the second pass over a chunk needs of the first."""
 
     vectors: Tensor
-    """Its gradient is filled by the loss."""
+    """Leaves of the graph; backward from the loss sets their gradient."""
     random: _RandomState
     images: ImageFeatures | None
 
@@ -169,7 +169,7 @@ class _FirstPass:
 
 @dataclass(frozen=True)
 class _RandomState:
-    """The generators that dropout draws from."""
+    """The state of the generators that dropout draws from."""
 
     cpu: Tensor
     device: torch.device

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader
 from muco.config.recipe import Recipe
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
-from muco.distributed.fsdp import Shards, clip_gradients, sharding_wished, split_states, whole_states
-from muco.distributed.heartbeat import checkpoint_lock
+from muco.distributed.fsdp import Shards, clip_gradients, fsdp_requested
 from muco.distributed.ranks import Ranks
 from muco.distributed.shutdown import GracefulShutdown, Interrupted
 from muco.model.build import Model
@@ -28,7 +27,7 @@ from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Progress, save_checkpoint
 from muco.training.log import UNREADABLE_FILE, LoggedStep, NoLog, TrainLog, UnreadableSample, cut_lines
 from muco.training.optimizer import learning_rate_share, make_optimizers
-from muco.training.sizing import choose_budget, describe, predict, rehearse
+from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
 from muco.training.step import StepLoss, Stepper
 
 _BROKEN_FLOOR = 1000
@@ -62,11 +61,11 @@ class Trainer:
         parts.train().to(accelerator.device)
         self.ranks.share_weights(parts)
         self._shards = Shards()
-        if sharding_wished() and self.ranks.world_size > 1:
+        if fsdp_requested() and self.ranks.world_size > 1:
             self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device)
         self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
-            self._optimizers.load_state_dict(split_states(self._optimizers, self.optimizer_state))
+            self._optimizers.load_state_dict(self.optimizer_state)
         self._stepper = Stepper(
             self.model.encoder,
             self.model.loss,
@@ -74,7 +73,7 @@ class Trainer:
             self.ranks,
             self._shards,
             lambda: accelerator.autocast(),
-            cached=settings.grad_cache,
+            grad_cache=settings.grad_cache,
             offload_images=settings.offload_image_features,
         )
 
@@ -117,23 +116,23 @@ class Trainer:
         stepper = self._stepper
         state_bytes = self._optimizers.state_bytes()
         singles = self.batches.chunked(1)[step] if self.ranks.is_main else None
-        stepper.shards.gather()
-        memory = None if singles is None else rehearse(stepper, self.batches, singles)
+        stepper.shards.unshard()
+        memory = None if singles is None else measure_chunks(stepper, self.batches, singles)
         for weight in stepper.parameters():
             weight.grad = None
-        stepper.shards.release(stepper.encoder)
+        stepper.shards.reshard(stepper.encoder)
         chunk_tokens = self.recipe.train.chunk_tokens
         if chunk_tokens == "auto":
             if singles is not None and memory is not None and self.progress.chunk_tokens is None:
-                self.progress.chunk_tokens = choose_budget(stepper, memory, singles, state_bytes)
+                self.progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
             chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
             self._say(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
         inputs = self.batches[step]
-        for line in describe(inputs, stepper, self.ranks):
+        for line in describe_step(inputs, stepper, self.ranks):
             self._say(line)
         if memory is not None:
-            self._say(str(predict(stepper, memory, inputs, state_bytes)))
+            self._say(str(predict_memory(stepper, memory, inputs, state_bytes)))
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
@@ -256,11 +255,10 @@ class Trainer:
         self.progress.window = {}
 
     def _save(self) -> None:
-        states = whole_states(self._optimizers.state_dict(), keep=self.ranks.is_main)
-        with self._shards.saved_whole(keep=self.ranks.is_main):
+        states = self._optimizers.state_dict(keep=self.ranks.is_main)
+        with self._shards.full_state_dicts(keep=self.ranks.is_main):
             if self.ranks.is_main:
-                with checkpoint_lock:
-                    save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
+                save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
         self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:

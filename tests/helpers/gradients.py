@@ -1,4 +1,4 @@
-"""The gradients of one step, of small models and ragged samples."""
+"""The gradients of one step, with small models and ragged samples."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from muco.training.batches import StepBatches
 from muco.training.step import Stepper
 from tests.helpers.small import SMALL, TEXTS, picture
 
-ALONE, CPU = Ranks(), torch.device("cpu")
-
-
+ONE_PROCESS, CPU = Ranks(), torch.device("cpu")
 LONG = "where is it? " * 6
 
 
@@ -70,7 +68,7 @@ def encoder(*, lora: bool = False, **options: object) -> TurnEncoder:
 
 
 def exact(model: TurnEncoder) -> TurnEncoder:
-    """Let the norms compute in the dtype of the weights: transformers rounds to float32 in any."""
+    """Let the norms compute in the dtype of the weights; in transformers they compute in float32."""
     for norm in model.modules():
         if type(norm).__name__.endswith("RMSNorm"):
             norm.forward = partial(_rms_norm, norm)
@@ -87,13 +85,19 @@ def gradients(
     *,
     cached: bool,
     budget: int | None,
-    context: str,
+    context: str = "isolated",
     dtype: torch.dtype | None = torch.float64,
-    ranks=ALONE,
-    num_samples=7,
-    sharded=False,
+    ranks: Ranks = ONE_PROCESS,
+    num_samples: int = 7,
+    sharded: bool = False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    model = exact(copy.deepcopy(model).to(dtype))  # None leaves every weight in its own
+    """Return the loss and the gradients of a step by the names of the weights.
+
+    Args:
+        model: it is copied.
+        dtype: of the copy's weights; None leaves each weight's dtype.
+    """
+    model = exact(copy.deepcopy(model).to(dtype))
     shards = Shards.of(model, ranks, CPU) if sharded else Shards()
     assert sharded == any(isinstance(weight, DTensor) for weight in model.parameters())
     packer = MultiTurn(MultiTurn.Config(context=context, order="per_sample", system=""))
@@ -110,13 +114,13 @@ def gradients(
     )
     torch.manual_seed(7)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
-    done = Stepper(model, loss, CPU, ranks, shards, cached=cached)(batches[0])
-    found = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
-    return done.mean, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}
+    step_loss = Stepper(model, loss, CPU, ranks, shards, grad_cache=cached)(batches[0])
+    by_name = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    return step_loss.mean, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in by_name.items()}
 
 
-def same(found, expected, tolerance):
-    assert found[0] == pytest.approx(expected[0], abs=tolerance)
-    assert found[1].keys() == expected[1].keys()
+def same(actual, expected, tolerance):
+    assert actual[0] == pytest.approx(expected[0], abs=tolerance)
+    assert actual[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=tolerance, msg=name)
+        torch.testing.assert_close(actual[1][name], gradient, rtol=0, atol=tolerance, msg=name)

@@ -28,6 +28,7 @@ _PRELOAD = [
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
     "tensorboard.summary.writer.event_file_writer",
+    "tests.helpers.gradients",
     "tests.helpers.processes",
     "muco.commands.main",
     "muco.commands.run",
@@ -38,7 +39,7 @@ _PRELOAD = [
 
 
 @cache
-def _server() -> Any:
+def fork_server() -> Any:
     """Return the context whose server is started by the first process of this test session."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -59,7 +60,7 @@ class Forked:
     ) -> None:
         self._output = Path(mkdtemp(prefix="muco-output-"))
         options = (dict(env or os.environ), self._output, start_new_session, max_file_bytes)
-        self._process = _server().Process(target=_muco, args=(folder, list(arguments), *options))
+        self._process = fork_server().Process(target=_muco, args=(folder, list(arguments), *options))
         self._process.start()
         self.pid: int = self._process.pid
         while start_new_session and self.poll() is None and os.getpgid(self.pid) != self.pid:

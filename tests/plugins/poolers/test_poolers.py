@@ -6,7 +6,7 @@ import torch
 from muco.config.load import load_recipe
 from muco.core import Content, TurnIds, TurnKey, TurnSpans, TurnStates
 from muco.model.build import with_pooler
-from muco.model.folder import load_encoder, save_encoder, start_from
+from muco.model.folder import load_encoder, load_pretrained_pooler, save_encoder
 from muco.testing import check_pooler
 from tests.helpers.small import SMALL, TEXTS
 
@@ -96,6 +96,6 @@ def test_a_run_that_starts_from_a_model_folder_has_its_projection(registry, tmp_
     second = with_pooler(recipe, recipe.backbone.cls.build(recipe.backbone.config, texts=()))
     before = second.pooler.project.weight.detach().clone()
     assert not torch.equal(before, first.pooler.project.weight)
-    start_from(recipe, second)
+    load_pretrained_pooler(recipe, second)
     expected = first.pooler.project.weight if is_taken else before
     assert torch.equal(second.pooler.project.weight, expected)

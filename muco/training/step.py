@@ -28,7 +28,7 @@ class StepLoss:
     counts: Mapping[str, float]
     """What the loss counts, by name."""
     rates: Mapping[str, float]
-    """Numbers of query turns that the loss counts, by name; a rate is such a number divided by `num_turns`."""
+    """Numbers of query turns, by name; divided by `num_turns`, they are rates."""
 
 
 @dataclass(frozen=True)

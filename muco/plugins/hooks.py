@@ -42,6 +42,7 @@ def muco_packers() -> Mapping[str, str]:
 def muco_backbones() -> Mapping[str, str]:
     return {
         "clip": "muco.plugins.backbones.clip:Clip",
+        "idefics": "muco.plugins.backbones.idefics:Idefics",
         "llava": "muco.plugins.backbones.llava:Llava",
         "qwen_vl": "muco.plugins.backbones.qwen_vl:QwenVL",
     }

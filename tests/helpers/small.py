@@ -75,6 +75,11 @@ def small_llava(family: str, **options: object) -> dict[str, Any]:
     return {"max_tiles": 3, "random_init": random_init, **options}
 
 
+def small_idefics(**options: object) -> dict[str, Any]:
+    """Return the settings of the smallest Idefics3."""
+    return {"random_init": LLAVA_SIZES, **options}
+
+
 TEXTS = ["what is the colour of the circle?", "a red circle at the top left", "where is it?"] * 4
 
 QUICK = [

@@ -75,6 +75,23 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
+def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
+    """Return the image processor of a checkpoint, with some settings replaced.
+
+    Args:
+        cls: its class in transformers.
+        name: folder or hub name.
+        settings: replaced ones, by transformers' names.
+
+    Raises:
+        MucoError: there is none.
+    """
+    try:
+        return cls.from_pretrained(name, **settings)
+    except OSError as error:
+        raise MucoError(f"backbone.pretrained: {name} has no preprocessor_config.json: {error}") from error
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from muco.core import DataError, Dialogue, MucoError, TurnEncoder
 from muco.core.sample import Content
+from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat_templates import find_template
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.llava.processor import LlavaProcessor
@@ -313,6 +314,7 @@ def test_pieces_of_a_dialogue_become_the_tokens_of_the_whole_text(template, imag
         find_template(template, tokenizer, decoder="llama"),
         build("llava").processor.tiling,
         image_id=tokenizer.convert_tokens_to_ids("<image>"),
+        rows=RowSettings(),
     )
     turns = dialogue_of(["what is the colour?", "where is it?"], ()).turns
     dialogue = Dialogue("Be brief.", tuple(IMAGES[:images]), turns)

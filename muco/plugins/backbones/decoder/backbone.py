@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from muco.core.component import Feature
+from muco.core.turns import EncoderInputs, TurnStates
 from muco.plugins.backbones.checkpoint import Dtype, add_tokens, dtype_of, load_model, load_tokenizer
 from muco.plugins.backbones.decoder.attention import (
     Kernel,
@@ -66,8 +67,10 @@ class DecoderBackbone(AdaptedBackbone):
     """In recipes."""
     families: ClassVar[tuple[str, ...]]
     """The `model_type`s of transformers that it loads."""
+    language_name: ClassVar[str] = "language_model"
+    """Attribute of the transformers model that holds the language model."""
     vision_name: ClassVar[str]
-    """Of the model's vision tower."""
+    """Attribute of the transformers model that holds the vision tower."""
     known_tokens: ClassVar[tuple[str, ...]] = ()
     """Tokens of a tokenizer that become special where they are ordinary additions."""
 
@@ -105,8 +108,8 @@ class DecoderBackbone(AdaptedBackbone):
 
     @classmethod
     @abstractmethod
-    def make_processor(cls, config: Any, model: Any, tokenizer: Any, place: str | Path) -> DecoderProcessor:
-        """Return the processor; `place` holds the image processor of what is not from scratch."""
+    def make_processor(cls, config: Any, model: Any, tokenizer: Any, name: str | Path) -> DecoderProcessor:
+        """Return the processor; `name` is the checkpoint, which has the image processor."""
 
     @classmethod
     def _model(cls, name: str, config: DecoderSettings) -> Any:
@@ -118,10 +121,15 @@ class DecoderBackbone(AdaptedBackbone):
         self.kernel: Kernel = config.attention
         self.causal = config.attention_direction == "causal"
         if config.rows == "packed":
-            attend_within(model.language_model)
+            attend_within(self.language)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.hidden_dim = model.config.get_text_config().hidden_size
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return getattr(self.model, self.language_name)
 
     @property
     def vision(self) -> nn.Module:
@@ -129,11 +137,18 @@ class DecoderBackbone(AdaptedBackbone):
         return getattr(self.model, self.vision_name)
 
     def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
-        towers = (self.model.language_model, *((self.vision,) if settings.vision else ()))
+        towers = (self.language, *((self.vision,) if settings.vision else ()))
         return {tower: linear_layers(tower) for tower in towers}
 
     def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
-        return self.vision.parameters() if config.vision_is_frozen else ()
+        if config.vision_is_frozen:
+            yield from self.vision.parameters()
+            if config.adapter is not None:
+                yield from self.connector_parameters()
+
+    def connector_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the weights between vision tower and language model, frozen with both; none by default."""
+        return ()
 
     def token_rows(self) -> TokenRows:
         return TokenRows(self.model.get_input_embeddings(), (self.processor.emb_id, self.processor.mask_id))
@@ -148,7 +163,7 @@ class DecoderBackbone(AdaptedBackbone):
         return f"attention: {choose_kernel(self.kernel, device, half=half)}"
 
     def shardable_modules(self) -> Iterable[nn.Module]:
-        language: Any = self.model.language_model
+        language = self.language
         adapters = adapter_modules(language)
         # A module's weights are split together, so they need one dtype.
         mixed = len({weight.dtype for weight in language.parameters()}) > 1
@@ -156,6 +171,18 @@ class DecoderBackbone(AdaptedBackbone):
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.vision.parameters()
+
+    def decode(self, inputs: EncoderInputs, embeds_RLH: Tensor, **arguments: Any) -> TurnStates:
+        """Return the language model's last hidden states of embeddings [R, L, H]; `arguments` are its own."""
+        position_ids = inputs.tensors["position_ids"]
+        hidden_RLH = self.language(
+            inputs_embeds=embeds_RLH,
+            position_ids=position_ids if len(position_ids) > 1 else position_ids[0],
+            use_cache=False,
+            **self.attention(inputs.tensors, embeds_RLH.dtype),
+            **arguments,
+        ).last_hidden_state
+        return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
 
     def attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
         """Return the arguments of a decoder's forward that tell its layers who sees whom.

@@ -25,6 +25,8 @@ class Template:
     between: str = ""
     """Between a message's end and the next one's opening."""
     after_image: str = ""
+    gap_before_image: bool = True
+    """Whether `gap` also stands between a message's opening and its first image."""
     needs: tuple[str, ...] = ()
     """Special tokens that the tokenizer must have."""
 
@@ -90,7 +92,7 @@ def pieces_of(dialogue: Dialogue, template: Template) -> Pieces:
         before, after = template.system
         prefix += [Markup(before), UserText(dialogue.system), Markup(after)]
     prefix.append(Markup(template.user[0]))
-    if dialogue.images:
+    if dialogue.images and template.gap_before_image:
         prefix.append(Markup(template.gap))
     for image in dialogue.images:
         prefix += [image, Markup(template.after_image)]
@@ -118,7 +120,7 @@ def _turn(turn: Turn, template: Template, gap: str) -> Iterator[Piece]:
 def _content(message: Message, template: Template, gap: str) -> Iterator[Piece]:
     """Yield the images, then the text with its blanks; the gap joins what it precedes, as a space does."""
     for image in message.content.images:
-        yield from (Markup(gap), image, Markup(template.after_image))
+        yield from (Markup(gap if template.gap_before_image else ""), image, Markup(template.after_image))
         gap = ""
     text, start = message.content.text, 0
     for place in message.blanks:

@@ -15,7 +15,7 @@ from muco.core.backbone import Processor
 from muco.core.dialogue import Dialogue
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.core.video import Visual
-from muco.plugins.backbones.decoder.attention import AttentionDirection, isolates_turns
+from muco.plugins.backbones.decoder.attention import AttentionDirection, RowSettings, isolates_turns
 from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
@@ -31,14 +31,15 @@ class DecoderProcessor(Processor):
         self,
         tokenizer: Any,
         image_processor: Any,
-        *,
-        padded: bool = False,
-        attention_direction: AttentionDirection = "causal",
+        rows: RowSettings,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.padded = padded
-        self.attention_direction: AttentionDirection = attention_direction
+        self.padded = rows.rows == "padded"
+        self.attention_direction: AttentionDirection = rows.attention_direction
+        first = tokenizer("")["input_ids"][:1]
+        self.beginning: tuple[int, ...] = tuple(first) if first == [tokenizer.bos_token_id] else ()
+        """The token that the tokenizer puts before any text, Llama's `<s>`; empty if there is none."""
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
@@ -76,9 +77,6 @@ class DecoderProcessor(Processor):
         channels = pixels.flatten(1).unflatten(1, (len(mean), -1)).float() / 255
         return ((channels - mean) / std).view(pixels.shape)
 
-    def begin(self, sequence: TokenSequence) -> None:
-        """Put what the tokenizer wants before any dialogue; nothing by default."""
-
     def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
         """Append text; where not `special`, special tokens in it are ordinary characters."""
         sequence.put_text(self._ids(text, special))
@@ -86,7 +84,7 @@ class DecoderProcessor(Processor):
     def render(self, dialogue: Dialogue) -> TokenSequence:
         pieces = self.pieces(dialogue)
         sequence = TokenSequence(self.num_axes)
-        self.begin(sequence)
+        sequence.put_text(self.beginning)
         self._put(sequence, pieces.prefix)
         sequence.begin_turns()
         isolated = isolates_turns(self.attention_direction, dialogue)

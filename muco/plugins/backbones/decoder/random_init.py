@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -40,6 +40,41 @@ class DecoderSizes(ComponentConfig):
     """Divides every channel then."""
     vocab_size: PositiveInt = 1024
     """At most this many tokens are learnt from the data."""
+
+    def colors(self) -> dict[str, list[float]]:
+        """Return the colour settings of an image processor of transformers."""
+        return {"image_mean": [self.image_mean] * 3, "image_std": [self.image_std] * 3}
+
+    def text_config(self, model_type: str, tokenizer: Any, *, eos_token: str, **settings: Any) -> Any:
+        """Return the configuration of a transformers language model of this size, with one position axis."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(
+            model_type,
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_dim,
+            intermediate_size=self.mlp_dim,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            max_position_embeddings=4096,
+            # The default of 0.02 is for models of thousands of dimensions. In a small model it leaves every
+            # layer's output near zero, and training starts slowly.
+            initializer_range=self.hidden_dim**-0.5,
+            bos_token_id=None,
+            eos_token_id=tokenizer.convert_tokens_to_ids(eos_token),
+            pad_token_id=tokenizer.pad_token_id,
+            **settings,
+        )
+
+    def tower_config(self) -> dict[str, Any]:
+        """Return settings that the vision towers of CLIP, SigLIP and Idefics3 share."""
+        return {
+            "hidden_size": self.vision_dim,
+            "intermediate_size": 4 * self.vision_dim,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_heads,
+        }
 
     @model_validator(mode="after")
     def _heads_fit(self) -> DecoderSizes:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.attention import has_sliding_windows
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.decoder.chat_templates import TemplateName, find_template
@@ -72,18 +73,17 @@ class Llava(DecoderBackbone):
         return scratch_config(config.random_init, tokenizer, max_tiles=max_tiles), tokenizer
 
     @classmethod
-    def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> LlavaProcessor:
+    def make_processor(cls, config: Config, model: Any, tokenizer: Any, name: str | Path) -> LlavaProcessor:
         _limit_grids(model.config, config.max_tiles)
         return LlavaProcessor(
             tokenizer,
-            _image_processor(config, model.config, place),
+            _image_processor(config, model.config, name),
             find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
             Tiling.of(model.config),
             image_id=model.config.image_token_id,
             video_id=getattr(model.config, "video_token_id", None),
             max_frames=config.max_frames,
-            padded=config.rows == "padded",
-            attention_direction=config.attention_direction,
+            rows=config,
         )
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
@@ -97,13 +97,7 @@ class Llava(DecoderBackbone):
         if features is not None:
             features_TH = self._project(features.tensors[0], tensors)
             embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features_TH)
-        hidden_RLH = self.model.language_model(
-            inputs_embeds=embeds_RLH,
-            position_ids=tensors["position_ids"][0],
-            use_cache=False,
-            **self.attention(tensors, embeds_RLH.dtype),
-        ).last_hidden_state
-        return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
+        return self.decode(inputs, embeds_RLH)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         """Return [pictures, patches, vision size], the input of the projector."""
@@ -121,12 +115,10 @@ class Llava(DecoderBackbone):
         drop_first = self.model.config.vision_feature_select_strategy == "default"
         return ImageFeatures(tensors=(features[:, 1:] if drop_first else features,))
 
-    def frozen(self, config: DecoderSettings) -> Iterable[nn.Parameter]:
-        yield from super().frozen(config)
-        # Adapters leave the projector, and the token that ends a row of patches, frozen too.
-        if config.adapter is not None and config.vision_is_frozen:
-            yield from self.model.multi_modal_projector.parameters()
-            yield from [self.model.image_newline] if hasattr(self.model, "image_newline") else []
+    def connector_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of the projector, and of the token that ends a row of patches."""
+        newline = [self.model.image_newline] if hasattr(self.model, "image_newline") else []
+        return [*self.model.multi_modal_projector.parameters(), *newline]
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """Return the image tokens [T, H]: tiles joined, padding cut off, rows and videos ended by a token."""
@@ -176,7 +168,7 @@ def _limit_grids(config: Any, max_tiles: int | None) -> None:
     config.image_grid_pinpoints = grids
 
 
-def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any:
+def _image_processor(config: Llava.Config, model: Any, name: str | Path) -> Any:
     """Return the family's image processor, from the checkpoint or for `random_init`.
 
     Raises:
@@ -194,14 +186,11 @@ def _image_processor(config: Llava.Config, model: Any, place: str | Path) -> Any
     grids = {} if model.model_type == "llava" else {"image_grid_pinpoints": model.image_grid_pinpoints}
     if config.random_init is not None:
         return cls(**scratch_image_settings(config.random_init), **grids)
-    try:
-        image_processor = cls.from_pretrained(place, **grids)
-    except OSError as error:
-        raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
+    image_processor = load_image_processor(cls, name, **grids)
     side = model.vision_config.image_size
     if _side_pixels(image_processor) != side:
         raise MucoError(
-            f"backbone.pretrained: {place}: the image processor makes pictures of "
+            f"backbone.pretrained: {name}: the image processor makes pictures of "
             f"{_side_pixels(image_processor)} pixels a side, but the vision tower reads {side}"
         )
     return image_processor

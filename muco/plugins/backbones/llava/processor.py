@@ -16,7 +16,7 @@ from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins.backbones.decoder.attention import AttentionDirection
+from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
@@ -42,26 +42,19 @@ class LlavaProcessor(DecoderProcessor):
         image_id: int,
         video_id: int | None = None,
         max_frames: int = 1,
-        padded: bool = False,
-        attention_direction: AttentionDirection = "causal",
+        rows: RowSettings,
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded, attention_direction=attention_direction)
+        super().__init__(tokenizer, image_processor, rows)
         self.template = template
         self.tiling = tiling
         self.image_id = image_id
         self.video_id = video_id
         self.max_frames = max_frames
-        begun = tokenizer("")["input_ids"][:1]
-        self.beginning: tuple[int, ...] = tuple(begun) if begun == [tokenizer.bos_token_id] else ()
-        """What the tokenizer puts before any text: Llama's `<s>`."""
         self.adds_space: bool = tokenizer.tokenize("a")[0].startswith("\u2581")
         self.anchor_tokens = len(tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"])
 
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
-
-    def begin(self, sequence: TokenSequence) -> None:
-        sequence.put_text(self.beginning)
 
     def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
         if not self.adds_space or len(sequence) == len(self.beginning):

@@ -54,27 +54,10 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: i
     """Return the family's configuration for these sizes, this tokenizer and grids of at most `max_tiles`."""
     from transformers import AutoConfig
 
-    image_id, video_id, eos_id, padding_id = tokenizer.convert_tokens_to_ids(
-        [IMAGE, VIDEO, "</s>", "<|endoftext|>"]
-    )
+    image_id, video_id = tokenizer.convert_tokens_to_ids([IMAGE, VIDEO])
     decoder = settings.decoder or _DECODERS[settings.family]
-    text = AutoConfig.for_model(
-        decoder,
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_dim,
-        intermediate_size=settings.mlp_dim,
-        num_hidden_layers=settings.num_layers,
-        num_attention_heads=settings.num_heads,
-        num_key_value_heads=settings.num_kv_heads,
-        max_position_embeddings=4096,
-        # The default of 0.02 is for models of thousands of dimensions; in a small one, activations would be
-        # near zero and training would start slowly.
-        initializer_range=settings.hidden_dim**-0.5,
-        bos_token_id=None,
-        eos_token_id=eos_id,
-        pad_token_id=padding_id,
-        **({"sliding_window": None} if decoder == "mistral" else {}),
-    )
+    sliding = {"sliding_window": None} if decoder == "mistral" else {}
+    text = settings.text_config(decoder, tokenizer, eos_token="</s>", **sliding)
     siglip = settings.family == "llava_onevision"
     extra: dict[str, Any] = {}
     if settings.family != "llava":
@@ -85,10 +68,7 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any, *, max_tiles: i
         extra |= {"video_token_index": video_id, "vision_aspect_ratio": f"anyres_max_{max_tiles}"}
     vision = AutoConfig.for_model(
         "siglip_vision_model" if siglip else "clip_vision_model",
-        hidden_size=settings.vision_dim,
-        intermediate_size=4 * settings.vision_dim,
-        num_hidden_layers=settings.vision_layers,
-        num_attention_heads=settings.vision_heads,
+        **settings.tower_config(),
         image_size=settings.image_size_pixels,
         patch_size=settings.patch_size_pixels,
         **({"vision_use_head": False} if siglip else {}),
@@ -107,8 +87,7 @@ def scratch_image_settings(settings: RandomInitSettings) -> dict[str, Any]:
     """Return the settings of the family's image processor, which resizes whole images to the tower's size."""
     side = settings.image_size_pixels
     common: dict[str, Any] = {
-        "image_mean": [settings.image_mean] * 3,
-        "image_std": [settings.image_std] * 3,
+        **settings.colors(),
         "size": {"height": side, "width": side},
         "do_center_crop": False,
     }

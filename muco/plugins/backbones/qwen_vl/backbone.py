@@ -10,8 +10,8 @@ import torch
 from pydantic import PositiveInt, model_validator
 
 from muco.core.component import Feature
-from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
+from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.decoder.chat import TemplateName
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
@@ -76,15 +76,14 @@ class QwenVL(DecoderBackbone):
         return scratch_config(config.random_init, tokenizer), tokenizer
 
     @classmethod
-    def make_processor(cls, config: Config, model: Any, tokenizer: Any, place: str | Path) -> QwenVLProcessor:
-        images = _image_processor(config, model, place)
+    def make_processor(cls, config: Config, model: Any, tokenizer: Any, name: str | Path) -> QwenVLProcessor:
+        images = _image_processor(config, model, name)
         return QwenVLProcessor(
             tokenizer,
             images,
             config.template,
             _frames(config, model.config),
-            padded=config.rows == "padded",
-            attention_direction=config.attention_direction,
+            rows=config,
         )
 
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
@@ -99,14 +98,7 @@ class QwenVL(DecoderBackbone):
                 is_shown = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
                 is_shown.view(-1)[tensors["image_index"]] = True
                 deep = {"visual_pos_masks": is_shown, "deepstack_visual_embeds": others}
-        hidden_RLH = self.model.language_model(
-            inputs_embeds=embeds_RLH,
-            position_ids=tensors["position_ids"],
-            use_cache=False,
-            **self.attention(tensors, embeds_RLH.dtype),
-            **deep,
-        ).last_hidden_state
-        return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
+        return self.decode(inputs, embeds_RLH, **deep)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
@@ -132,7 +124,7 @@ def _frames(config: QwenVL.Config, model: Any) -> Frames:
     )
 
 
-def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> Any:
+def _image_processor(config: QwenVL.Config, model: Any, name: str | Path) -> Any:
     """Return the processor: colours of the checkpoint or of `random_init`, sizes of the recipe."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -144,12 +136,5 @@ def _image_processor(config: QwenVL.Config, model: Any, place: str | Path) -> An
         "merge_size": vision.spatial_merge_size,
     }
     if config.random_init is not None:
-        colors = {
-            "image_mean": [config.random_init.image_mean] * 3,
-            "image_std": [config.random_init.image_std] * 3,
-        }
-        return Qwen2VLImageProcessorPil(**colors, **settings)
-    try:
-        return Qwen2VLImageProcessorPil.from_pretrained(place, **settings)
-    except OSError as error:
-        raise MucoError(f"backbone.pretrained: {place} has no preprocessor_config.json: {error}") from error
+        return Qwen2VLImageProcessorPil(**config.random_init.colors(), **settings)
+    return load_image_processor(Qwen2VLImageProcessorPil, name, **settings)

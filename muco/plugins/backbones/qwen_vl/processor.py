@@ -13,7 +13,7 @@ from muco.core.dialogue import Dialogue
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
-from muco.plugins.backbones.decoder.attention import AttentionDirection
+from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -40,10 +40,9 @@ class QwenVLProcessor(DecoderProcessor):
         template: TemplateName,
         frames: Frames,
         *,
-        padded: bool = False,
-        attention_direction: AttentionDirection = "causal",
+        rows: RowSettings,
     ) -> None:
-        super().__init__(tokenizer, image_processor, padded=padded, attention_direction=attention_direction)
+        super().__init__(tokenizer, image_processor, rows)
         self.template: TemplateName = template
         self.frames = frames
         self.image_id: int

@@ -100,6 +100,7 @@ def on_ray(maker: Maker, records: Iterator[Any]) -> Iterator[Outcome]:
     except ImportError:
         raise MucoError("--engine ray needs Ray: pip install 'muco[ray]'") from None
 
+    ray.init(ignore_reinit_error=True)
     num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(_Worker)
     pool = ActorPool([actor.remote(maker) for _ in range(num_workers)])

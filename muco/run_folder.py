@@ -17,6 +17,7 @@ import yaml
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from muco.config.recipe import Evaluation, Recipe
+from muco.config.yaml_lines import read_yaml
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
 from muco.io.atomic import write_text
@@ -92,11 +93,11 @@ class RunFolder:
 
     def recipe(self) -> dict[str, Any] | None:
         """Return the resolved recipe of the run in the folder; None where there is none."""
-        return _mapping(self.path / "recipe.yaml", yaml.safe_load)
+        return _yaml_mapping(self.path / "recipe.yaml")
 
     def evaluation(self) -> dict[str, Any] | None:
         """Return what is evaluated in the folder, where its model comes from elsewhere."""
-        return _mapping(self.path / "evaluation.yaml", yaml.safe_load)
+        return _yaml_mapping(self.path / "evaluation.yaml")
 
     def scored_weights(self) -> dict[str, str | None]:
         """Return, by suite, the hash of the weights that its result is of."""
@@ -210,13 +211,17 @@ def validate_record(path: Path, record: type[R], values: Any) -> R:
         ) from None
 
 
+def _yaml_mapping(path: Path) -> dict[str, Any] | None:
+    return _mapping(path, lambda text: read_yaml(f"{path}", text)[0])
+
+
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     """Return what a file of the folder holds; None where it is not there."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise MucoError(f"{path}: cannot be read: {error}") from error
     if not is_mapping(found):
         raise MucoError(f"{path}: must hold a mapping; it is not what a run writes there")

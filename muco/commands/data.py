@@ -259,15 +259,10 @@ def _columns(given: list[str] | None) -> Any:
     """Return the columns of `--column` options; None without any."""
     if not given:
         return None
-    from pydantic import ValidationError
-
-    from muco.data.prepare.from_cli import problems_of
+    from muco.config.load import validate_settings
     from muco.io.columns import PairColumns
 
     for each in given:
         if "=" not in each:
             raise MucoError(f"--column {each}: write PART=COLUMN, for example query_text=txt")
-    try:
-        return PairColumns.model_validate(dict(each.split("=", 1) for each in given))
-    except ValidationError as error:
-        raise MucoError(f"--column:\n{problems_of(error, list(PairColumns.model_fields))}") from None
+    return validate_settings(PairColumns, dict(each.split("=", 1) for each in given), (), title="--column")

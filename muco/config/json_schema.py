@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from muco.config.recipe import Recipe
-from muco.core.component import KINDS
+from muco.core.component import KINDS, ComponentConfig, Kind
 from muco.core.component_ref import is_mapping
 from muco.core.registry import Registry
 
@@ -16,17 +16,23 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for kind in KINDS:
         names = [entry.name for entry in registry.entries(kind)]
-        definitions[kind] = {"oneOf": [{"$ref": f"#/$defs/{kind}.{name}"} for name in names]}
+        options = [{"$ref": f"#/$defs/{kind}.{name}"} for name in names]
         for name in names:
-            config = registry.component(kind, name).Config
-            option = config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
-            for model, definition in option.pop("$defs", {}).items():
-                definitions[f"{kind}.{name}.{model}"] = definition
-            option["title"] = name
-            option["properties"] = {"name": {"const": name}, **option.get("properties", {})}
-            option["required"] = ["name", *option.get("required", [])]
-            definitions[f"{kind}.{name}"] = option
+            definitions |= _definitions(kind, name, registry.component(kind, name).Config)
+        # The name alone stands for a mapping without settings.
+        short = [name for name in names if definitions[f"{kind}.{name}"]["required"] == ["name"]]
+        definitions[kind] = {"oneOf": [{"enum": short}, *options]}
     return _with_refs(schema)
+
+
+def _definitions(kind: Kind, name: str, config: type[ComponentConfig]) -> dict[str, Any]:
+    """Return the schemas of one component's mapping and of the models that its settings use, by name."""
+    option = config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
+    models = {f"{kind}.{name}.{model}": value for model, value in option.pop("$defs", {}).items()}
+    option["title"] = name
+    option["properties"] = {"name": {"const": name}, **option.get("properties", {})}
+    option["required"] = ["name", *option.get("required", [])]
+    return {f"{kind}.{name}": option, **models}
 
 
 def _with_refs(schema: Any) -> Any:

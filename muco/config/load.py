@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from muco.config.overrides import apply_override
 from muco.config.problems import problems_of
 from muco.config.recipe import Evaluation, Recipe
+from muco.config.schema_walk import is_component
 from muco.config.yaml_lines import Lines, parse_yaml
 from muco.core.errors import MucoError, RecipeError, did_you_mean
 from muco.core.registry import Registry, default_registry
@@ -61,14 +62,12 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry 
     except (OSError, UnicodeDecodeError) as error:
         raise MucoError(f"{name}: cannot be read: {error}") from error
     values, lines = parse_yaml(name, text)
-    for override in overrides:
-        apply_override(name, values, lines, override)
-    return _validate(Recipe, values, name, lines, registry)
+    return _validate(Recipe, values, name, lines, overrides, registry)
 
 
 def validate_recipe(values: Mapping[str, Any], *, title: str) -> Recipe:
     """Return the typed recipe; raise RecipeError with all problems. `title` names the recipe in messages."""
-    return _validate(Recipe, values, title, {})
+    return _validate(Recipe, dict(values), title, {})
 
 
 def validate_evaluation(values: dict[str, Any], overrides: Sequence[str] = (), *, title: str) -> Evaluation:
@@ -79,17 +78,35 @@ def validate_evaluation(values: dict[str, Any], overrides: Sequence[str] = (), *
         overrides: `KEY=VALUE` each, as for a recipe.
         title: its name in messages.
     """
-    lines: Lines = {}
-    for override in overrides:
-        apply_override(title, values, lines, override)
-    return _validate(Evaluation, values, title, lines)
+    return _validate(Evaluation, values, title, {}, overrides)
+
+
+def validate_settings(schema: type[S], values: dict[str, Any], overrides: Sequence[str], *, title: str) -> S:
+    """Return the settings of one component; raise RecipeError with all problems.
+
+    Args:
+        schema: its Config.
+        values: its keys. The overrides are written into them.
+        overrides: `KEY=VALUE` each, as for a recipe.
+        title: its name in messages.
+    """
+    return _validate(schema, values, title, {}, overrides)
 
 
 def _validate(
-    schema: type[S], values: Mapping[str, Any], title: str, lines: Lines, registry: Registry | None = None
+    schema: type[S],
+    values: dict[str, Any],
+    title: str,
+    lines: Lines,
+    overrides: Sequence[str] = (),
+    registry: Registry | None = None,
 ) -> S:
     registry = registry or default_registry()
+    for override in overrides:
+        apply_override(
+            title, values, lines, override, lambda path: is_component(path, schema, values, registry)
+        )
     try:
-        return schema.model_validate(dict(values), context={"registry": registry})
+        return schema.model_validate(values, context={"registry": registry})
     except ValidationError as error:
         raise RecipeError(title, problems_of(error, schema, values, lines, registry)) from None

@@ -1,17 +1,22 @@
-"""Apply `--set KEY=VALUE` to the values of a recipe."""
+"""Apply `--set KEY=VALUE` to the values of a recipe or of a component."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard, cast
 
-import yaml
-
-from muco.config.yaml_lines import KeyPath, Lines, dotted
+from muco.config.yaml_lines import KeyPath, Lines, dotted, read_yaml
 from muco.core.component_ref import is_mapping
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, RecipeError
 
 
-def apply_override(title: str, values: dict[str, Any], lines: Lines, override: str) -> None:
+def apply_override(
+    title: str,
+    values: dict[str, Any],
+    lines: Lines,
+    override: str,
+    is_component: Callable[[KeyPath], bool] = lambda path: False,
+) -> None:
     """Set one value in place and drop the lines of what it replaces.
 
     Args:
@@ -19,6 +24,8 @@ def apply_override(title: str, values: dict[str, Any], lines: Lines, override: s
         values: the recipe.
         lines: see `parse_yaml`.
         override: `KEY=VALUE`. The key is dotted, a number in it indexes a list; the value is YAML.
+        is_component: whether the value at a path picks a component. If it is a name alone, it becomes the
+            mapping that the name stands for.
 
     Raises:
         MucoError: the override is malformed, or its key leads into a value without keys.
@@ -27,8 +34,8 @@ def apply_override(title: str, values: dict[str, Any], lines: Lines, override: s
     if not equals or not key:
         raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value, _ = read_yaml("", text)
+    except RecipeError:
         raise MucoError(f"--set {override}: the value is not YAML; quote it") from None
     *parents, last = key.split(".")
     container: Any = values
@@ -36,7 +43,7 @@ def apply_override(title: str, values: dict[str, Any], lines: Lines, override: s
     for part in parents:
         index = _index(container, part)
         path = (*path, index)
-        container = _child(container, index)
+        container = _child(container, index, path, is_component)
         if container is None:
             raise MucoError(f"--set {key}: {dotted(path)} of {title} has no keys")
     index = _index(container, last)
@@ -54,12 +61,14 @@ def _index(container: Any, part: str) -> str | int:
     return int(part) if _is_list(container) and part.isdecimal() else part
 
 
-def _child(container: Any, index: str | int) -> Any:
+def _child(container: Any, index: str | int, path: KeyPath, is_component: Callable[[KeyPath], bool]) -> Any:
     """Return the mapping or list at `index`, a new mapping where nothing is set; None for a plain value."""
     try:
         if is_mapping(container) and container.get(index) is None:
             container[index] = {}
         child: Any = container[index]
+        if isinstance(child, str) and is_component(path):
+            child = container[index] = {"name": child}
     except (KeyError, IndexError, TypeError):
         return None
     return child if is_mapping(child) or _is_list(child) else None

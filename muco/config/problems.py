@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from muco.config.schema_walk import allowed_keys
 from muco.config.yaml_lines import KeyPath, Lines, dotted
-from muco.core.component_ref import ComponentRef, is_mapping, kind_of
+from muco.core.component_ref import is_mapping
 from muco.core.errors import Problem, did_you_mean
 from muco.core.registry import Registry
 
@@ -30,6 +30,22 @@ RENAMED = {
 OWN_ERRORS = ("component", "component_name", "value_error")
 """Types of errors whose messages muco wrote; the others are pydantic's."""
 
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping of keys",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "model_attributes_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "string_type": "text",
+    "tuple_type": "a list, [a, b]",
+}
+"""What a value must be, by pydantic's type of error."""
+
 
 def problems_of(
     error: ValidationError,
@@ -38,7 +54,7 @@ def problems_of(
     lines: Lines,
     registry: Registry,
 ) -> list[Problem]:
-    """Return a problem for each error, in the order of the file.
+    """Return a problem for each value that is wrong, in the order of the file.
 
     Args:
         error: what `schema.model_validate(values)` raised.
@@ -47,32 +63,85 @@ def problems_of(
         lines: the line of each key.
         registry: where component names are looked up.
     """
-    details = error.errors(include_url=False)
-    problems = [_problem(detail, schema, values, lines, registry) for detail in details]
+    by_path: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_path.setdefault(_path_in(values, detail), []).append(detail)
+    problems = [
+        Problem(dotted(path), _message(path, details, schema, values, registry), _line(path, lines))
+        for path, details in by_path.items()
+        if not (details[0]["type"] == "too_short" and _has_wrong_entry(path, by_path))
+    ]
     return sorted(problems, key=lambda problem: problem.line or 0)
 
 
-def _problem(
-    detail: ErrorDetails, schema: type[BaseModel], values: Mapping[str, Any], lines: Lines, registry: Registry
-) -> Problem:
-    path: KeyPath = tuple(detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        allowed = _allowed_keys(path[:-1], schema, values, registry)
-        return Problem(dotted(path), _unknown_key(str(path[-1]), allowed), lines.get(path))
-    if detail["type"] == "component_name":
-        path = (*path, "name")
-    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-    return Problem(dotted(path), _message(detail), line)
+def _path_in(values: Any, detail: ErrorDetails) -> KeyPath:
+    """Return the keys of an error's path, without those that pydantic adds: the members of a union."""
+    path: KeyPath = ()
+    is_missing = detail["type"] == "missing"
+    keys = detail["loc"][:-1] if is_missing else detail["loc"]
+    for key in keys:
+        if is_mapping(values) and key in values:
+            values, path = values[key], (*path, str(key))
+        elif isinstance(values, list) and isinstance(key, int):
+            values, path = values[key], (*path, key)  # pyright: ignore
+    if is_missing and isinstance(detail["loc"][-1], str):
+        return (*path, detail["loc"][-1])
+    return (*path, "name") if detail["type"] == "component_name" else path
 
 
-def _message(detail: ErrorDetails) -> str:
-    if detail["type"] == "missing":
-        return "missing; it has no default"
-    if detail["type"] in OWN_ERRORS:
-        return detail["msg"].removeprefix("Value error, ")
-    value = repr(detail["input"])
-    message = detail["msg"].replace("Input should be", "must be", 1)
-    return f"{message}, not {value if len(value) <= 60 else value[:57] + '...'}"
+def _line(path: KeyPath, lines: Lines) -> int | None:
+    """Return the line of a key, or of the nearest key above it."""
+    ends = range(len(path), 0, -1)
+    return next((lines[path[:end]] for end in ends if path[:end] in lines), None)
+
+
+def _has_wrong_entry(path: KeyPath, by_path: Mapping[KeyPath, Any]) -> bool:
+    """Return whether an entry of a list is wrong itself; pydantic then counts it as not there."""
+    return any(other[: len(path)] == path and len(other) > len(path) for other in by_path)
+
+
+def _message(
+    path: KeyPath,
+    details: list[ErrorDetails],
+    schema: type[BaseModel],
+    values: Mapping[str, Any],
+    registry: Registry,
+) -> str:
+    kind = details[0]["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(str(path[-1]), allowed_keys(path[:-1], schema, values, registry))
+    if kind == "invalid_key" or (kind == "string_type" and details[0]["loc"][-1] == "[key]"):
+        return "a key must be text; write it in quotes"
+    if kind == "missing":
+        is_entry = isinstance(details[0]["loc"][-1], int)
+        return "has too few entries" if is_entry else "missing; it has no default"
+    if kind in OWN_ERRORS:
+        return details[0]["msg"].removeprefix("Value error, ")
+    first, *others = dict.fromkeys(map(_expected, details))
+    expected = " or ".join([first, *(other.removeprefix("be ") for other in others)])
+    return f"must {expected}, not {_shown(details[0]['input'])}"
+
+
+def _expected(detail: ErrorDetails) -> str:
+    """Return what a value must be, as the end of a sentence: "be a number"."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in ("too_long", "too_short"):
+        is_long = kind == "too_long"
+        limit = context["max_length" if is_long else "min_length"]
+        return f"have at {'most' if is_long else 'least'} {limit} {'entry' if limit == 1 else 'entries'}"
+    if kind in _EXPECTED:
+        return f"be {_EXPECTED[kind]}"
+    return detail["msg"].replace("Input should be", "be", 1)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it: short, and no mapping or list spelt out."""
+    if is_mapping(value):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if len(repr(value)) > 30 else str(list(value))  # pyright: ignore
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _unknown_key(key: str, allowed: list[str]) -> str:
@@ -81,41 +150,3 @@ def _unknown_key(key: str, allowed: list[str]) -> str:
         return f"this key is now `{renamed}`"
     near = did_you_mean(key, allowed)
     return f"no such key.{near}" + (f" Allowed: {', '.join(allowed)}" if allowed and not near else "")
-
-
-def _allowed_keys(path: KeyPath, schema: type[BaseModel], values: Any, registry: Registry) -> list[str]:
-    """Return the keys allowed at `path`, following the schema and the components named in `values`."""
-    annotation: Any = schema
-    value: Any = values
-    for key in path:
-        model = _model_of(annotation, value, registry)
-        if model is None:  # a dict or a tuple: the annotation of its values
-            arguments = [part for part in get_args(annotation) if part is not Ellipsis]
-            annotation = arguments[-1] if arguments else None
-        else:
-            field = model.model_fields.get(str(key))
-            annotation = field.annotation if field else None
-        has_key = (isinstance(value, dict) and key in value) or isinstance(value, list)
-        value = value[key] if has_key else None  # type: ignore[index]
-    model = _model_of(annotation, value, registry)
-    name = ["name"] if _union_member(annotation, _is_component) is not None else []
-    return name + list(model.model_fields) if model else []
-
-
-def _model_of(annotation: Any, value: Any, registry: Registry) -> type[BaseModel] | None:
-    """Return the model that validates a value of this annotation, if any."""
-    ref = _union_member(annotation, _is_component)
-    if ref is None:
-        return _union_member(annotation, lambda part: isinstance(part, type) and issubclass(part, BaseModel))
-    name = value.get("name") if is_mapping(value) else value
-    return registry.component(kind_of(get_args(ref)[0]), name).Config if isinstance(name, str) else None
-
-
-def _is_component(annotation: Any) -> bool:
-    return get_origin(annotation) is ComponentRef
-
-
-def _union_member(annotation: Any, matches: Callable[[Any], bool]) -> Any:
-    """Return the annotation, or the first member of a union, that matches; None if none does."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
-    return next((member for member in members if matches(member)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,16 +18,10 @@ from pydantic import (
 from muco.core.compatibility import backbones_offering, fixes, missing_in, offered_by
 from muco.core.component import ComponentConfig
 from muco.core.component_ref import ComponentRef
+from muco.core.names import check_name
 from muco.io.columns import PairColumns
 
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError("use letters, digits, '.', '_' and '-' only: it names the run's folder")
-    return name
-
-
-RunName = Annotated[str, AfterValidator(_check_name)]
+FileName = Annotated[str, AfterValidator(check_name)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -157,11 +150,11 @@ class EvaluateSettings(ComponentConfig):
 class Recipe(ComponentConfig):
     """A whole run: everything that decides its outcome."""
 
-    name: RunName
+    name: FileName
     """Name of the run's folder, `runs/<name>`."""
     seed: NonNegativeInt = 0
     """Seeds the weights, the batches and the packing; data sets and suites have seeds of their own."""
-    data: Annotated[dict[str, DatasetSettings], Field(min_length=1)]
+    data: Annotated[dict[FileName, DatasetSettings], Field(min_length=1)]
     """Training data sets by name."""
     sampler: ComponentRef[Literal["sampler"]]
     packer: ComponentRef[Literal["packer"]]
@@ -186,7 +179,7 @@ class Recipe(ComponentConfig):
 class Evaluation(ComponentConfig):
     """The evaluation of a trained model: a recipe without its training."""
 
-    name: RunName
+    name: FileName
     """Name of the results' folder, `runs/<name>`."""
     packer: ComponentRef[Literal["packer"]]
     backbone: ComponentRef[Literal["backbone"]]

@@ -10,10 +10,12 @@ from functools import cache
 from typing import Any, cast
 
 import pluggy
+from pydantic.errors import PydanticUndefinedAnnotation
 
 from muco.core import hookspecs
 from muco.core.component import KINDS, Component, ComponentConfig, Kind
 from muco.core.errors import PluginError, did_you_mean
+from muco.core.names import check_name
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ class Registry:
                     self._declare(Entry(cast(Kind, kind), name, target, provider))
 
     def _declare(self, entry: Entry) -> None:
+        try:
+            check_name(entry.name)
+        except ValueError as error:
+            raise PluginError(
+                f"{entry.kind} {entry.name!r} ({entry.provider}, hook {hookspecs.HOOKS[entry.kind]}): {error}"
+            ) from None
         other = self._entries.setdefault((entry.kind, entry.name), entry)
         if other is not entry:
             raise PluginError(
@@ -102,6 +110,12 @@ class Registry:
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
             raise PluginError(f"{blame} has no `Config` that derives from muco.core.ComponentConfig")
+        try:
+            config.model_rebuild()
+        except PydanticUndefinedAnnotation as error:
+            raise PluginError(
+                f"{blame} has a `Config` with a type that is not defined: {error.message}"
+            ) from None
         missing = sorted(cast(frozenset[str], getattr(cls, "__abstractmethods__", frozenset[str]())))
         if missing:
             raise PluginError(f"{blame} does not implement {', '.join(missing)}; the interface requires it")

@@ -8,9 +8,9 @@ from functools import cache
 from math import cos, pi, sin
 from pathlib import Path
 
-import yaml
 from pydantic import FiniteFloat, TypeAdapter
 
+from muco.config.yaml_lines import read_yaml
 from muco.evaluation.results import PartialAverage, SuiteScores
 from muco.report.formatting import title
 from muco.report.read import RunFiles
@@ -98,8 +98,9 @@ def differences_of(run: RunFiles, others: Sequence[RunFiles]) -> list[tuple[str,
 @cache
 def published() -> tuple[Published, ...]:
     """Return the scores that papers print."""
-    text = (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(tuple[Published, ...]).validate_python(yaml.safe_load(text))
+    file = Path(__file__).parent / "published.yaml"
+    values, _ = read_yaml(file.name, file.read_text(encoding="utf-8"))
+    return TypeAdapter(tuple[Published, ...]).validate_python(values)
 
 
 def _has_published_pools(suite: SuiteScores) -> bool:

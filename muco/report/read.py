@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from muco.config.yaml_lines import read_yaml
 from muco.core.errors import MucoError
 from muco.evaluation.results import Gallery, SuiteScores
 from muco.run_folder import RunFolder, Summary, validate_record
@@ -111,10 +110,7 @@ def _recipe_text(path: Path) -> str:
 
 
 def _recipe(path: Path, text: str) -> tuple[RecipeOutline, dict[str, Any]]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MucoError(f"{path}: not YAML: {error}\nRestore the file that the run wrote.") from None
+    values, _ = read_yaml(f"{path}", text)
     return validate_record(path, RecipeOutline, values), values
 
 

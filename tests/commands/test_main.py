@@ -100,10 +100,10 @@ def test_make_leaves_a_folder_that_exists_alone(refused, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("num_sample=20", "num_sample: Extra inputs are not permitted. Did you mean 'num_samples'?"),
-        ("num_samples=0", "num_samples: Input should be greater than 0"),
+        ("num_sample=20", "num_sample: no such key. Did you mean 'num_samples'?"),
+        ("num_samples=0", "num_samples: must be greater than 0, not 0"),
         ("num_samples", "--set num_samples: write KEY=VALUE"),
-        ("num_samples=[", "--set num_samples=[: the value is no YAML; quote it"),
+        ("num_samples=[", "--set num_samples=[: the value is not YAML; quote it"),
     ],
 )
 def test_a_setting_that_a_source_does_not_take_is_told(refused, tmp_path, setting, told):
@@ -173,6 +173,26 @@ def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
 def test_a_run_that_cannot_be_done_is_told_and_leaves_nothing(refused, tmp_path, arguments, told):
     assert told in refused("run", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "quickstart", "--resume"),
+        ("report", "runs/quickstart"),
+        ("evaluate", "runs/quickstart", "--suite", "scenes"),
+        ("mine", "runs/quickstart"),
+        ("export", "runs/quickstart", "out"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_strangers_run_with_a_recipe_that_expands_is_refused(refused, tmp_path, arguments):
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/recipe.yaml").write_text(BOMB)
+    assert "recipe.yaml: 1 problem\n  nested too deeply, or too large" in refused(*arguments)
 
 
 def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+import muco
 from muco.config.json_schema import recipe_schema
 from muco.config.load import find_recipe, load_recipe, validate_recipe
+from muco.config.yaml_lines import read_yaml
 from muco.core import ComponentConfig, MucoError, RecipeError, hookimpl
 from muco.core.registry import Registry
 from muco.plugins import hooks
@@ -177,15 +179,15 @@ def test_a_recipe_is_frozen(load):
         ("seed: 0", "sed: 0 # <-", "sed: no such key. Did you mean 'seed'?"),
         ("seed: 0", "zzz: 0 # <-", "zzz: no such key. Allowed: name, seed, data, sampler,"),
         ("seed: 0", "seed: -1 # <-", "seed: must be greater than or equal to 0, not -1"),
-        ("seed: 0", "seed: 0.5 # <-", "seed: must be a valid integer"),
+        ("seed: 0", "seed: 0.5 # <-", "seed: must be a whole number"),
         ("temperature", "temprature", "loss.temprature: no such key. Did you mean 'temperature'?"),
-        ("temperature: 0.05", "temperature: warm # <-", "loss.temperature: must be a valid number"),
+        ("temperature: 0.05", "temperature: warm # <-", "loss.temperature: must be a number"),
         ("temperature: 0.05", "temperature: .inf # <-", "loss.temperature: must be a finite number"),
         ("temperature: 0.05", "temperature: 0 # <-", "loss.temperature: must be greater than 0, not 0"),
         ("hidden_dim: 32", "hiden_dim: 32 # <-",
          "backbone.random_init.hiden_dim: no such key. Did you mean 'hidden_dim'?"),
         ("hidden_dim: 32", "hidden_dim: wide # <-",
-         "backbone.random_init.hidden_dim: must be a valid integer"),
+         "backbone.random_init.hidden_dim: must be a whole number"),
         ("num_queries: 8", "num_querys: 8 # <-",
          "evaluate.suites.0.num_querys: no such key. Did you mean 'num_queries'?"),
         ("    - name: scenes\n", "    - name: scenery # <-\n",
@@ -209,11 +211,15 @@ def test_a_recipe_is_frozen(load):
          "train.samples_per_step: this key is now `global_batch_size`"),
         ("learning_rate: 1.0e-3", "learning_rate: 1.0e-3\n  betas: [0.9, 1.5] # <-",
          "train.betas.1: must be less than 1, not 1.5"),
-        ("name: small", "name: ../small # <-", "name: use letters, digits, '.', '_' and '-' only"),
-        ("name: small", "name: .. # <-", "name: use letters, digits"),
-        ("name: small", 'name: "" # <-', "name: use letters, digits"),
-        ("name: small", 'name: "a\\n" # <-', "name: use letters, digits"),
-        ("name: small", "name: 2024-01-01 # <-", "name: must be a valid string"),
+        ("name: small", "name: ../small # <-", "name: use at most 128 letters, digits, '.', '_' and '-'"),
+        ("name: small", "name: .. # <-", "name: use at most 128 letters, digits"),
+        ("name: small", 'name: "" # <-', "name: use at most 128 letters, digits"),
+        ("name: small", 'name: "a\\n" # <-', "name: use at most 128 letters, digits"),
+        ("name: small", "name: 2024-01-01 # <-", "name: must be text"),
+        ("  scenes:\n    source", "  ../../evil: # <-\n    source",
+         "data.'../../evil': use at most 128 letters, digits, '.', '_' and '-'"),
+        ("  scenes:\n    source", '  "": # <-\n    source', "data.'': use at most 128 letters"),
+        ("  scenes:\n    source", "  3: # <-\n    source", "data.3: a key must be text; write it in quotes"),
         ("packer:\n", "packer: # <-\n  targets: dialogue\n",
          "packer: `context: isolated` needs `targets: independent`"),
         ("  num_steps: 10", "  num_steps: 10\n  num_steps: 20 # <-",
@@ -305,15 +311,77 @@ def test_a_name_that_leads_outside_the_shipped_recipes_finds_none(name, tmp_path
         ("train.num_steps=[", "the value is not YAML; quote it"),
         ("name=2024-13-45", "the value is not YAML; quote it"),
         ("train.num_step=4", "  train.num_step: no such key. Did you mean 'num_steps'?"),
-        ("train.num_steps=many", "  train.num_steps: must be a valid integer"),
+        ("train.num_steps=many", "  train.num_steps: must be a whole number"),
         ("loss=multi_turn_infonce", "loss.name: no loss named 'multi_turn_infonce'"),
         ("seed=-1", "  seed: must be greater than or equal to 0, not -1"),
-        ("train=3", "  train: must be a valid dictionary"),
+        ("train.betas=3", "  train.betas: must be a list, [a, b], not 3"),
+        ("train.betas=[0.9]", "  train.betas: has too few entries"),
+        ("train.betas=[0.9, 0.9, 0.9]", "  train.betas: must have at most 2 entries, not [0.9, 0.9, 0.9]"),
+        ("train.grad_cache=maybe", "  train.grad_cache: must be true or false, not 'maybe'"),
+        ("train.grad_cache={a: 1}", "  train.grad_cache: must be true or false, not a mapping"),
+        ("train.chunk_tokens=many", "  train.chunk_tokens: must be a whole number or 'auto', not 'many'"),
+        (
+            "data.scenes={shards: s, columns: txt}",
+            "  data.scenes.columns: must be a mapping of keys, not 'txt'",
+        ),
+        (
+            "data.scenes={shards: s, columns: {target_txt: a}}",
+            "  data.scenes.columns.target_txt: no such key. Did you mean 'target_text'?",
+        ),
+        (
+            "loss={name: matryoshka, loss: infonce, dims: [a]}",
+            "1 problem\n  loss.dims.0: must be a whole number, not 'a'",
+        ),
+        ("train=3", "  train: must be a mapping of keys"),
         ("data={}", "  data: "),
     ],
 )
 def test_a_wrong_override_is_refused(refusal, override, expected):
     assert expected in refusal(RECIPE, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "part", "expected"),
+    [
+        ("pooler.name=mean", "pooler", ("mean", {"projection_dim": None})),
+        ("pooler.projection_dim=8", "pooler", ("turn_token", {"projection_dim": 8})),
+        ("loss.loss.temperature=0.5", "loss", ("matryoshka", None)),
+    ],
+)
+def test_an_override_reaches_into_a_component_written_as_its_name(load, override, part, expected):
+    short = changed("pooler:\n  name: turn_token", "pooler: turn_token")
+    short = short.replace(
+        "  name: multiturn_infonce\n  temperature: 0.05", "  {name: matryoshka, loss: infonce, dims: [8]}"
+    )
+    ref = getattr(load(short, override), part)
+    assert ref.name == expected[0]
+    if expected[1] is not None:
+        assert ref.dump() == {"name": ref.name, **expected[1]}
+    else:
+        assert ref.config.loss.config.temperature == 0.5
+
+
+BOMBS = {
+    "aliases": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 30)),
+    "merge keys": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i}\n  <<: [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 30)),
+    "repeated keys": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{k: *a{i - 1}, k: *a{i - 1}}}\n" for i in range(1, 40)),
+    "a cycle": "a: &a [*a]",
+    "a long number": "a: 1" + ":1" * 200_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_yaml_that_expands_is_refused_at_once(text):
+    with pytest.raises(RecipeError, match="nested too deeply, or too large"):
+        read_yaml("r.yaml", text)
+
+
+def test_all_yaml_is_read_by_the_guarded_reader():
+    root = Path(muco.__file__).parent
+    readers = [path for path in root.rglob("*.py") if re.search(r"yaml\.\w*load", path.read_text())]
+    assert [path.relative_to(root).as_posix() for path in readers] == ["config/yaml_lines.py"]
 
 
 def test_a_problem_that_an_override_made_names_no_line_of_the_file(refusal):
@@ -449,6 +517,8 @@ def test_the_schema_accepts_shipped_recipes_and_their_dumps(schema, name):
         ("loss.temprature", 1),
         ("backbone.random_init.hiden_dim", 1),
         ("pooler", None),
+        ("pooler", "meen"),
+        ("sampler", "task_homogeneous"),  # has a setting without a default
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(schema, path, value):
@@ -462,6 +532,13 @@ def test_the_schema_refuses_what_the_loader_refuses(schema, path, value):
     assert not schema.is_valid(values)
     with pytest.raises(RecipeError):
         validate_recipe(values, title="r.yaml")
+
+
+@pytest.mark.parametrize(("path", "value"), [("pooler", "mean"), ("evaluate", {"suites": ["scenes"]})])
+def test_the_schema_accepts_a_name_that_stands_for_a_mapping(schema, path, value):
+    values = {**yaml.safe_load(RECIPE), path: value}
+    schema.validate(values)
+    validate_recipe(values, title="r.yaml")
 
 
 def test_the_schema_explains_its_keys(schema):

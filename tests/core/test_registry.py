@@ -151,6 +151,12 @@ def test_a_name_that_is_taken_is_refused():
     assert "muco_losses" in message
 
 
+@pytest.mark.parametrize("name", ["../mine", "a/b", "", ".hidden", "a b", "x" * 129])
+def test_a_name_that_is_no_file_name_is_refused(name):
+    message = refusal(plugin(muco_suites={name: "package.module:Class"}))
+    assert f"suite {name!r} (muco-shapes 0.3.1, hook muco_suites): use at most 128 letters" in message
+
+
 def test_one_name_may_serve_two_kinds():
     both = plugin(muco_losses={"mine": "shapes:Loss"}, muco_suites={"mine": "shapes:Suite"})
     assert len(list(registry_of(both))) == 2
@@ -203,6 +209,19 @@ def test_a_class_of_another_kind_is_refused(target):
 
 def test_a_class_without_settings_is_refused():
     assert "has no `Config` that derives from muco.core.ComponentConfig" in refusal_of("muco.core.loss:Loss")
+
+
+class Unresolved(Loss):
+    class Config(ComponentConfig):
+        size: Sizes  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+    def per_turn(self, query, target):
+        raise NotImplementedError
+
+
+def test_settings_of_a_type_that_is_not_defined_are_refused():
+    message = refusal_of(f"{__name__}:Unresolved")
+    assert "has a `Config` with a type that is not defined: name 'Sizes' is not defined" in message
 
 
 class HalfDone(Loss):

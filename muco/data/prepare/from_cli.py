@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from pydantic import ValidationError
-
-from muco.core.errors import MucoError, did_you_mean
+from muco.config.load import validate_settings
+from muco.core.errors import MucoError
 from muco.core.registry import default_registry
 from muco.core.source import Source
 from muco.data.prepare.convert import Conversion, Layout
@@ -41,45 +39,16 @@ def conversion_of(
         cls = default_registry().component("source", name)
     except LookupError as error:
         raise MucoError(str(error.args[0])) from None
-    values = _values(settings)
-    if path is not None:
-        if "path" not in cls.Config.model_fields:
-            raise MucoError(f"source {name} reads no outside data; omit --from")
-        values["path"] = str(path)
-    try:
-        config = cls.Config.model_validate(values)
-    except ValidationError as error:
-        raise MucoError(f"source {name}:\n{problems_of(error, list(cls.Config.model_fields))}") from None
+    fields = cls.Config.model_fields
+    if path is not None and "path" not in fields:
+        raise MucoError(f"source {name} reads no outside data; omit --from")
+    if path is None and "path" in fields and fields["path"].is_required() and not _sets_path(settings):
+        raise MucoError(f"source {name} reads outside data; say where they are with --from")
+    values = {} if path is None else {"path": str(path)}
+    config = validate_settings(cls.Config, values, settings, title=f"source {name}")
     source: Source = cast(Any, cls)(config)
     return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
 
 
-def _values(settings: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for setting in settings:
-        dotted, equals, text = setting.partition("=")
-        if not equals:
-            raise MucoError(f"--set {setting}: write KEY=VALUE")
-        *parents, last = dotted.split(".")
-        parent = values
-        for key in parents:
-            parent = parent.setdefault(key, {})
-            if not isinstance(parent, dict):
-                raise MucoError(f"--set {setting}: {key} holds no keys")
-        try:
-            parent[last] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise MucoError(f"--set {setting}: the value is not YAML; quote it") from None
-    return values
-
-
-def problems_of(error: ValidationError, known: list[str]) -> str:
-    """Return the problems of settings, one per line."""
-    lines = []
-    for detail in error.errors():
-        key = ".".join(map(str, detail["loc"]))
-        near = did_you_mean(key, known) if detail["type"] == "extra_forbidden" else ""
-        hint = " It is given as --from." if detail["loc"] == ("path",) and detail["type"] == "missing" else ""
-        message = detail["msg"].removeprefix("Value error, ")
-        lines.append(f"  {f'{key}: ' if key else ''}{message}.{near}{hint}")
-    return "\n".join(lines)
+def _sets_path(settings: Sequence[str]) -> bool:
+    return any(setting.startswith("path=") for setting in settings)

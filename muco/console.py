@@ -1,12 +1,27 @@
-"""What a run prints: progress bars and tables of scores."""
+"""What a run prints: text of any origin, progress bars and tables of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.text import Text
+
+from muco.core.printable import printable
+
+Item = TypeVar("Item")
+
+
+class Terminal(Console):
+    """Print text as it is: no markup, no highlights, and control characters as escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text as rich prints it; every string goes through here, those of tables too."""
+        return super().render_str(printable(text), **options)
 
 
 def tell(metrics: dict[str, float], console: Console) -> None:
@@ -15,11 +30,15 @@ def tell(metrics: dict[str, float], console: Console) -> None:
         console.print(f"{name:<36} {value:.3f}", highlight=False)
 
 
-def progress_bar(items: Iterable[Any], number: int, what: str, console: Console) -> Iterable[Any]:
+def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Console) -> Iterable[Item]:
     """Show a bar on a terminal, else a line at the start."""
     if not number:
         return items
     if not console.is_terminal:
         console.print(f"{what}: {number:,}", highlight=False)
         return items
-    return track(items, description=what, total=number, console=console, transient=True)
+    from rich.markup import escape
+    from rich.progress import track
+
+    description = escape(printable(what))
+    return track(items, description=description, total=number, console=console, transient=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def make_scenes(to: To, settings: Settings = None) -> None:
 
     if to.exists():
         raise DataError(f"{to} exists; name a folder to be made")
-    _write(conversion_of("scenes", to, settings or []), "local", 0, Console())
+    _write(conversion_of("scenes", to, settings or []), "local", 0, Terminal())
 
 
 @app.command()
@@ -73,7 +75,7 @@ def prepare(
     conversion = conversion_of(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )
-    console = Console()
+    console = Terminal()
     if not to.exists():
         _estimate(conversion, console)
     _write(conversion, engine, workers, console)
@@ -105,15 +107,7 @@ def _write(conversion: Conversion, engine: Any, workers: int, console: Console) 
 
 def _progress(console: Console) -> ShowProgress:
     """Return a progress bar on a terminal, else a line per loop."""
-    from rich.progress import track
-
-    def progress(items: Iterable[Any], number: int, description: str, /) -> Iterable[Any]:
-        if not console.is_terminal:
-            console.print(f"{description}: {number:,}", highlight=False)
-            return items
-        return track(items, description=description, total=number, console=console, transient=True)
-
-    return progress
+    return partial(progress_bar, console=console)
 
 
 @app.command()
@@ -135,7 +129,7 @@ def download(
     from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
-    console = Console()
+    console = Terminal()
     opened = conversion_of(source, to, settings or [], path=path).source
     limits = DownloadLimits(
         concurrency=concurrency,
@@ -177,7 +171,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
     """Write the index that muco needs for WebDataset tars of another tool."""
     from muco.data.shards.webdataset import index_folder
 
-    console = Console()
+    console = Terminal()
     number = index_folder(folder, _progress(console))
     console.print(f"{number:,} samples in {folder}", highlight=False, soft_wrap=True)
 
@@ -197,7 +191,7 @@ def check(
             f"{shards}: check reads a folder of this machine; a shard at a URL is compared with its digest "
             "whenever it is fetched"
         )
-    console, folder = Console(), Path(shards)
+    console, folder = Terminal(), Path(shards)
     result = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress(console))
     if result.num_problems:
         more = result.num_problems - len(result.problems)
@@ -222,7 +216,7 @@ def show(
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.statistics import summarize
 
-    console = Console()
+    console = Terminal()
     reader = ShardReader(shards, columns=_columns(columns), dataset=Path(shards).name)
     summary = summarize(reader, most=most, progress=_progress(console))
     num_shards = len(reader.index.shards)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from muco.config.load import validate_evaluation
 from muco.config.recipe import Evaluation
-from muco.console import tell
+from muco.console import Terminal, tell
 from muco.core.errors import MucoError
 from muco.evaluation.score import score
 from muco.model.source import ModelSource, Parts, find_model
@@ -46,7 +46,7 @@ def evaluate(
     Raises:
         MucoError: something that the user can mend.
     """
-    console = console or Console()
+    console = console or Terminal()
     from muco.distributed.ranks import Ranks
     from muco.model.build import make
 
@@ -58,7 +58,7 @@ def evaluate(
     for ref in asked.evaluate.suites:
         make(ref).verify_data()
     place = RunFolder(to or source.results or Path("runs") / asked.name)
-    console = console if ranks.is_main else Console(quiet=True)
+    console = console if ranks.is_main else Terminal(quiet=True)
     encoder, weights = source.load(Parts.of(asked))
     if ranks.is_main:
         _prepare(place, asked, source, weights["weights"])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from muco.commands.data import app as data_app
+from muco.console import Terminal
 from muco.core.errors import MucoError
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def run_command(
     if resume and fresh:
         raise MucoError("--resume goes on and --fresh starts over: choose one")
     loaded = load_recipe(recipe, overrides or [])
-    console = Console()
+    console = Terminal()
     if check:
         console.print(f"{recipe}: fine; it runs as {loaded.name}", highlight=False)
         return
@@ -65,7 +65,7 @@ def evaluate(
     """Score a model on a suite; --set evaluate.suites.0.KEY=VALUE and other keys of a recipe."""
     from muco.commands.evaluate import evaluate as run_evaluation
 
-    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Console())
+    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Terminal())
 
 
 @app.command()
@@ -85,7 +85,7 @@ def mine(
 
     run_mining(
         model, to=to, shards=shards, range_min=range_min, range_max=range_max, num_negatives=negatives,
-        overrides=overrides or [], console=Console(),
+        overrides=overrides or [], console=Terminal(),
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def export(
     """Write a trained model as a folder of its own, its adapters merged into its weights."""
     from muco.commands.export import export as write_model
 
-    typer.echo(write_model(model, to))
+    Terminal().print(f"{write_model(model, to)}", soft_wrap=True)
 
 
 @app.command("list")
@@ -117,7 +117,7 @@ def list_command(
     for entry in default_registry():
         if kind in (None, entry.kind):
             table.add_row(entry.kind, entry.name, entry.provider)
-    Console().print(table)
+    Terminal().print(table)
 
 
 @app.command()
@@ -128,7 +128,7 @@ def doctor() -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in findings().items():
         table.add_row(name, value)
-    Console().print(table)
+    Terminal().print(table)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def report(
     """Write the report page of a run anew, beside published scores and other runs."""
     from muco.report.page import write_report
 
-    typer.echo(write_report(run_folder, others or ()))
+    Terminal().print(f"{write_report(run_folder, others or ())}", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="muco")
     except MucoError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(str(error), style="red", soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 2))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from muco.config.load import validate_evaluation, validate_recipe
-from muco.console import progress_bar
+from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
@@ -71,7 +71,7 @@ def mine(
     from muco.distributed.ranks import Ranks
 
     ranks = Ranks.join()
-    console = (console or Console()) if ranks.is_main else Console(quiet=True)
+    console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
     source = find_model(model)
     values = {"evaluate": {}, **source.values}
     asked = validate_evaluation(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from muco.config.recipe import Recipe
+from muco.console import Terminal, progress_bar, tell
 from muco.core.errors import MucoError
 from muco.io.atomic import atomic_folder
 from muco.run_folder import RunFolder, Summary, blocks_resume, differences, with_scores
@@ -48,7 +49,7 @@ def run(
     Raises:
         MucoError: something that the user can mend; another run in the folder among them.
     """
-    console = console or Console()
+    console = console or Terminal()
     place = RunFolder(folder or Path("runs") / recipe.name)
     began = time.perf_counter()
     with _join_ranks(recipe) as ranks:
@@ -56,7 +57,7 @@ def run(
             if fresh:
                 place.clear()
         else:
-            console = Console(quiet=True)
+            console = Terminal(quiet=True)
         ranks.wait()
         done = _look_around(place, recipe, resume, only)
         ranks.wait()
@@ -170,7 +171,6 @@ def _run(
 
 
 def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
-    from muco.console import progress_bar
     from muco.model.build import build_model, make
     from muco.model.folder import load_pretrained_pooler
     from muco.training.batches import StepBatches
@@ -240,8 +240,6 @@ def _evaluate(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) 
 
 
 def _tell(summary: Summary, place: RunFolder, console: Console) -> None:
-    from muco.console import tell
-
     tell(summary.metrics, console)
     console.print(
         f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "

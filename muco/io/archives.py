@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
+from muco.core.printable import printable
 from muco.io.cache import cached_database, cached_file
 from muco.io.tar import tar_files
 
@@ -213,7 +214,7 @@ def _decompress(path: Path, to: Path) -> None:
     parts = _parts(path)
     num_bytes = sum(part.stat().st_size for part in parts)
     message = f"{path} is compressed, {num_bytes / 2**30:,.1f} GiB: it is decompressed once, to {to.parent}"
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     try:
         with ExitStack() as stack:
             joined = _Joined(stack.enter_context(open(part, "rb")) for part in parts)

@@ -46,7 +46,12 @@ def run_command(
     loaded = load_recipe(recipe, overrides or [])
     console = Terminal()
     if check:
-        console.print(f"{recipe}: fine; it runs as {loaded.name}", highlight=False)
+        from muco.commands.check import check as check_run
+
+        notes = check_run(loaded, recipe)
+        console.print(f"{recipe}: fine; it runs as {loaded.name}", soft_wrap=True)
+        for note in notes:
+            console.print(f"note: {note}", soft_wrap=True)
         return
     from muco.commands.run import run
 

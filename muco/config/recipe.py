@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -18,11 +18,19 @@ from pydantic import (
 from muco.core.compatibility import backbones_offering, fixes, missing_in, offered_by
 from muco.core.component import ComponentConfig
 from muco.core.component_ref import ComponentRef
+from muco.core.errors import MucoError
 from muco.core.names import check_name
+from muco.core.sampler import Sampler
 from muco.io.columns import PairColumns
 
 FileName = Annotated[str, AfterValidator(check_name)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+if TYPE_CHECKING:  # these import torch
+    from muco.core.backbone import Backbone
+    from muco.core.loss import Loss
+    from muco.core.pooler import Pooler
 
 
 class DatasetSettings(ComponentConfig):
@@ -168,6 +176,13 @@ class Recipe(ComponentConfig):
     def _check_compatible(self) -> Recipe:
         sources = {f"data.{name}.source": data.source for name, data in self.data.items() if data.source}
         kinds = ("sampler", "packer", "backbone", "pooler", "loss")
+        _check_dims(self.backbone, self.pooler, self.loss)
+        try:
+            cast(Sampler, self.sampler.make()).verify_settings(
+                self.data, batch_size=self.train.global_batch_size
+            )
+        except MucoError as error:
+            raise ValueError(str(error)) from None
         _check_compatible({**sources, **{kind: getattr(self, kind) for kind in kinds}}, self.evaluate)
         return self
 
@@ -195,6 +210,18 @@ class Evaluation(ComponentConfig):
     def dump(self) -> dict[str, Any]:
         """Return it as plain data with every default filled in; it validates to itself."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _check_dims(backbone: ComponentRef[Any], pooler: ComponentRef[Any], loss: ComponentRef[Any]) -> None:
+    """Raise ValueError if the loss needs larger embeddings than the settings give, where they tell."""
+    hidden_dim = cast("type[Backbone]", backbone.cls).hidden_dim_of(backbone.config)
+    dim = cast("type[Pooler]", pooler.cls).embedding_dim_of(pooler.config, hidden_dim)
+    least = cast("type[Loss]", loss.cls).min_embedding_dim(loss.config)
+    if dim is not None and least > dim:
+        raise ValueError(
+            f"loss `{loss.name}` as set here needs embeddings of at least {least} dimensions; the backbone "
+            f"and the pooler give {dim}"
+        )
 
 
 def _check_compatible(refs: dict[str, ComponentRef[Any]], evaluate: EvaluateSettings) -> None:

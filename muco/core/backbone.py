@@ -79,6 +79,11 @@ class Backbone(Component, nn.Module, ABC):
     """H of the hidden states."""
 
     @classmethod
+    def hidden_dim_of(cls, config: Any) -> int | None:
+        """Return the H that these settings give; None if they do not tell, by default."""
+        return None
+
+    @classmethod
     @abstractmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
         """Return a new backbone: pretrained weights, or random ones from the global torch seed.

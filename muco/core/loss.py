@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -53,6 +53,11 @@ class Loss(Component, nn.Module, ABC):
     symmetric: bool = False
     """Whether the step also calls `per_turn` with the sides exchanged (targets of this rank without hard
     negatives, queries of all ranks), and takes the mean of both directions."""
+
+    @classmethod
+    def min_embedding_dim(cls, config: Any) -> int:
+        """Return how many dimensions the embeddings must have at least with these settings."""
+        return 1
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         """Return `per_turn`; raise ValueError if a query turn has no positive or no negative."""

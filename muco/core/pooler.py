@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +18,16 @@ class Pooler(Component, nn.Module, ABC):
     kind: ClassVar[Kind] = "pooler"
     embedding_dim: int
     """D of the embeddings."""
+
+    @classmethod
+    def embedding_dim_of(cls, config: Any, hidden_dim: int | None) -> int | None:
+        """Return the D that these settings give; None if they do not tell, by default.
+
+        Args:
+            config: the pooler's settings.
+            hidden_dim: of the backbone; None if its settings do not tell.
+        """
+        return None
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:
         """Return one embedding a turn, of unit length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +34,17 @@ class Sampler(Component, ABC):
     """Plan batches as a pure function of the arguments. Every position must cost the same."""
 
     kind: ClassVar[Kind] = "sampler"
+
+    def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
+        """Check the settings against the rest of a recipe; by default all are accepted.
+
+        Args:
+            datasets: the names of the data sets.
+            batch_size: samples of a batch over all ranks.
+
+        Raises:
+            MucoError: the settings do not fit.
+        """
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
         """Check the data before training; by default any data is accepted.

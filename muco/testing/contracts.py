@@ -105,6 +105,7 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     spans = TurnSpans(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
     found: TurnEmbeddings = pooler(TurnStates(hidden=hidden, spans=spans, ids=TurnIds.of([_key(0), _key(1)])))
     assert found.vectors.shape == (2, pooler.embedding_dim)
+    assert cls.embedding_dim_of(config, 6) in (None, pooler.embedding_dim)
     torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(2))
     (gradient,) = torch.autograd.grad(found.vectors[0].sum(), hidden)
     assert not gradient[:4].any(), "the shared prefix is in the embedding"

@@ -42,6 +42,7 @@ def check_backbone(
     cls, config = config_of(registry, "backbone", name, settings)
     torch.manual_seed(0)
     backbone: Backbone = cls.build(config, texts=list(texts)).eval()
+    assert cls.hidden_dim_of(config) in (None, backbone.hidden_dim)
     dialogues = [
         dialogue_of(["what is it?"], images[:1]),
         dialogue_of(["a"], ()),

@@ -9,7 +9,7 @@ from typing import cast
 from muco.config.recipe import Recipe
 from muco.core.errors import DataError, MucoError
 from muco.core.packer import Packer
-from muco.core.sampler import Sampler
+from muco.core.sampler import Catalog, Sampler
 from muco.core.source import Source
 from muco.core.suite import Suite
 from muco.data.prepare.cached import cached_shards
@@ -49,24 +49,32 @@ def verify_data(recipe: Recipe, *, shards: bool = True, suites: bool = True) -> 
         shards: whether training data are looked for.
         suites: whether the suites' data are.
     """
-    missing = _missing_shards(recipe) if shards else []
-    for place, ref in enumerate(recipe.evaluate.suites if suites else ()):
+    missing = {**(missing_shards(recipe) if shards else {}), **(missing_suites(recipe) if suites else {})}
+    if missing:
+        lines = [f"  {path}: {message}".replace("\n", "\n    ") for path, message in missing.items()]
+        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(lines))
+
+
+def missing_shards(recipe: Recipe) -> dict[str, str]:
+    """Return, by key of the recipe, which folders of shards are not there and how to get them."""
+    missing: dict[str, str] = {}
+    for name, settings in recipe.data.items():
+        shards = settings.shards or ""
+        if shards and "://" not in shards and not Path(shards).expanduser().is_dir():
+            how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
+            missing[f"data.{name}"] = f"{shards} is not there.\n{how.strip()}"
+    return missing
+
+
+def missing_suites(recipe: Recipe) -> dict[str, str]:
+    """Return, by key of the recipe, which data of the suites are not there and how to get them."""
+    missing: dict[str, str] = {}
+    for index, ref in enumerate(recipe.evaluate.suites):
         suite: Suite = make(ref)
         try:
             suite.verify_data()
         except DataError as error:
-            missing.append(f"  evaluate.suites.{place} ({ref.name}): {error}")
-    if missing:
-        raise DataError(f"{recipe.name}: data is missing\n" + "\n".join(missing))
-
-
-def _missing_shards(recipe: Recipe) -> list[str]:
-    missing: list[str] = []
-    for name, settings in recipe.data.items():
-        place = settings.shards or ""
-        if place and "://" not in place and not Path(place).expanduser().is_dir():
-            how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
-            missing.append(f"  data.{name}: {place} is not there.\n    {how.strip()}")
+            missing[f"evaluate.suites.{index}"] = f"{ref.name}: {error}"
     return missing
 
 
@@ -79,7 +87,18 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
     """
     sampler: Sampler = make(recipe.sampler)
     sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
-    catalog = {name: len(reader) for name, reader in readers.items()}
+    check_last_batch(recipe, sampler, {name: len(reader) for name, reader in readers.items()})
+    return sampler
+
+
+def check_last_batch(recipe: Recipe, sampler: Sampler, catalog: Catalog) -> None:
+    """Raise MucoError if the sampler does not fit the data, or an epoch ends in a batch of one sample.
+
+    Args:
+        recipe: the run's.
+        sampler: its sampler.
+        catalog: samples by data set.
+    """
     size = recipe.train.global_batch_size
     last = sampler.num_batches(catalog, batch_size=size) - 1
     plan = sampler.plan(catalog, batch_size=size, seed=recipe.seed, epoch=0, position=last)
@@ -88,7 +107,6 @@ def build_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler
             f"train.global_batch_size: {sum(catalog.values()):,} samples in batches of {size} leave one for "
             "the last batch of an epoch, and one sample has no negatives. Take another batch size."
         )
-    return sampler
 
 
 def build_packer(recipe: Recipe) -> Packer:

@@ -400,6 +400,36 @@ def test_merging_duplicates_needs_targets_of_their_own(load, refusal):
     load(RECIPE, "loss.duplicates=merge")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["sampler={name: task_homogeneous, run_length: 3}"],
+         "sampler.run_length: 3 does not divide train.global_batch_size 8"),
+        (["sampler.weights={scene: 1}"],
+         "sampler.weights: no data set named 'scene'. Did you mean 'scenes'?"),
+        (["sampler.weights={scenes: 0}"], "at least one data set needs a weight above zero"),
+        (["sampler={name: task_homogeneous, run_length: 8, weights: {a: 1}}"], "no data set named 'a'"),
+        (["sampler={name: mined, graphs: {scenes: g}, community_size: 3}"],
+         "sampler.community_size: 3 does not divide train.global_batch_size 8"),
+        (["sampler={name: mined, graphs: {scene: g}, community_size: 4}"],
+         "sampler.graphs: no data set named 'scene'"),
+        (["sampler={name: mined, graphs: {}, community_size: 4}"], "the data set 'scenes' has no graph"),
+        (["loss={name: matryoshka, loss: infonce, dims: [16, 33]}"],
+         "loss `matryoshka` as set here needs embeddings of at least 33 dimensions; the backbone and the "
+         "pooler give 32"),
+        (["loss={name: matryoshka, loss: infonce, dims: [16, 32]}", "pooler.projection_dim=24"], "give 24"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(refusal, settings, expected):
+    assert expected in refusal(RECIPE, *settings)
+
+
+def test_dimensions_that_the_settings_do_not_tell_are_not_checked(load):
+    loss = "loss={name: matryoshka, loss: infonce, dims: [4096]}"
+    load(RECIPE, loss, "backbone={name: qwen_vl, pretrained: org/model}")
+    load(RECIPE, loss, "pooler.projection_dim=4096")
+
+
 class TextOnly(QwenVL):
     """A backbone that takes no image for a target."""
 
@@ -408,6 +438,10 @@ class TextOnly(QwenVL):
     @classmethod
     def offers(cls, config):
         return frozenset({"isolated_turns"})
+
+    @classmethod
+    def hidden_dim_of(cls, config):
+        return None
 
 
 @pytest.fixture

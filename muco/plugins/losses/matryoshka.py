@@ -46,6 +46,10 @@ class Matryoshka(Loss):
     def needs(cls, config: Any) -> frozenset[Feature]:
         return config.loss.cls.needs(config.loss.config)
 
+    @classmethod
+    def min_embedding_dim(cls, config: Any) -> int:
+        return max(config.dims)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.loss: Loss = config.loss.make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class ProjectedPooler(Pooler):
         projection_dim: PositiveInt | None = None
         """Project to this many dimensions by a linear map that is trained with the model; None keeps the
         backbone's hidden size."""
+
+    @classmethod
+    def embedding_dim_of(cls, config: Any, hidden_dim: int | None) -> int | None:
+        return config.projection_dim or hidden_dim
 
     def __init__(self, config: Config, *, hidden_dim: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
@@ -38,6 +38,18 @@ def shares_of(config: SharesConfig, catalog: Catalog) -> Mapping[str, float] | N
     return {name: (size / largest) ** (1 / config.temperature) for name, size in catalog.items()}
 
 
+def check_weights(weights: Mapping[str, float] | None, datasets: Collection[str]) -> None:
+    """Raise MucoError if a weight names no data set, or no weight is above zero."""
+    for name in weights or ():
+        if name not in datasets:
+            near = did_you_mean(name, list(datasets))
+            raise MucoError(
+                f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(datasets)}"
+            )
+    if weights is not None and not any(weights.values()):
+        raise MucoError("sampler.weights: at least one data set needs a weight above zero")
+
+
 def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str, int]:
     """Return how many samples of each data set an epoch holds.
 
@@ -48,16 +60,9 @@ def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str
     """
     if weights is None:
         return dict(catalog)
-    for name in weights:
-        if name not in catalog:
-            near = did_you_mean(name, list(catalog))
-            raise MucoError(
-                f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(catalog)}"
-            )
+    check_weights(weights, catalog)
     shares = {name: weights.get(name, 0.0) for name in catalog}
     total, length = sum(shares.values()), sum(catalog.values())
-    if total <= 0:
-        raise MucoError("sampler.weights: at least one data set needs a weight above zero")
     return {name: round(length * share / total) for name, share in shares.items()}
 
 

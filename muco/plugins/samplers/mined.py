@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,20 @@ class Mined(Sampler):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
+        size = self.config.community_size
+        if batch_size % size:
+            raise MucoError(
+                f"sampler.community_size: {size} does not divide train.global_batch_size {batch_size}"
+            )
+        for name in self.config.graphs:
+            if name not in datasets:
+                near = did_you_mean(name, list(datasets))
+                raise MucoError(f"sampler.graphs: no data set named {name!r}.{near}")
+        for name in datasets:
+            if name not in self.config.graphs:
+                raise MucoError(f"sampler.graphs: the data set {name!r} has no graph")
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
         for name in sorted(self.config.graphs.keys() & fingerprints.keys()):
@@ -104,18 +118,8 @@ class Mined(Sampler):
         return graph
 
     def _check(self, catalog: Catalog, batch_size: int) -> None:
-        size = self.config.community_size
-        if batch_size % size:
-            raise MucoError(
-                f"sampler.community_size: {size} does not divide train.global_batch_size {batch_size}"
-            )
-        for name in self.config.graphs:
-            if name not in catalog:
-                near = did_you_mean(name, list(catalog))
-                raise MucoError(f"sampler.graphs: no data set named {name!r}.{near}")
+        self.verify_settings(catalog, batch_size=batch_size)
         for name, num_samples in catalog.items():
-            if name not in self.config.graphs:
-                raise MucoError(f"sampler.graphs: the data set {name!r} has no graph")
             if len(self._orders[name]) != num_samples:
                 raise MucoError(
                     f"sampler.graphs.{name}: the graph has {len(self._orders[name]):,} samples, "

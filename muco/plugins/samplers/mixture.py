@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import accumulate
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins.samplers.epoch_shares import (
     SharesConfig,
     batch_positions,
+    check_weights,
     quotas_of,
     shares_of,
     shuffled_visit,
@@ -37,6 +39,9 @@ class Mixture(Sampler):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.window = config.window
+
+    def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
+        check_weights(self.config.weights, datasets)
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
         return -(-sum(quotas_of(shares_of(self.config, catalog), catalog).values()) // batch_size)

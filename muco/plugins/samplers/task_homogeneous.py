@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pydantic import PositiveInt
 
 from muco.core.errors import MucoError
@@ -10,6 +12,7 @@ from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins.samplers.epoch_shares import (
     SharesConfig,
     batch_positions,
+    check_weights,
     quotas_of,
     run_position,
     shares_of,
@@ -34,6 +37,10 @@ class TaskHomogeneous(Sampler):
     def __init__(self, config: Config) -> None:
         self.run_length = config.run_length
         self.config = config
+
+    def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
+        self._check(batch_size)
+        check_weights(self.config.weights, datasets)
 
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
         self._check(batch_size)

@@ -98,6 +98,10 @@ class Clip(AdaptedBackbone):
     def offers(cls, config: Any) -> frozenset[Feature]:
         return frozenset({"isolated_turns", "image_targets"})
 
+    @classmethod
+    def hidden_dim_of(cls, config: Any) -> int | None:
+        return config.random_init and config.random_init.embedding_dim
+
     def __init__(self, towers: Towers, config: Config) -> None:
         super().__init__(towers.model.to(dtype_of(config.dtype)))
         self.config = config

@@ -79,6 +79,10 @@ class DecoderBackbone(AdaptedBackbone):
         return contexts_of(config.attention_direction).union({"image_targets"})
 
     @classmethod
+    def hidden_dim_of(cls, config: Any) -> int | None:
+        return config.random_init and config.random_init.hidden_dim
+
+    @classmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
         from transformers import AutoModel
 

@@ -138,7 +138,7 @@ def take_a_step(shards: Path, family: str, *, packer: str, pooler: str, loss: st
     )
     inputs = batches[0]
     assert not inputs.unreadable
-    done = Stepper(encoder, loss_cls(loss_config), torch.device("cpu"), cached=True)(inputs)
+    done = Stepper(encoder, loss_cls(loss_config), torch.device("cpu"), grad_cache=True)(inputs)
     gradients = [weight.grad for weight in encoder.parameters() if weight.grad is not None]
     assert done.num_turns
     assert torch.isfinite(torch.tensor(done.mean))

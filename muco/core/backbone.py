@@ -86,11 +86,11 @@ class Backbone(Component, nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
-        """Return a new backbone: pretrained weights, or random ones from the global torch seed.
+        """Return a new backbone: pretrained weights, or random weights drawn with torch's global generator.
 
         Args:
             config: a `Config` of this class.
-            texts: the training texts, read only by a backbone that trains its tokenizer on them.
+            texts: the training texts, for a backbone that trains a tokenizer on them.
         """
 
     @classmethod
@@ -112,38 +112,38 @@ class Backbone(Component, nn.Module, ABC):
 
         Args:
             inputs: a chunk of `processor.collate`, on this module's device.
-            images: what `encode_images` returned for this chunk; None computes it here.
+            images: the output of `encode_images` for this chunk; if None, it is computed here.
         """
 
     @abstractmethod
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
-        """Return the vision tower's output for the chunk's images; None where it has none."""
+        """Return the vision tower's output for the chunk's images; None if the chunk has no images."""
 
     def startup_summary(self, device: torch.device, *, half: bool) -> str:
-        """Return what a run should say about itself at its start, its kernels say; empty for nothing.
+        """Return one line for the start of a run, for example the attention kernel; empty for none.
 
         Args:
-            device: where it will run.
-            half: whether in 16 bits.
+            device: where the backbone will run.
+            half: whether it runs in 16-bit precision.
 
         Raises:
-            MucoError: something that the recipe names cannot run there.
+            MucoError: a setting of the recipe cannot run on this device.
         """
         return ""
 
     def merge_adapters(self) -> None:
-        """Fold adapters into the weights that they adapt, if there are any; embeddings stay as they are.
+        """Merge adapters, if there are any, into the weights that they adapt. Embeddings do not change.
 
-        What `save` writes then is what `load` reads with `adapter: null`.
+        After that, `load` reads what `save` writes with `adapter: null`.
         """
 
     def shardable_modules(self) -> Iterable[nn.Module]:
-        """Return the modules whose weights processes may split among them, inner ones first; none by default.
+        """Return the modules whose weights may be sharded over processes, inner ones first; none by default.
 
-        All of a module's weights have one dtype. Those of `encode_images` stay whole.
+        All weights of a module must have one dtype. The weights of `encode_images` are not sharded.
         """
         return ()
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
-        """Return the weights that `encode_images` reads; where none is trained, its output is kept."""
+        """Return the weights of `encode_images`. If none is trained, its output is computed once per step."""
         return self.parameters()

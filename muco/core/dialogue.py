@@ -1,4 +1,4 @@
-"""What a packer makes of a sample: dialogues whose every turn ends in one embedding."""
+"""Dialogues: the output of a packer. Every turn ends in one embedding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from muco.core.sample import Content
 from muco.core.video import Visual
 
 Context = Literal["causal", "isolated"]
-"""causal: a turn sees the shared prefix and the earlier turns. isolated: the prefix and itself."""
+"""causal: a turn sees the shared prefix and the earlier turns. isolated: only the prefix and itself."""
 
 
 @dataclass(frozen=True)
@@ -20,33 +20,33 @@ class TurnKey:
     """
 
     sample_id: int
-    """Names the record."""
+    """Identifies the record."""
     turn_id: int
-    """The pair's index in the record, whatever its place in the dialogue."""
+    """The pair's index in the record, whatever its position in the dialogue."""
     group_id: int
-    """Hash of the image, or of the record where there is none."""
+    """Hash of the image, or of the record if it has no image."""
     content_id: int
-    """Hash of the target's content: two targets with one id are the same answer."""
+    """Hash of the target's content: targets with equal ids are the same answer."""
     task_id: int
     form_id: int = 0
-    """0 the original, 1 the reconstructed."""
+    """0 for the original form, 1 for the reconstructed one."""
     is_negative: bool = False
-    """A hard negative: its owner's ids, but nobody's positive."""
+    """A hard negative: it has the ids of its query, but is no positive."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What is said before a turn's embedding."""
+    """Text and images of one role, before a turn's embedding."""
 
     role: Literal["user", "assistant"]
     content: Content
     blanks: tuple[int, ...] = ()
-    """Places in the text, ascending, at which the mask token stands for words that are hidden."""
+    """Ascending positions in the text at which the mask token replaces hidden words."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Messages answered by one embedding; most often a single user message."""
+    """Messages that one embedding answers; usually a single user message."""
 
     messages: tuple[Message, ...]
     key: TurnKey
@@ -67,17 +67,17 @@ class Dialogue:
 
     @property
     def content_key(self) -> tuple[object, ...]:
-        """What the backbone sees, hashable: dialogues with one key have one embedding a turn."""
-        said = tuple(
+        """The content without ids, hashable: dialogues with equal keys have equal embeddings."""
+        turns = tuple(
             tuple((message.role, message.content.content_id, message.blanks) for message in turn.messages)
             for turn in self.turns
         )
-        return (self.system, tuple(image.content_id for image in self.images), said, self.context)
+        return (self.system, tuple(image.content_id for image in self.images), turns, self.context)
 
 
 @dataclass(frozen=True)
 class DialoguePair:
-    """Both sides of one sample, and its hard negatives."""
+    """The query and target dialogues of one sample, and its hard negatives."""
 
     queries: tuple[Dialogue, ...]
     targets: tuple[Dialogue, ...]

@@ -21,7 +21,7 @@ class TurnEncoder(nn.Module):
         """Return the embeddings of the chunk's N turns, in the chunk's order.
 
         Args:
-            inputs: a chunk of the backbone's processor, on this module's device.
-            images: the chunk's image features where they are known already.
+            inputs: a chunk from the backbone's processor, on this module's device.
+            images: the chunk's image features, if they were computed before.
         """
         return self.pooler(self.backbone.encode(inputs, images))

@@ -1,6 +1,6 @@
-"""Turns as tensors, between a backbone and a loss.
+"""Turns as tensors: what passes from a backbone to a pooler and a loss.
 
-N turns, D embedding size, H hidden size, T tokens of a chunk laid end to end.
+N turns, D embedding size, H hidden size, T tokens of a chunk, its rows concatenated.
 """
 
 from __future__ import annotations
@@ -29,23 +29,15 @@ class TurnIds:
 
     @classmethod
     def of(cls, keys: Sequence[TurnKey]) -> TurnIds:
-        """Return the keys as columns."""
-
-        def column(name: str) -> Tensor:
-            return torch.tensor([getattr(key, name) for key in keys], dtype=torch.int64)
-
-        return TurnIds(
-            sample_ids=column("sample_id"),
-            turn_ids=column("turn_id"),
-            form_ids=column("form_id"),
-            group_ids=column("group_id"),
-            content_ids=column("content_id"),
-            task_ids=column("task_id"),
-            is_negative=column("is_negative").bool(),
-        )
+        """Return the keys as columns: `sample_id` of each key becomes `sample_ids`, and so on."""
+        columns = {
+            name: torch.tensor([getattr(key, name.removesuffix("s")) for key in keys], dtype=torch.int64)
+            for name in (field.name for field in fields(TurnIds))
+        }
+        return TurnIds(**{**columns, "is_negative": columns["is_negative"].bool()})
 
     def ids(self) -> TurnIds:
-        """Return the identities alone."""
+        """Return only the identities."""
         return TurnIds(**{field.name: getattr(self, field.name) for field in fields(TurnIds)})
 
     def __len__(self) -> int:
@@ -61,7 +53,7 @@ class TurnIds:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Return all rows of `parts`, in order."""
+        """Return the rows of all `parts`, in order."""
         columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
         return cls(**columns)
 
@@ -71,7 +63,7 @@ class TurnIds:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnEmbeddings(TurnIds):
-    """N turns' embeddings beside their identities."""
+    """The embeddings and identities of N turns."""
 
     vectors: Tensor
     """[N, D], any float dtype, unit length."""
@@ -85,32 +77,32 @@ class TurnEmbeddings(TurnIds):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnSpans:
-    """Where N turns lie in a chunk's tokens, as indices into rows laid end to end; int64 [N].
+    """The positions of N turns in a chunk's tokens; int64 [N], indices into the concatenated rows.
 
-    A turn's span is its own tokens, `start` to before `stop`; the shared prefix is not in it.
+    The span of a turn is [start, stop): its own tokens, without the shared prefix.
     """
 
     token: Tensor
-    """The turn's embedding token."""
+    """Index of the turn's embedding token."""
     start: Tensor
     stop: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInputs:
-    """One chunk: what a backbone encodes at once."""
+    """One chunk: dialogues that a backbone encodes together."""
 
     tensors: dict[str, Tensor]
-    """What this backbone's `encode` reads, by its own names."""
+    """The arguments of this backbone's `encode`, by names of its own."""
     spans: TurnSpans
     ids: TurnIds
     num_tokens: int
-    """Language-model tokens, padding left out."""
+    """Language-model tokens, without padding."""
     num_padding_tokens: int
     num_patches: int
     """Image patches that enter the vision tower."""
     num_cut_texts: int = 0
-    """Turns whose text was cut to the backbone's context, where the recipe allows that."""
+    """Turns whose text was cut to the backbone's context, if the recipe allows that."""
 
     def to(self, device: torch.device | str) -> EncoderInputs:
         """Return the chunk on `device`."""
@@ -125,20 +117,20 @@ class EncoderInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnStates:
-    """What a backbone makes of a chunk."""
+    """The output of a backbone for one chunk."""
 
     hidden: Tensor
-    """[T, H]: the last hidden state of every token, rows laid end to end."""
+    """[T, H]: the last hidden state of every token, rows concatenated."""
     spans: TurnSpans
     ids: TurnIds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What a vision tower makes of a chunk's images, in the chunk's order."""
+    """The output of a vision tower for a chunk's images, in the chunk's order."""
 
     tensors: tuple[Tensor, ...]
-    """The backbone's own; for most one tensor [image tokens, H]."""
+    """Defined by the backbone; usually one tensor [image tokens, H]."""
 
     def to(self, device: torch.device | str) -> ImageFeatures:
         """Return the features on `device`."""

@@ -1,4 +1,4 @@
-"""Which dialogues are encoded together: chunks of like lengths within a budget."""
+"""Split dialogues into chunks of similar lengths within a budget."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ def plan_chunks(costs: Sequence[Cost], budget: Cost | None, *, padded: bool) -> 
     """Split dialogues into chunks.
 
     Args:
-        costs: of each dialogue.
-        budget: the most that one chunk may take; a dialogue that takes more is a chunk of its own. None
-            puts all into one chunk, in order.
-        padded: whether a chunk's dialogues are filled up to the longest one, which counts.
+        costs: the cost of each dialogue.
+        budget: limit of one chunk; a dialogue above it is a chunk of its own. None: all dialogues are one
+            chunk, in order.
+        padded: whether the dialogues of a chunk are padded to the longest one; padding then counts.
 
     Returns:
-        The dialogues' places, chunk by chunk, the longest first; no dialogue gives no chunk.
+        The indices of the dialogues of each chunk, the longest dialogue first; no chunk without dialogues.
     """
     if budget is None:
         return [list(range(len(costs)))] if costs else []
     chunks: list[list[int]] = []
     tokens = patches = 0
-    for place in sorted(range(len(costs)), key=lambda place: -costs[place].tokens):
-        cost = costs[place]
-        # The longest comes first, so that a padded row of the chunk is as long as its first dialogue.
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index].tokens):
+        cost = costs[index]
+        # Dialogues come longest first, so the first dialogue of a chunk decides the length of padded rows.
         row = costs[chunks[-1][0]].tokens if chunks and padded else cost.tokens
         fits = chunks and tokens + row <= budget.tokens and patches + cost.patches <= budget.patches
         if not fits:
             chunks.append([])
             row, tokens, patches = cost.tokens, 0, 0
-        chunks[-1].append(place)
+        chunks[-1].append(index)
         tokens += row
         patches += cost.patches
     return chunks

@@ -1,4 +1,4 @@
-"""Contract checks that a component's first test runs; for plugin packages as for muco itself."""
+"""Contract checks: the first test of a component, in muco and in plugin packages."""
 
 from muco.testing.contracts import (
     check_loss,

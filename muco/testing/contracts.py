@@ -1,4 +1,4 @@
-"""What any source, sampler, packer, pooler, loss and suite must keep; each raises AssertionError."""
+"""Contract checks of sources, samplers, packers, poolers, losses and suites; they raise AssertionError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from muco.core.turns import TurnEmbeddings, TurnIds, TurnSpans, TurnStates
 
 
 def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the class and its settings, having checked what every kind must keep."""
+    """Return the class and its validated settings; check what holds for every kind."""
     cls = registry.component(kind, name)
     assert issubclass(cls, Component)
     config = cls.Config.model_validate(dict(settings))
@@ -38,7 +38,7 @@ def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, 
 
 
 def check_source(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
-    """The same settings give the same samples, from any start, as many as promised."""
+    """Check that equal settings give equal samples, from any start, and that `len` is their number."""
     cls, config = config_of(registry, "source", name, settings)
     source: Source = cls(config)
     samples = list(source.samples())
@@ -52,7 +52,7 @@ def check_source(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
 def check_sampler(
     registry: Registry, name: str, settings: Mapping[str, Any], *, catalog: Mapping[str, int]
 ) -> None:
-    """Plans are pure, within the catalog, in full batches but for the last."""
+    """Check that plans depend on their arguments only, and that all batches but the last are full."""
     cls, config = config_of(registry, "sampler", name, settings)
     sampler: Sampler = cls(config)
     number = sampler.num_batches(catalog, batch_size=4)
@@ -70,7 +70,7 @@ def check_sampler(
 def check_packer(
     registry: Registry, name: str, settings: Mapping[str, Any], *, samples: Sequence[Sample]
 ) -> None:
-    """Every query turn has a target turn of its key; packing depends on the generators alone."""
+    """Check that query turns have target turns with their keys, and that packing is reproducible."""
     cls, config = config_of(registry, "packer", name, settings)
     packer: Packer = pickle.loads(pickle.dumps(cls(config)))
     for sample in samples:
@@ -96,7 +96,7 @@ def check_packer(
 
 
 def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
-    """Vectors have unit length, depend on their turn's span alone, and carry a gradient."""
+    """Check that vectors have unit length, depend only on their turn's span, and have a gradient."""
     cls, config = config_of(registry, "pooler", name, settings)
     torch.manual_seed(0)
     pooler: Pooler = cls(config, hidden_dim=6)
@@ -114,7 +114,7 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
 
 
 def check_loss(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
-    """One finite number a query turn; the order of targets is irrelevant; both sides get gradient."""
+    """Check for one finite number per query turn, in any order of targets, with gradient on both sides."""
     cls, config = config_of(registry, "loss", name, settings)
     loss: Loss = cls(config)
     keys = [_key(sample, turn) for sample in range(4) for turn in range(sample % 2 + 1)]
@@ -136,7 +136,7 @@ def check_loss(registry: Registry, name: str, settings: Mapping[str, Any]) -> No
 
 
 def check_suite(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
-    """The same settings give the same tasks; pools hold each candidate once."""
+    """Check that equal settings give equal tasks, and that each pool holds a candidate once."""
     cls, config = config_of(registry, "suite", name, settings)
     suite: Suite = cls(config)
     tasks = list(suite.tasks())
@@ -144,7 +144,7 @@ def check_suite(registry: Registry, name: str, settings: Mapping[str, Any]) -> N
     assert len({task.name for task in tasks}) == len(tasks)
     for task, again in zip(tasks, cls(config).tasks(), strict=True):
         ids = [content.content_id for content in task.pool]
-        assert len(set(ids)) == len(ids), f"{task.name}: a candidate stands twice in the pool"
+        assert len(set(ids)) == len(ids), f"{task.name}: a candidate is in the pool twice"
         assert ids == [content.content_id for content in again.pool]
         assert list(task.queries) == list(again.queries)
         assert task.candidates == again.candidates

@@ -1,4 +1,4 @@
-"""What any backbone must keep; raises AssertionError."""
+"""The contract check of backbones; it raises AssertionError."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def check_backbone(
     folder: Path,
     tolerance: float = 1e-5,
 ) -> None:
-    """Batching, packing, image features and a round trip to disk leave every embedding as it is.
+    """Check that batching, packing, given image features, saving and loading do not change an embedding.
 
     Args:
-        registry: knows the backbone.
-        name: of the backbone.
-        settings: of a small one.
-        texts: what it may train a tokenizer on.
+        registry: has the backbone.
+        name: the backbone's.
+        settings: those of a small model.
+        texts: for a tokenizer that is trained.
         images: at least two.
         folder: empty; the backbone is saved there.
-        tolerance: greatest difference in float32.
+        tolerance: largest allowed difference, in float32.
     """
     cls, config = config_of(registry, "backbone", name, settings)
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def check_backbone(
         dialogue_of(["a longer text about nothing much at all"], images[:2]),
     ]
     apart = torch.cat([states(backbone, [dialogue]) for dialogue in dialogues])
-    _close(states(backbone, dialogues), apart, tolerance, "a batch differs from one by one")
+    _close(states(backbone, dialogues), apart, tolerance, "a batch differs from dialogues encoded one by one")
     offered = cls.offers(config)
     if "isolated_turns" in offered:
         asked = ["what is it?", "a", "where is the red circle?"]
@@ -59,14 +59,14 @@ def check_backbone(
     if "causal_context" in offered:
         first = states(backbone, [dialogue_of(["what is it?", "a"], images[:1])])[:1]
         _close(first, apart[:1], tolerance, "a first turn sees a later one")
-    _check_seams(backbone, dialogues, tolerance)
+    _check_processor(backbone, dialogues, tolerance)
     backbone.save(folder)
     again = cls.load(config, folder).eval()
     _close(states(again, dialogues), states(backbone, dialogues), 0.0, "saving changes an embedding")
 
 
 def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: Any = "causal") -> Dialogue:
-    """Return a dialogue of one user message a turn."""
+    """Return a dialogue with one user message per turn."""
     turns = tuple(
         Turn(
             (Message("user", Content(text)),),
@@ -80,11 +80,11 @@ def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: A
 @torch.no_grad()
 def states(backbone: Backbone, dialogues: Sequence[Dialogue]) -> Tensor:
     """Return the hidden state of each turn's embedding token, [N, H]."""
-    found = backbone.encode(backbone.processor.prepare(dialogues))
-    return found.hidden[found.spans.token]
+    encoded = backbone.encode(backbone.processor.prepare(dialogues))
+    return encoded.hidden[encoded.spans.token]
 
 
-def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
+def _check_processor(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
     processor = pickle.loads(pickle.dumps(backbone.processor))
     rendered = [processor.render(dialogue) for dialogue in dialogues]
     costs = [each.cost for each in rendered]
@@ -93,20 +93,24 @@ def _check_seams(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: f
         assert each.cost.tokens == alone.num_tokens, "render and collate disagree on tokens"
         assert each.cost.patches == alone.num_patches, "render and collate disagree on patches"
     inputs = processor.collate(rendered)
-    # A backbone may encode what dialogues have in common once.
-    assert inputs.num_tokens <= sum(cost.tokens for cost in costs), "a chunk has tokens of nobody"
-    assert inputs.num_patches <= sum(cost.patches for cost in costs), "a chunk has patches of nobody"
+    # Fewer are allowed: a backbone may encode what dialogues share once.
+    assert inputs.num_tokens <= sum(cost.tokens for cost in costs), (
+        "a chunk has more tokens than its dialogues"
+    )
+    assert inputs.num_patches <= sum(cost.patches for cost in costs), (
+        "a chunk has more patches than its dialogues"
+    )
     keys = [turn.key.turn_id for dialogue in dialogues for turn in dialogue.turns]
-    assert inputs.ids.turn_ids.tolist() == keys, "turns left their order"
+    assert inputs.ids.turn_ids.tolist() == keys, "collate changed the order of turns"
     spans = inputs.spans
     assert ((spans.start <= spans.token) & (spans.token < spans.stop)).all()
     with torch.no_grad():
         whole = backbone.encode(inputs).hidden
         given = backbone.encode(inputs, backbone.encode_images(inputs)).hidden
     assert whole.shape[1] == backbone.hidden_dim
-    _close(given, whole, tolerance, "image features given differ from image features made")
+    _close(given, whole, tolerance, "given image features change the hidden states")
 
 
-def _close(found: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
-    difference = float((found - expected).abs().max())
+def _close(actual: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
+    difference = float((actual - expected).abs().max())
     assert difference <= tolerance, f"{message}: by {difference:.2e}"

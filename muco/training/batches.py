@@ -1,4 +1,4 @@
-"""From a step's number to what its rank encodes: plan, read, pack, collate, in a data worker."""
+"""The inputs of a training step: plan, read, pack, render and collate, in a data worker."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Render = Callable[[Dialogue], Rendered]
 
 @dataclass(frozen=True)
 class SideInputs:
-    """Queries or targets of one rank's share of a step."""
+    """The queries or the targets of one rank's share of a step."""
 
     chunks: tuple[EncoderInputs, ...]
-    """Each distinct dialogue once."""
+    """They contain each distinct dialogue once."""
     row_index: Tensor
-    """int64 [N]: where each turn's embedding lies among the chunks' laid end to end."""
+    """int64 [N]: the row of each turn's embedding in the concatenated embeddings of the chunks."""
     ids: TurnIds
-    """Of the N turns."""
+    """Identities of the N turns."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Packed:
-    """A sample's dialogues, and where it lies in words."""
+    """A sample's dialogues, and its name for messages."""
 
     sample: str
     pair: DialoguePair
@@ -65,14 +65,14 @@ class StepInputs:
     queries: SideInputs
     targets: SideInputs
     samples: tuple[str, ...]
-    """Where the samples lie, in words."""
+    """Names of the samples for messages: data set, shard and index."""
     unreadable: tuple[Unreadable, ...]
     num_dropped: int = 0
-    """Turns and hard negatives left out for `max_dialogue_tokens`."""
+    """Turns and hard negatives dropped because of `max_dialogue_tokens`."""
 
 
 class StepBatches(Dataset[StepInputs]):
-    """Item `s` is the inputs of step `s`: a pure function of the step, whichever worker makes it."""
+    """Item `s` holds the inputs of step `s`. It depends on nothing else, so any worker can compute it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class StepBatches(Dataset[StepInputs]):
         self.steps_per_epoch = sampler.num_batches(self.catalog, batch_size=global_batch_size)
 
     def chunked(self, chunk_tokens: int | None) -> StepBatches:
-        """Return the same batches in chunks of at most so many tokens or patches."""
+        """Return the same batches in chunks of at most `chunk_tokens` tokens and patches."""
         other = copy.copy(self)
         other.budget = _budget(chunk_tokens)
         return other
@@ -119,7 +119,7 @@ class StepBatches(Dataset[StepInputs]):
         packed: list[Packed] = []
         broken: list[Unreadable] = []
         num_dropped = 0
-        # A dialogue is rendered once a step, although its cost is read before it is collated.
+        # The budget needs the cost of a dialogue before it is collated; the cache avoids a second rendering.
         render = cache(self.processor.render)
         for ref in plan.samples[self.rank :: self.num_ranks]:
             reader = self.readers[ref.dataset]
@@ -141,25 +141,25 @@ class StepBatches(Dataset[StepInputs]):
         return StepInputs(step, epoch, queries, targets, names, tuple(broken), num_dropped)
 
     def _sift(self, packed: Sequence[Packed], render: Render) -> tuple[list[Packed], list[Unreadable]]:
-        """Part the samples that can be collated from those that cannot, a broken image among them."""
-        whole: list[Packed] = []
+        """Separate samples that can be collated from others, with a broken image for example."""
+        readable: list[Packed] = []
         broken: list[Unreadable] = []
         for each in packed:
             try:
                 dialogues = each.pair.queries + each.pair.targets + each.pair.negatives
                 self.processor.collate([render(dialogue) for dialogue in dialogues])
-                whole.append(each)
+                readable.append(each)
             except DataError as error:
                 broken.append(Unreadable(each.sample, str(error)))
-        return whole, broken
+        return readable, broken
 
     def _pack(self, sample: Sample, epoch: int, step: int, render: Render) -> Fitted:
-        """Pack under generators that depend on what is packed alone, within the budget of a dialogue."""
-        moment = (str(self.seed), str(epoch), str(step))
+        """Pack with generators seeded by step and sample, and drop turns beyond `max_dialogue_tokens`."""
+        step_seed = (str(self.seed), str(epoch), str(step))
         pair = self.packer.pack(
             sample,
-            batch_random=random.Random(stable_id("batch", *moment)),
-            sample_random=random.Random(stable_id("sample", *moment, sample.dataset, sample.sample_id)),
+            batch_random=random.Random(stable_id("batch", *step_seed)),
+            sample_random=random.Random(stable_id("sample", *step_seed, sample.dataset, sample.sample_id)),
         )
         if self.max_dialogue_tokens is None:
             return Fitted(pair, 0)

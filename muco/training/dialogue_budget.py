@@ -1,4 +1,4 @@
-"""A token budget for each dialogue: whole turns are left out, on both sides, and none is cut."""
+"""A token budget for each dialogue: whole turns are dropped on both sides; no text is cut."""
 
 from __future__ import annotations
 
@@ -8,76 +8,82 @@ from dataclasses import dataclass, replace
 from muco.core.dialogue import Dialogue, DialoguePair, Turn
 
 Unit = tuple[int, int, int]
-"""Sample, turn and form of a turn: what is left out together."""
+"""Sample, turn and form: query and target turns with equal units are dropped together."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A sample's dialogues within a budget."""
+    """A sample's dialogues within the budget."""
 
     pair: DialoguePair | None
-    """None where no turn is left."""
+    """None if no turn is left."""
     num_dropped: int
-    """Query turns, with their targets, and hard negatives that were left out."""
+    """Dropped query turns, with their targets, and dropped hard negatives."""
 
 
 def drop_overlong_turns(pair: DialoguePair, *, max_tokens: int, count: Callable[[Dialogue], int]) -> Fitted:
-    """Leave out the turns by which a dialogue grows beyond `max_tokens`.
+    """Drop the turns that do not fit into dialogues of `max_tokens`.
 
-    Those that do not fit even alone go first; then a dialogue keeps each turn, in order, that fits beside
-    those kept before it. So a pair that fits alone is never lost to one that does not. A turn that is left
-    out of one side is left out of the other, with its hard negatives; with a turn's original form goes the
-    reconstructed one, which follows it. A hard negative that is too long goes alone.
+    First, turns that are too long in a dialogue of their own are dropped. Then each dialogue keeps, in order,
+    every turn that fits beside the turns kept before it. So no pair that fits is dropped because of one that
+    does not. A turn dropped from one side is dropped from the other too, with its hard negatives; a
+    reconstructed form is dropped with its original form. A hard negative that is too long is dropped alone.
 
     Args:
-        pair: what a packer made of a sample.
-        max_tokens: language-model tokens, an image's among them.
-        count: of the tokens of a dialogue.
+        pair: the dialogues of one sample.
+        max_tokens: language-model tokens, those of images included.
+        count: returns the number of tokens of a dialogue.
     """
     long = [dialogue for dialogue in pair.queries + pair.targets if count(dialogue) > max_tokens]
-    out = {
+    dropped = {
         _unit(turn)
         for dialogue in long
         for turn in dialogue.turns
         if count(replace(dialogue, turns=(turn,))) > max_tokens
     }
     for dialogue in long:
-        _leave_out(dialogue, out, max_tokens, count)
-    sound = [each for each in pair.negatives if count(each) <= max_tokens]
-    asked = [turn for dialogue in pair.queries for turn in dialogue.turns]
-    gone = [turn for turn in asked if _is_out(turn, out)]
-    too_long = len(pair.negatives) - len(sound)
-    if not gone and not too_long:
+        _drop_beyond(dialogue, dropped, max_tokens, count)
+    negatives = [each for each in pair.negatives if count(each) <= max_tokens]
+    queries = [turn for dialogue in pair.queries for turn in dialogue.turns]
+    dropped_queries = [turn for turn in queries if _is_dropped(turn, dropped)]
+    too_long = len(pair.negatives) - len(negatives)
+    if not dropped_queries and not too_long:
         return Fitted(pair, 0)
-    if len(gone) == len(asked):
-        return Fitted(None, len(asked) + too_long)
-    kept = DialoguePair(_without(pair.queries, out), _without(pair.targets, out), _without(sound, out))
-    return Fitted(kept, len(gone) + too_long)
+    if len(dropped_queries) == len(queries):
+        return Fitted(None, len(queries) + too_long)
+    kept = DialoguePair(
+        _without(pair.queries, dropped), _without(pair.targets, dropped), _without(negatives, dropped)
+    )
+    return Fitted(kept, len(dropped_queries) + too_long)
 
 
-def _leave_out(dialogue: Dialogue, out: set[Unit], max_tokens: int, count: Callable[[Dialogue], int]) -> None:
-    """Add to `out` the turns that do not fit."""
+def _drop_beyond(
+    dialogue: Dialogue, dropped: set[Unit], max_tokens: int, count: Callable[[Dialogue], int]
+) -> None:
+    """Add the turns that do not fit to `dropped`."""
     kept: tuple[Turn, ...] = ()
     for turn in dialogue.turns:
-        if _is_out(turn, out):
+        if _is_dropped(turn, dropped):
             continue
         grown = (*kept, turn)
         if count(replace(dialogue, turns=grown)) <= max_tokens:
             kept = grown
         else:
-            out.add(_unit(turn))
+            dropped.add(_unit(turn))
 
 
 def _unit(turn: Turn) -> Unit:
     return turn.key.sample_id, turn.key.turn_id, turn.key.form_id
 
 
-def _is_out(turn: Turn, out: set[Unit]) -> bool:
+def _is_dropped(turn: Turn, dropped: set[Unit]) -> bool:
     sample, number, form = _unit(turn)
-    return (sample, number, 0) in out or (sample, number, form) in out
+    return (sample, number, 0) in dropped or (sample, number, form) in dropped
 
 
-def _without(dialogues: tuple[Dialogue, ...] | list[Dialogue], out: set[Unit]) -> tuple[Dialogue, ...]:
-    """Return the dialogues without those turns; one that is left without a turn goes whole."""
-    found = ((each, tuple(turn for turn in each.turns if not _is_out(turn, out))) for each in dialogues)
-    return tuple(replace(each, turns=turns) for each, turns in found if turns)
+def _without(dialogues: tuple[Dialogue, ...] | list[Dialogue], dropped: set[Unit]) -> tuple[Dialogue, ...]:
+    """Return the dialogues without the dropped turns; dialogues without turns are dropped too."""
+    left = (
+        (each, tuple(turn for turn in each.turns if not _is_dropped(turn, dropped))) for each in dialogues
+    )
+    return tuple(replace(each, turns=turns) for each, turns in left if turns)

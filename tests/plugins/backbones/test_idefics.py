@@ -42,7 +42,7 @@ def their_inputs(backbone: Idefics, text: str, images) -> dict[str, torch.Tensor
     return processor(text=text, images=[[image.decode() for image in images]], return_tensors="pt")
 
 
-@pytest.mark.parametrize("options", [{}, {"split_images": True}, {"rows": "padded", "adapter": ADAPTER}])
+@pytest.mark.parametrize("options", [{}, {"rows": "padded", "adapter": ADAPTER}])
 def test_keeps_the_contract(registry, tmp_path, options):
     settings = small_idefics(**options)
     check_backbone(registry, "idefics", settings, texts=TEXTS, images=IMAGES[1:], folder=tmp_path)

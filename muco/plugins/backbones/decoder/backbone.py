@@ -1,4 +1,4 @@
-"""What backbones around a vision-language model of transformers have in common.
+"""The base class of backbones that wrap a vision-language model of transformers.
 
 R rows, L tokens of a row, H hidden size, T image tokens.
 """
@@ -40,18 +40,17 @@ from muco.plugins.backbones.lora_backbone import AdaptedBackbone
 
 
 class DecoderSettings(AdaptedSettings, RowSettings):
-    """Where the model is from, how it is held and run; the settings that decoder backbones share."""
+    """The settings that all decoder backbones share."""
 
     pretrained: str | None = None
-    """Folder or hub name of a checkpoint in the transformers layout; its own configuration names the
-    family."""
+    """Folder or hub name of a checkpoint in the transformers layout. Its configuration decides the family."""
     random_init: DecoderSizes | None = None
-    """Random weights of this family and size instead, and a tokenizer trained on the training texts."""
+    """Random weights of this family and size, and a tokenizer trained on the training texts."""
     dtype: Dtype = "float32"
-    """Of the weights."""
+    """Dtype of the weights."""
     gradient_checkpointing: bool = False
-    """Keep each layer's input alone and compute the layer again on the way back: a third more work, a
-    fraction of the memory."""
+    """Store only the input of each layer and compute the layer again in the backward pass: about a third more
+    work, much less memory."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DecoderSettings:
@@ -61,18 +60,18 @@ class DecoderSettings(AdaptedSettings, RowSettings):
 
 
 class DecoderBackbone(AdaptedBackbone):
-    """A vision tower before a decoder; a subclass names both, encodes images and puts them together."""
+    """A vision tower and a decoder. A subclass names both, encodes images and inserts their features."""
 
     name: ClassVar[str]
-    """In recipes."""
+    """Name in recipes."""
     families: ClassVar[tuple[str, ...]]
-    """The `model_type`s of transformers that it loads."""
+    """The values of `model_type` in transformers that it loads."""
     language_name: ClassVar[str] = "language_model"
     """Attribute of the transformers model that holds the language model."""
     vision_name: ClassVar[str]
     """Attribute of the transformers model that holds the vision tower."""
     known_tokens: ClassVar[tuple[str, ...]] = ()
-    """Tokens of a tokenizer that become special where they are ordinary additions."""
+    """Tokens that are made special if a checkpoint's tokenizer has them as ordinary added tokens."""
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
@@ -92,7 +91,7 @@ class DecoderBackbone(AdaptedBackbone):
             add_tokens(model, tokenizer, known=cls.known_tokens)
         else:
             sizes, tokenizer = cls.scratch_parts(config, texts)
-            # Converted afterwards, the frequencies of positions would be rounded too.
+            # A later conversion of the dtype would also round the frequencies of RoPE.
             model = AutoModel.from_config(sizes, dtype=dtype_of(config.dtype))
         processor = cls.make_processor(config, model, tokenizer, start or "")
         return cls(model, processor, config).set_up(config, start=start)
@@ -108,12 +107,12 @@ class DecoderBackbone(AdaptedBackbone):
     @classmethod
     @abstractmethod
     def scratch_parts(cls, config: Any, texts: Iterable[str]) -> tuple[Any, Any]:
-        """Return configuration and tokenizer of a model from scratch."""
+        """Return configuration and tokenizer of a model with random weights."""
 
     @classmethod
     @abstractmethod
     def make_processor(cls, config: Any, model: Any, tokenizer: Any, name: str | Path) -> DecoderProcessor:
-        """Return the processor; `name` is the checkpoint, which has the image processor."""
+        """Return the processor. `name` is the checkpoint; not read for random weights."""
 
     @classmethod
     def _model(cls, name: str, config: DecoderSettings) -> Any:
@@ -169,7 +168,7 @@ class DecoderBackbone(AdaptedBackbone):
     def shardable_modules(self) -> Iterable[nn.Module]:
         language = self.language
         adapters = adapter_modules(language)
-        # A module's weights are split together, so they need one dtype.
+        # The weights of a module are sharded together, so they need one dtype.
         mixed = len({weight.dtype for weight in language.parameters()}) > 1
         return [*(adapters if mixed else ()), *language.layers, language]
 
@@ -189,34 +188,28 @@ class DecoderBackbone(AdaptedBackbone):
         return TurnStates(hidden=hidden_RLH.flatten(0, 1), spans=inputs.spans, ids=inputs.ids)
 
     def attention(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments of a decoder's forward that tell its layers who sees whom.
+        """Return the arguments of the decoder's forward that decide which tokens see which.
 
         Args:
-            tensors: of the chunk; `cu_seqlens` where its rows are packed, `segment_ids` where turns are
-                isolated.
-            dtype: of the embeddings.
+            tensors: the chunk's; see `packing.Rows`.
+            dtype: that of the embeddings.
         """
         cu_seqlens, segment_ids = tensors.get("cu_seqlens"), tensors.get("segment_ids")
         if cu_seqlens is None:
-            return {
-                "attention_mask": None
-                if segment_ids is None
-                else segment_mask(segment_ids, causal=self.causal)
-            }
+            has_segments = segment_ids is not None
+            return {"attention_mask": segment_mask(segment_ids, causal=self.causal) if has_segments else None}
         half = dtype.itemsize == 2 or torch.is_autocast_enabled(cu_seqlens.device.type)
         chosen = choose_kernel(self.kernel, cu_seqlens.device, half=half)
-        return {
-            "attention_mask": None,
-            "layout": layout_of(chosen, cu_seqlens, segment_ids, causal=self.causal),
-        }
+        layout = layout_of(chosen, cu_seqlens, segment_ids, causal=self.causal)
+        return {"attention_mask": None, "layout": layout}
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the embeddings [R, L, H] of tokens int64 [R, L], the new ones' own rows among them."""
+        """Return the embeddings [R, L, H] of tokens int64 [R, L], with the trained rows of new tokens."""
         embeds_RLH = self.model.get_input_embeddings()(input_ids)
         return embeds_RLH if self.rows is None else self.rows(input_ids, embeds_RLH)
 
 
 def place_features(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
-    """Return the embeddings with image features in place of the placeholder's."""
+    """Return the embeddings with image features [T, H] at the indices int64 [T] of the concatenated rows."""
     flat = embeds_RLH.flatten(0, 1)
     return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)

@@ -1,4 +1,4 @@
-"""Chat templates: a dialogue as pieces of text and images, each turn ending in one embedding token."""
+"""Chat templates: a dialogue as pieces of text and images. Each turn ends in one embedding token."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from muco.core.video import Visual
 EMB = "<|emb|>"
 """The token whose last hidden state is a turn's embedding."""
 MASK = "<|mask|>"
-"""Stands for hidden words of a counterpart in the reconstruction turn."""
+"""Replaces hidden words of the other side in a reconstruction turn."""
 VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 VIDEO_PAD = "<|video_pad|>"
 
 TemplateName = Literal["chatml", "chatml_public", "bare"]
-"""chatml: Qwen's roles. chatml_public: the same with the defect that the public MuCo weights were trained
-with: the request before what the assistant says in a reconstruction turn lacks its `<|im_end|>`. bare: the
-content and the embedding token alone, for models trained from scratch: they have no chat to remember, and
-half the tokens."""
+"""chatml: Qwen's roles. chatml_public: as the public MuCo weights were trained: in a reconstruction
+turn, the request before the assistant's message has no `<|im_end|>`. bare: only the content and the embedding
+token, for random weights: half as many tokens."""
 
 
 @dataclass(frozen=True)
 class Markup:
-    """Text of the template itself: special tokens in it are special."""
+    """Text of the template; its special tokens are special."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class UserText:
-    """Text of a user or a data set: special tokens in it are ordinary characters."""
+    """Text of a user or a data set; special tokens in it are ordinary characters."""
 
     text: str
 
@@ -42,14 +41,14 @@ Piece = Markup | UserText | Visual
 
 @dataclass(frozen=True)
 class Pieces:
-    """A dialogue in pieces: the shared prefix, then each turn's own, `EMB` among them."""
+    """A dialogue in pieces: the shared prefix, then the pieces of each turn, with `EMB`."""
 
     prefix: tuple[Piece, ...]
     turns: tuple[tuple[Piece, ...], ...]
 
 
 def pieces_of(dialogue: Dialogue, template: TemplateName) -> Pieces:
-    """Return the dialogue's pieces; with isolated turns each follows the prefix directly."""
+    """Return the dialogue's pieces; each isolated turn directly follows the prefix."""
     if template == "bare":
         return _bare(dialogue)
     return _chatml(dialogue, defect=template == "chatml_public")
@@ -63,8 +62,8 @@ def _chatml(dialogue: Dialogue, *, defect: bool) -> Pieces:
     )
     prefix = (*system, Markup("<|im_start|>user\n"), *_images(dialogue.images, "\n"))
     turns = []
-    for place, turn in enumerate(dialogue.turns):
-        follows = place > 0 and dialogue.context == "causal"
+    for index, turn in enumerate(dialogue.turns):
+        follows = index > 0 and dialogue.context == "causal"
         opening = (Markup("\n<|im_start|>user\n"),) if follows else ()
         turns.append((*opening, *_chatml_turn(turn, defect=defect)))
     return Pieces(prefix, tuple(turns))
@@ -73,15 +72,14 @@ def _chatml(dialogue: Dialogue, *, defect: bool) -> Pieces:
 def _chatml_turn(turn: Turn, *, defect: bool) -> Iterator[Piece]:
     """Yield the turn from within its first user message to the end of its embedding's message.
 
-    Where the assistant says something, its words and the requests around them are the packer's: they end as
-    they end. What a user says alone closes its last line.
+    A message gets a final line break, except in turns with an assistant message: there, the packer decides.
     """
     scripted = any(message.role == "assistant" for message in turn.messages)
-    for place, message in enumerate(turn.messages):
-        if place:
+    for index, message in enumerate(turn.messages):
+        if index:
             yield Markup(f"<|im_start|>{message.role}\n")
         yield from _content(message, "" if scripted else "\n")
-        answered = [after.role for after in turn.messages[place + 1 : place + 2]] == ["assistant"]
+        answered = [after.role for after in turn.messages[index + 1 : index + 2]] == ["assistant"]
         yield Markup("\n" if defect and answered else "<|im_end|>\n")
     yield Markup(f"<|im_start|>assistant\n{EMB}<|im_end|>")
 
@@ -96,14 +94,14 @@ def _bare(dialogue: Dialogue) -> Pieces:
 
 
 def _content(message: Message, end: str) -> Iterator[Piece]:
-    """Yield the images, then the text with its blanks, closed by `end` unless it closes itself."""
+    """Yield the images, then the text with its blanks; append `end` unless the text ends with it."""
     text, start = message.content.text, 0
     yield from _images(message.content.images, end)
-    for place in message.blanks:
-        if place > start:
-            yield UserText(text[start:place])
+    for position in message.blanks:
+        if position > start:
+            yield UserText(text[start:position])
         yield Markup(MASK)
-        start = place
+        start = position
     if text[start:]:
         yield UserText(text[start:].removesuffix(end) if end else text[start:])
     if end and (text or message.blanks):

@@ -1,4 +1,4 @@
-"""The chat templates of LLaVA's language models, as tables."""
+"""Chat templates as tables, and those of LLaVA's language models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TemplateName = Literal["auto", "vicuna", "mistral", "chatml", "bare"]
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around what is said."""
+    """The text before and after each part of a dialogue."""
 
     system: tuple[str, str] = ("", "")
     user: tuple[str, str] = ("", "")
     assistant: tuple[str, str] = ("", "")
     gap: str = ""
-    """Between a message's opening and what it says."""
+    """Between a message's opening and its content."""
     between: str = ""
     """Between a message's end and the next one's opening."""
     after_image: str = ""
@@ -65,28 +65,28 @@ def find_template(name: TemplateName, tokenizer: Any, *, decoder: str) -> Templa
     """Return the template of that name, or with `auto` that of the language model.
 
     Args:
-        name: as the recipe has it.
-        tokenizer: must know the template's special tokens.
-        decoder: the language model's type in transformers.
+        name: the setting.
+        tokenizer: must have the template's special tokens.
+        decoder: the language model's `model_type` in transformers.
 
     Raises:
-        MucoError: `auto` for a language model without a template here, or a token that is not there.
+        MucoError: `auto` and no template for this language model, or a special token is missing.
     """
-    found = _OF_DECODER.get(decoder, "") if name == "auto" else name
-    lacking = (
-        sorted(set(_TEMPLATES[found].needs) - set(tokenizer.get_vocab()))
-        if found
+    chosen = _OF_DECODER.get(decoder, "") if name == "auto" else name
+    missing = (
+        sorted(set(_TEMPLATES[chosen].needs) - set(tokenizer.get_vocab()))
+        if chosen
         else [f"template of a {decoder}"]
     )
-    if lacking:
+    if missing:
         raise MucoError(
-            f"backbone.template: {name} finds no {', '.join(lacking)}; name one of {', '.join(_TEMPLATES)}"
+            f"backbone.template: {name} finds no {', '.join(missing)}; name one of {', '.join(_TEMPLATES)}"
         )
-    return _TEMPLATES[found]
+    return _TEMPLATES[chosen]
 
 
 def pieces_of(dialogue: Dialogue, template: Template) -> Pieces:
-    """Return the dialogue's pieces; with isolated turns each follows the prefix directly."""
+    """Return the dialogue's pieces; each isolated turn directly follows the prefix."""
     prefix: list[Piece] = []
     if dialogue.system:
         before, after = template.system
@@ -97,8 +97,8 @@ def pieces_of(dialogue: Dialogue, template: Template) -> Pieces:
     for image in dialogue.images:
         prefix += [image, Markup(template.after_image)]
     turns = []
-    for place, turn in enumerate(dialogue.turns):
-        follows = place > 0 and dialogue.context == "causal"
+    for index, turn in enumerate(dialogue.turns):
+        follows = index > 0 and dialogue.context == "causal"
         opening = (Markup(template.between + template.user[0]),) if follows else ()
         gap = "" if dialogue.images and not follows else template.gap
         turns.append(_joined((*opening, *_turn(turn, template, gap))))
@@ -107,39 +107,39 @@ def pieces_of(dialogue: Dialogue, template: Template) -> Pieces:
 
 def _turn(turn: Turn, template: Template, gap: str) -> Iterator[Piece]:
     """Yield the turn from within its first user message to the end of its embedding's message."""
-    for place, message in enumerate(turn.messages):
+    for index, message in enumerate(turn.messages):
         opening, closing = template.user if message.role == "user" else template.assistant
-        if place:
+        if index:
             yield Markup(opening)
-        yield from _content(message, template, template.gap if place else gap)
+        yield from _content(message, template, template.gap if index else gap)
         yield Markup(closing + template.between)
     opening, closing = template.assistant
     yield Markup(f"{opening}{EMB}{closing}")
 
 
 def _content(message: Message, template: Template, gap: str) -> Iterator[Piece]:
-    """Yield the images, then the text with its blanks; the gap joins what it precedes, as a space does."""
+    """Yield the images, then the text with its blanks. `gap` is put before the first of them."""
     for image in message.content.images:
         yield from (Markup(gap if template.gap_before_image else ""), image, Markup(template.after_image))
         gap = ""
     text, start = message.content.text, 0
-    for place in message.blanks:
-        if text[start:place]:
-            yield UserText(gap + text[start:place])
+    for position in message.blanks:
+        if text[start:position]:
+            yield UserText(gap + text[start:position])
             gap = ""
         yield Markup(gap + MASK)
-        start, gap = place, ""
+        start, gap = position, ""
     if text[start:]:
         yield UserText(gap + text[start:])
 
 
 def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Return the pieces with neighbouring markup in one: it is tokenized as one text."""
-    found: list[Piece] = []
+    """Return the pieces with adjacent markup joined, because it is tokenized as one text."""
+    joined: list[Piece] = []
     for piece in pieces:
-        last = found[-1] if found else None
+        last = joined[-1] if joined else None
         if isinstance(piece, Markup) and isinstance(last, Markup):
-            found[-1] = Markup(last.text + piece.text)
+            joined[-1] = Markup(last.text + piece.text)
         elif not (isinstance(piece, Markup) and not piece.text):
-            found.append(piece)
-    return tuple(found)
+            joined.append(piece)
+    return tuple(joined)

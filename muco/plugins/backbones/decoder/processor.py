@@ -1,4 +1,4 @@
-"""The processor of a decoder backbone: dialogues as sequences of tokens, sequences as the rows of a chunk."""
+"""The processor of decoder backbones: dialogues to token sequences to the rows of a chunk."""
 
 from __future__ import annotations
 
@@ -22,17 +22,12 @@ from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 
 
 class DecoderProcessor(Processor):
-    """A tokenizer and an image processor; a subclass knows the chat template and how images become tokens."""
+    """A tokenizer and an image processor. A subclass adds the chat template and the tokens of images."""
 
     num_axes: ClassVar[int]
-    """Axes of position: three for M-RoPE, one elsewhere."""
+    """Axes of position: three for M-RoPE, one otherwise."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        image_processor: Any,
-        rows: RowSettings,
-    ) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, rows: RowSettings) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.padded = rows.rows == "padded"
@@ -47,29 +42,29 @@ class DecoderProcessor(Processor):
 
     @abstractmethod
     def pieces(self, dialogue: Dialogue) -> Pieces:
-        """Return the dialogue in the words of the chat template."""
+        """Return the dialogue in the format of the chat template."""
 
     @abstractmethod
-    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
-        """Append the tokens of `images[place]`; `images` are those of the prefix, or of one turn.
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
+        """Append the tokens of `images[index]`; `images` are those of the prefix, or of one turn.
 
         Raises:
-            DataError: an image that the image processor cannot take.
-            MucoError: a video, where the model reads none.
+            DataError: the image processor does not accept the image.
+            MucoError: the image is a video, and the model reads none.
         """
 
     @abstractmethod
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        """Return what `encode_images` reads, by name; the sequences show at least one image.
+        """Return the tensors for `encode_images` by name; the sequences have at least one image.
 
-        Colours are in 8 bits, a quarter of their size as numbers; `colors` makes those on the device.
+        Pixels are uint8, a quarter of the size of float32; `colors` converts them on the device.
 
         Raises:
-            DataError: an image that cannot be decoded.
+            DataError: an image cannot be decoded.
         """
 
     def colors(self, pixels: Tensor) -> Tensor:
-        """Return uint8 [N, channels x ...], or channels apart, as the vision tower takes it, in float32."""
+        """Return uint8 pixels [N, channels x ...] or [N, channels, ...] normalized, in float32."""
         mean, std = (
             torch.tensor(values, device=pixels.device)[:, None]
             for values in (self.image_processor.image_mean, self.image_processor.image_std)
@@ -78,7 +73,7 @@ class DecoderProcessor(Processor):
         return ((channels - mean) / std).view(pixels.shape)
 
     def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
-        """Append text; where not `special`, special tokens in it are ordinary characters."""
+        """Append text. Unless `special`, special tokens in it are ordinary characters."""
         sequence.put_text(self._ids(text, special))
 
     def render(self, dialogue: Dialogue) -> TokenSequence:
@@ -86,7 +81,7 @@ class DecoderProcessor(Processor):
         sequence = TokenSequence(self.num_axes)
         sequence.put_text(self.beginning)
         self._put(sequence, pieces.prefix)
-        sequence.begin_turns()
+        sequence.end_prefix()
         isolated = isolates_turns(self.attention_direction, dialogue)
         for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
             sequence.begin_turn(isolated=isolated)
@@ -101,12 +96,9 @@ class DecoderProcessor(Processor):
             rows = padded_rows(rendered, padding_id=padding_id, causal=self.attention_direction == "causal")
         else:
             rows = packed_row(rendered)
-        tensors = rows.tensors()
-        if any(sequence.images for sequence in rendered):
-            tensors |= self.pixels(rendered)
-            tensors["image_index"] = rows.image_index
+        has_images = any(sequence.images for sequence in rendered)
         return EncoderInputs(
-            tensors=tensors,
+            tensors={**rows.tensors, **(self.pixels(rendered) if has_images else {})},
             spans=rows.spans,
             ids=TurnIds.of([key for sequence in rendered for key in sequence.keys]),
             num_tokens=rows.num_tokens,
@@ -130,15 +122,15 @@ class DecoderProcessor(Processor):
 
     def _put(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> None:
         images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]
-        place = 0
+        index = 0
         for piece in pieces:
             if isinstance(piece, Markup):
                 self._put_markup(sequence, piece)
             elif isinstance(piece, UserText):
                 self.put_text(sequence, piece.text, special=False)
             else:
-                self.put_image(sequence, images, place)
-                place += 1
+                self.put_image(sequence, images, index)
+                index += 1
 
     def _put_markup(self, sequence: TokenSequence, piece: Markup) -> None:
         before, emb, after = piece.text.partition(EMB)

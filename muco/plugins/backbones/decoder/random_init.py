@@ -1,4 +1,4 @@
-"""The size of a vision-language model built from random weights."""
+"""The size of a vision-language model with random weights."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from muco.core.component import ComponentConfig
 
 
 class DecoderSizes(ComponentConfig):
-    """What the families share; a subclass names them, and how images are cut."""
+    """The sizes that all families have. A subclass adds those of images."""
 
     head_multiple: ClassVar[int]
-    """`hidden_dim` is a multiple of so many times `num_heads`."""
+    """`hidden_dim` must be a multiple of this times `num_heads`."""
     vision_head_multiple: ClassVar[int]
-    """`vision_dim` is a multiple of so many times `vision_heads`."""
+    """`vision_dim` must be a multiple of this times `vision_heads`."""
 
     hidden_dim: PositiveInt = 128
-    """Of the language model, and of the embedding where the pooler adds nothing."""
+    """Hidden size of the language model, and of the embedding unless the pooler projects it."""
     num_layers: PositiveInt = 4
-    """Of the language model."""
+    """Layers of the language model."""
     num_heads: PositiveInt = 4
-    """Of the language model; they share `hidden_dim`."""
+    """Attention heads of the language model; they share `hidden_dim`."""
     num_kv_heads: PositiveInt = 2
-    """Keys and values; divides `num_heads`."""
+    """Heads of keys and values; must divide `num_heads`."""
     mlp_dim: PositiveInt = 512
-    """Of the language model's feed-forward layers."""
+    """Size of the language model's feed-forward layers."""
     vision_dim: PositiveInt = 128
-    """Of the vision tower."""
+    """Hidden size of the vision tower."""
     vision_layers: PositiveInt = 4
-    """Of the vision tower."""
+    """Layers of the vision tower."""
     vision_heads: PositiveInt = 4
-    """Of the vision tower; they share `vision_dim`."""
+    """Attention heads of the vision tower; they share `vision_dim`."""
     image_mean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Subtracted from every channel, of which white is 1. The mean of the data: with another one, small
-    models see little but the difference."""
+    """Subtracted from every channel, where white is 1. Set it to the mean of the data: with a wrong mean, a
+    small model learns slowly."""
     image_std: PositiveFloat = 0.25
-    """Divides every channel then."""
+    """Every channel is then divided by this."""
     vocab_size: PositiveInt = 1024
-    """At most this many tokens are learnt from the data."""
+    """Limit on the tokens of the tokenizer that is trained on the data."""
 
     def colors(self) -> dict[str, list[float]]:
         """Return the colour settings of an image processor of transformers."""

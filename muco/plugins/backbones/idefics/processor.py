@@ -67,7 +67,7 @@ class IdeficsProcessor(DecoderProcessor):
         ]
         headers.append(("\n\n" if headers else "") + _FAKE + _GLOBAL)
         num_tiles = len(headers)
-        sequence.show(image, num_patches=num_tiles * self.tile_patches, num_tiles=num_tiles)
+        sequence.add_image(image, num_patches=num_tiles * self.tile_patches, num_tiles=num_tiles)
         for header in headers:
             self.put_text(sequence, header, special=True)
             sequence.put_features(self.image_id, np.arange(self.tile_tokens)[None], self.tile_tokens)

@@ -24,11 +24,11 @@ from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 from muco.plugins.backbones.llava.tiling import Tiling
 
 _ANCHOR = "\n"
-"""A token of its own before any text, in tokenizers that begin texts with a space."""
+"""Put before a text, for tokenizers that put a space before every text; its tokens are removed again."""
 
 
 class LlavaProcessor(DecoderProcessor):
-    """A tokenizer, an image processor, a chat template and a way to cut images."""
+    """A tokenizer, an image processor, a chat template and the tiling of images."""
 
     num_axes = 1
 
@@ -60,22 +60,22 @@ class LlavaProcessor(DecoderProcessor):
         if not self.adds_space or len(sequence) == len(self.beginning):
             sequence.put_text(self._ids(text, special))
         else:
-            # Within a text, the space that the tokenizer begins texts with is nobody's.
+            # Within a dialogue, the space that the tokenizer puts before a text is not wanted.
             sequence.put_text(self._ids(_ANCHOR + text, special)[self.anchor_tokens :])
 
-    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
-        image = images[place]
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
+        image = images[index]
         if isinstance(image, Video):
             self._put_video(sequence, image)
             return
         width, height = image.size
-        alone = sum(not isinstance(each, Video) for each in images) == 1
-        num_tiles = self.tiling.num_tiles(height, width, alone=alone)
+        is_only = sum(not isinstance(each, Video) for each in images) == 1
+        num_tiles = self.tiling.num_tiles(height, width, is_only=is_only)
         size = self.tiling.num_tokens(height, width, num_tiles)
         self._put_features(sequence, image, self.image_id, size, num_tiles)
 
     def _put_video(self, sequence: TokenSequence, video: Video) -> None:
-        """Append the tokens of the frames, and the one that ends the video."""
+        """Append the tokens of the frames, and the token that ends the video."""
         if self.tiling.frame_tokens is None or self.video_id is None:
             raise no_video("of this backbone's families LLaVA-OneVision alone reads videos; the chosen one")
         _ = video.size
@@ -87,8 +87,8 @@ class LlavaProcessor(DecoderProcessor):
         self, sequence: TokenSequence, image: Visual, token_id: int, size: int, num_tiles: int
     ) -> None:
         num_patches = num_tiles * self.tiling.side_patches**2
-        positions = np.arange(size)[None]
-        sequence.put_image(image, token_id, positions, size, num_patches=num_patches, num_tiles=num_tiles)
+        sequence.add_image(image, num_patches=num_patches, num_tiles=num_tiles)
+        sequence.put_features(token_id, np.arange(size)[None], size)
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
         shown = [image for sequence in sequences for image in sequence.images]
@@ -111,29 +111,29 @@ class LlavaProcessor(DecoderProcessor):
         """Return the pictures of each image, [tiles, channels, height, width]."""
         if not images:
             return ()
-        shown = _together(images, tiles) if self.tiling.only_alone else images
-        made = self.image_processor(shown, do_pad=False, do_rescale=False, do_normalize=False)
+        nested = _nested(images, tiles) if self.tiling.splits_only_single else images
+        made = self.image_processor(nested, do_pad=False, do_rescale=False, do_normalize=False)
         return made["pixel_values"]
 
     def _frames(self, video: Video) -> NDArray[np.uint8]:
-        """Return the frames that are taken, each drawn to the size of a tile, whatever its shape."""
+        """Return the used frames, each resized to a tile without keeping the aspect ratio."""
         side = (self.tiling.side_pixels, self.tiling.side_pixels)
         frames = [video.frames[place].decode() for place in video.frame_indices(self.max_frames)]
-        drawn = [np.asarray(frame.resize(side, self.image_processor.resample)) for frame in frames]
-        return np.stack(drawn).transpose(0, 3, 1, 2)
+        resized = [np.asarray(frame.resize(side, self.image_processor.resample)) for frame in frames]
+        return np.stack(resized).transpose(0, 3, 1, 2)
 
 
 def _bytes(pixels: NDArray[Any]) -> Tensor:
     return torch.from_numpy(pixels).byte()
 
 
-def _together(images: Sequence[Any], tiles: Sequence[int]) -> list[list[Any]]:
-    """Return the images in lists as the image processor wants them: it cuts what is alone in its list.
+def _nested(images: Sequence[Any], tiles: Sequence[int]) -> list[list[Any]]:
+    """Return the images in lists for the image processor, which splits an image that is alone in its list.
 
-    Images that stay whole were shown with others, so that they stand in runs of two at least.
+    Images that are not split were shown with others, so they come in runs of at least two.
     """
-    found: list[list[Any]] = []
+    nested: list[list[Any]] = []
     for whole, run in groupby(zip(images, tiles, strict=True), key=lambda each: each[1] == 1):
         members = [image for image, _ in run]
-        found.extend([members] if whole else [[image] for image in members])
-    return found
+        nested.extend([members] if whole else [[image] for image in members])
+    return nested

@@ -1,4 +1,4 @@
-"""How many pictures an image becomes for the vision tower, and how many tokens for the language model."""
+"""The number of pictures of an image for the vision tower, and of its tokens for the language model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from muco.plugins.backbones.aspect_ratio import refuse_elongated
 
 @dataclass(frozen=True)
 class Tiling:
-    """Of one model. LLaVA-1.5 sees an image as one picture. Its successors see it small and whole, then as
-    tiles of a grid, the border that fills the grid left out, each row of patches ended by a token of its own.
+    """The tiling of one model. LLaVA-1.5 reads an image as one picture. Later models read the whole image,
+    reduced, then the tiles of a grid without the padding that fills it; a token ends each row of patches.
 
     References:
         Liu et al. 2024, llava-vl.github.io/blog/2024-01-30-llava-next: any resolution.
@@ -21,26 +21,25 @@ class Tiling:
     """
 
     side_pixels: int
-    """Of a tile."""
+    """Side of a tile."""
     side_patches: int
-    """Of a tile."""
     tile_tokens: int
-    """Of one picture."""
+    """Tokens of one picture."""
     grids: tuple[tuple[int, int], ...] = ()
-    """Heights and widths in pixels; none where an image is not cut."""
+    """Heights and widths in pixels; empty if images are not split."""
     max_area_tiles: int | None = None
-    """Tokens of more tiles than this are interpolated down to about this many."""
-    only_alone: bool = False
-    """Whether images that are shown together stay whole."""
+    """The tokens of more tiles are interpolated down to about this number of tiles."""
+    splits_only_single: bool = False
+    """Whether images that are shown together are not split."""
     frame_tokens: int | None = None
-    """Of a frame of a video: of four patches in a square one token; None where no video is read."""
+    """Tokens of a video's frame, one per square of four patches; None if the model reads no videos."""
 
     @classmethod
     def of(cls, config: Any) -> Tiling:
-        """Return what a transformers model of this configuration does.
+        """Return the tiling of a transformers model with this configuration.
 
         Raises:
-            MucoError: a vision tower or a choice of its features that is not of these families.
+            MucoError: the vision tower, or the selection of its features, is not one of these families'.
         """
         vision, family = config.vision_config, config.model_type
         towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -61,28 +60,28 @@ class Tiling:
         if family == "llava_next":
             return cls(vision.image_size, side, tokens, grids)
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        frame_tokens = math.ceil(side / 2) ** 2
-        return cls(vision.image_size, side, tokens, grids, most, only_alone=True, frame_tokens=frame_tokens)
+        frame = math.ceil(side / 2) ** 2
+        return cls(vision.image_size, side, tokens, grids, most, splits_only_single=True, frame_tokens=frame)
 
-    def num_tiles(self, height: int, width: int, *, alone: bool) -> int:
-        """Return how many pictures an image of that size in pixels becomes.
+    def num_tiles(self, height: int, width: int, *, is_only: bool) -> int:
+        """Return the number of pictures of an image of this size in pixels.
 
         Args:
-            height: of the image.
-            width: of the image.
-            alone: whether no other image is shown with it.
+            height: the image's.
+            width: the image's.
+            is_only: whether no other image is shown with it.
 
         Raises:
-            DataError: an image too elongated.
+            DataError: the image is too elongated.
         """
         refuse_elongated(width, height)
-        if not self.grids or (self.only_alone and not alone):
+        if not self.grids or (self.splits_only_single and not is_only):
             return 1
         rows, columns = self._grid(height, width)
         return 1 + rows * columns
 
     def num_tokens(self, height: int, width: int, num_tiles: int) -> int:
-        """Return how many tokens an image of that size has, cut into so many pictures."""
+        """Return the number of tokens of an image of this size with `num_tiles` pictures."""
         if not self.grids:
             return self.tile_tokens
         if num_tiles == 1:
@@ -104,7 +103,7 @@ class Tiling:
         return best[0] // self.side_pixels, best[1] // self.side_pixels
 
     def _unpadded(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of patches that the image fills, rounded as transformers rounds."""
+        """Return rows and columns of patches without padding, with the rounding of transformers."""
         rows, columns = (tiles * self.side_patches for tiles in self._grid(height, width))
         if width / height > columns / rows:
             filled = int(round(height * (columns / width), 7))

@@ -1,4 +1,4 @@
-"""The Qwen-VL backbone: pretrained or from scratch, causal or isolated turns."""
+"""The Qwen-VL backbone, pretrained or with random weights."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class QwenVL(DecoderBackbone):
 
     class Config(DecoderSettings):
         random_init: RandomInitSettings | None = None
-        """Random weights of this size instead, and a tokenizer trained on the training texts."""
+        """Random weights of this size, and a tokenizer trained on the training texts."""
         template: TemplateName = "chatml"
-        """chatml: Qwen's roles. chatml_public: with the defect of the public MuCo code, an `<|im_end|>` that
-        a reconstruction turn lacks. bare: content and embedding token alone, for models from scratch."""
+        """chatml: Qwen's roles. chatml_public: as in the public MuCo code, an `<|im_end|>` is missing in a
+        reconstruction turn. bare: only the content and the embedding token, for random weights."""
         min_pixels: PositiveInt = 256 * 28 * 28
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
         max_frames: PositiveInt = 8
-        """Of a video; of more, so many are taken, spread evenly."""
+        """Limit on the frames of a video; if there are more, evenly spaced ones are used."""
         min_frame_pixels: PositiveInt = 128 * 28 * 28
         """Smaller frames of videos are enlarged to this area."""
         max_frame_pixels: PositiveInt = 768 * 28 * 28
@@ -95,37 +95,37 @@ class QwenVL(DecoderBackbone):
             first, *others = features.tensors
             embeds_RLH = place_features(embeds_RLH, tensors["image_index"], first)
             if others:
-                is_shown = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
-                is_shown.view(-1)[tensors["image_index"]] = True
-                deep = {"visual_pos_masks": is_shown, "deepstack_visual_embeds": others}
+                is_image = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
+                is_image.view(-1)[tensors["image_index"]] = True
+                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": others}
         return self.decode(inputs, embeds_RLH, **deep)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
         if "pixel_values" not in inputs.tensors:
             return None
-        # To the vision tower an image is a video of one slice.
-        found = self.model.get_image_features(
+        # For the vision tower, an image is a video of one slice.
+        output = self.model.get_image_features(
             self.processor.colors(inputs.tensors["pixel_values"]), inputs.tensors["image_grid_thw"]
         )
-        # Qwen3-VL adds the features of some inner layers to hidden states of its decoder's first layers.
-        parts = (found.pooler_output, *getattr(found, "deepstack_features", ()))
+        # Qwen3-VL adds features of inner vision layers to the hidden states of its decoder's first layers.
+        parts = (output.pooler_output, *getattr(output, "deepstack_features", ()))
         return ImageFeatures(tensors=tuple(torch.cat(tuple(part)) for part in parts))
 
 
 def _frames(config: QwenVL.Config, model: Any) -> Frames:
-    """Return how the family takes videos."""
+    """Return how the family reads videos."""
     family = model.model_type
     return Frames(
         config.max_frames,
         config.min_frame_pixels,
         config.max_frame_pixels,
         positions_per_second=model.vision_config.tokens_per_second if family == "qwen2_5_vl" else None,
-        told=family == "qwen3_vl",
+        writes_times=family == "qwen3_vl",
     )
 
 
 def _image_processor(config: QwenVL.Config, model: Any, name: str | Path) -> Any:
-    """Return the processor: colours of the checkpoint or of `random_init`, sizes of the recipe."""
+    """Return the image processor: colours of the checkpoint or `random_init`, sizes of the recipe."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = model.config.vision_config

@@ -29,7 +29,7 @@ from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_
 
 
 class QwenVLProcessor(DecoderProcessor):
-    """A tokenizer, an image processor, a chat template and a way to take videos."""
+    """A tokenizer, an image processor, a chat template and the settings of videos."""
 
     num_axes = 3
 
@@ -52,21 +52,21 @@ class QwenVLProcessor(DecoderProcessor):
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
 
-    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], place: int) -> None:
-        image = images[place]
+    def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
+        image = images[index]
         if isinstance(image, Video):
             self._put_video(sequence, image)
             return
         _, grid_h, grid_w = self._grid(image)
         merge = self.image_processor.merge_size
         height, width = grid_h // merge, grid_w // merge
-        steps, num_patches = _steps(1, height, width), grid_h * grid_w
-        sequence.put_image(image, self.image_id, steps, max(height, width), num_patches=num_patches)
+        sequence.add_image(image, num_patches=grid_h * grid_w)
+        sequence.put_features(self.image_id, _steps(1, height, width), max(height, width))
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        shown = [image for sequence in sequences for image in sequence.images]
-        images = iter(self._images([image for image in shown if isinstance(image, EncodedImage)]))
-        made = [self._video(each) if isinstance(each, Video) else next(images) for each in shown]
+        visuals = [image for sequence in sequences for image in sequence.images]
+        images = iter(self._images([image for image in visuals if isinstance(image, EncodedImage)]))
+        made = [self._video(each) if isinstance(each, Video) else next(images) for each in visuals]
         patches, grids = zip(*made, strict=True)
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 
@@ -75,14 +75,14 @@ class QwenVLProcessor(DecoderProcessor):
         side = self.image_processor.patch_size * self.image_processor.merge_size
         height, width = made.height // side, made.width // side
         num_patches = made.num_slices * height * width * self.image_processor.merge_size**2
-        if not self.frames.told:
+        sequence.add_image(video, num_patches=num_patches)
+        if not self.frames.writes_times:
             steps = _steps(made.num_slices, height, width)
             steps[0] = slice_positions(made, self.frames)[steps[0]]
-            sequence.put_image(video, self.video_id, steps, max(height, width), num_patches=num_patches)
+            sequence.put_features(self.video_id, steps, max(height, width))
             return
-        sequence.show(video, num_patches=num_patches)
-        for moment in slice_times(video, made):
-            self.put_text(sequence, moment + VISION_START, special=True)
+        for time in slice_times(video, made):
+            self.put_text(sequence, time + VISION_START, special=True)
             sequence.put_features(self.video_id, _steps(1, height, width), max(height, width))
             self.put_text(sequence, VISION_END, special=True)
 

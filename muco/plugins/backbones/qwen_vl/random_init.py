@@ -1,4 +1,4 @@
-"""A small Qwen-VL with random weights, its tokenizer trained on the data."""
+"""A small Qwen-VL with random weights, and its tokenizer trained on the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muco.plugins.backbones.decoder.chat import EMB, IMAGE_PAD, MASK, VIDEO_PAD,
 from muco.plugins.backbones.decoder.random_init import DecoderSizes
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-"""By the `model_type` of transformers."""
+"""Values of `model_type` in transformers."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -28,12 +28,12 @@ SPECIAL_TOKENS = (
 
 
 _ROPE_THETA = 4.0
-"""With Qwen2-VL's 1,000,000 and its share of fast frequencies for time, height and width hardly turn
-within a picture of a few tokens: a small model would not learn where things are."""
+"""With the 1,000,000 of Qwen2-VL, and its high frequencies for time, the rotations for height and width
+hardly differ within a picture of a few tokens: a small model would not learn positions."""
 
 
 class RandomInitSettings(DecoderSizes):
-    """The size of a Qwen-VL built from random weights."""
+    """The size of a Qwen-VL with random weights."""
 
     head_multiple = 8
     vision_head_multiple = 4
@@ -43,11 +43,11 @@ class RandomInitSettings(DecoderSizes):
     patch_size_pixels: PositiveInt = 14
     """Side of a patch."""
     merge_size: PositiveInt = 2
-    """Patches a side that become one token."""
+    """Patches per side that become one token."""
 
 
 def scratch_tokenizer(settings: RandomInitSettings, texts: Iterable[str]) -> Any:
-    """Train the tokenizer; its special tokens carry Qwen2-VL's names."""
+    """Train the tokenizer; its special tokens have the names of Qwen2-VL."""
     return train_tokenizer(texts, vocab_size=settings.vocab_size, special_tokens=SPECIAL_TOKENS)
 
 
@@ -56,8 +56,8 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
-    # transformers' default of 0.02 is meant for models of thousands of dimensions: in a small one it leaves
-    # every segment near zero, and training starts slowly.
+    # The default of 0.02 is for models of thousands of dimensions. In a small model it leaves every layer's
+    # output near zero, and training starts slowly.
     std = settings.hidden_dim**-0.5
     return AutoConfig.for_model(
         settings.family,
@@ -92,29 +92,29 @@ def scratch_config(settings: RandomInitSettings, tokenizer: Any) -> Any:
 
 
 def _rotation(settings: RandomInitSettings) -> dict[str, Any]:
-    """Return how positions turn heads; the three axes share the frequencies."""
+    """Return the settings of RoPE; the three axes share the frequencies."""
     head_dim = settings.hidden_dim // settings.num_heads
     half = head_dim // 2
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _ROPE_THETA}
     if settings.family != "qwen3_vl":
         return {"rope_parameters": {**rope, "mrope_section": [0, half // 2, half - half // 2]}}
-    # Interleaved: height and width have every third frequency each.
+    # Interleaved: height and width each have every third frequency.
     third = half // 3
     rope |= {"mrope_section": [half - 2 * third, third, third], "mrope_interleaved": True}
     return {"rope_parameters": rope, "head_dim": head_dim}
 
 
 def _vision(settings: RandomInitSettings) -> dict[str, Any]:
-    """Return what the families' vision towers have each their own names for, or alone."""
+    """Return the settings of the vision tower whose names differ between families."""
     dim, layers = settings.vision_dim, settings.vision_layers
     if settings.family == "qwen2_vl":
         return {"embed_dim": dim, "hidden_size": settings.hidden_dim}
     sizes = {"hidden_size": dim, "out_hidden_size": settings.hidden_dim, "intermediate_size": 4 * dim}
     if settings.family == "qwen2_5_vl":
-        # Windows of four tokens a side, as in the published ones; one layer in four sees the whole image.
+        # Windows of four tokens per side, as published; every fourth layer sees the whole image.
         window = 4 * settings.patch_size_pixels * settings.merge_size
         whole = sorted({*range(3, layers, 4), layers - 1})
         return {**sizes, "window_size": window, "fullatt_block_indexes": whole}
-    # Three layers, spread evenly, as in the published ones; each has a decoder layer to go to.
-    deep = sorted({layers * part // 4 for part in (1, 2, 3)})[: settings.num_layers]
-    return {**sizes, "deepstack_visual_indexes": deep}
+    # Three evenly spaced layers, as in the published models; each needs a decoder layer.
+    deepstack = sorted({layers * part // 4 for part in (1, 2, 3)})[: settings.num_layers]
+    return {**sizes, "deepstack_visual_indexes": deepstack}

@@ -1,4 +1,4 @@
-"""How the frames of a video become patches, tokens and positions, as each family of Qwen-VL has it.
+"""Patches, tokens and positions of a video's frames, for each family of Qwen-VL.
 
 T frames, S slices of `depth` frames each, H and W pixels.
 """
@@ -17,31 +17,30 @@ from muco.core.video import Video
 
 @dataclass(frozen=True)
 class Frames:
-    """What a recipe and a model decide about videos.
+    """The settings of videos, from the recipe and the model.
 
-    Qwen2-VL counts slices on its axis of time. Qwen2.5-VL counts time there, so many positions a second.
-    Qwen3-VL tells the time before each slice in words, and gives every slice the positions of an image.
+    The time axis of Qwen2-VL counts slices; that of Qwen2.5-VL counts positions per second. Qwen3-VL
+    writes the time as text before each slice and gives every slice the positions of an image.
     """
 
     max_frames: int
     min_pixels: int
-    """Of each frame."""
+    """Limit of each frame."""
     max_pixels: int
-    """Of each frame."""
     positions_per_second: float | None = None
-    """Of Qwen2.5-VL."""
-    told: bool = False
-    """Whether the time is told in words: Qwen3-VL."""
+    """Only Qwen2.5-VL."""
+    writes_times: bool = False
+    """Whether the time of each slice is written as text: Qwen3-VL."""
 
 
 @dataclass(frozen=True)
 class Cut:
     """A video as it enters the model."""
 
-    places: list[int]
-    """int [T]: its frames in the whole video, the last one repeated until they fill slices."""
+    indices: list[int]
+    """[T]: the indices of its frames in the whole video; the last one is repeated to fill the last slice."""
     height: int
-    """Of each frame in pixels, once resized."""
+    """Of each frame in pixels, after resizing."""
     width: int
     seconds_per_slice: float
     depth: int
@@ -49,29 +48,29 @@ class Cut:
     @property
     def num_slices(self) -> int:
         """S."""
-        return len(self.places) // self.depth
+        return len(self.indices) // self.depth
 
 
 def cut(video: Video, frames: Frames, images: Any) -> Cut:
-    """Return the frames that are taken, and their size.
+    """Return the frames to use, and their size.
 
     Args:
-        video: as it lies in a shard.
-        frames: what is decided about videos.
-        images: the image processor; its patches are those of frames.
+        video: as in a shard.
+        frames: the settings.
+        images: the image processor, which has the sizes of patches.
 
     Raises:
-        DataError: frames of differing sizes, too long or broken.
+        DataError: the frames differ in size, are too elongated or broken.
     """
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     depth, factor = images.temporal_patch_size, images.patch_size * images.merge_size
-    places = video.frame_indices(frames.max_frames)
-    seconds_per_slice = depth * video.seconds_per_frame * len(video.frames) / len(places)
-    places += places[-1:] * (-len(places) % depth)
+    indices = video.frame_indices(frames.max_frames)
+    seconds_per_slice = depth * video.seconds_per_frame * len(video.frames) / len(indices)
+    indices += indices[-1:] * (-len(indices) % depth)
     width, height = video.size
     try:
-        if frames.told and min(width, height) < factor:
+        if frames.writes_times and min(width, height) < factor:
             scale = max(factor / height, factor / width)
             height, width = int(height * scale), int(width * scale)
         height, width = smart_resize(
@@ -79,13 +78,13 @@ def cut(video: Video, frames: Frames, images: Any) -> Cut:
         )
     except ValueError as error:
         raise DataError(f"video of {video.size[0]} x {video.size[1]} pixels: {error}") from None
-    return Cut(places, height, width, seconds_per_slice, depth)
+    return Cut(indices, height, width, seconds_per_slice, depth)
 
 
 def slice_positions(made: Cut, frames: Frames) -> NDArray[np.int64]:
-    """Return where each slice lies on the axis of time, int64 [S], from the first one on.
+    """Return the position of each slice on the time axis, relative to the first one, int64 [S].
 
-    In float32 and rounded down, as transformers has it.
+    Computed in float32 and rounded down, as in transformers.
     """
     steps = np.arange(made.num_slices, dtype=np.int64)
     if frames.positions_per_second is None:
@@ -95,8 +94,8 @@ def slice_positions(made: Cut, frames: Frames) -> NDArray[np.int64]:
 
 
 def slice_times(video: Video, made: Cut) -> list[str]:
-    """Return in words when each slice is, halfway from its first frame to its last."""
-    seconds = [place * video.seconds_per_frame for place in made.places]
+    """Return the time of each slice as text: the middle of its first and last frame."""
+    seconds = [index * video.seconds_per_frame for index in made.indices]
     middles = [(seconds[at] + seconds[at + made.depth - 1]) / 2 for at in range(0, len(seconds), made.depth)]
     return [f"<{middle:.1f} seconds>" for middle in middles]
 
@@ -107,13 +106,13 @@ def patches_of(video: Video, made: Cut, images: Any) -> NDArray[np.uint8]:
     uint8 [S x rows x columns, channels x depth x patch x patch].
 
     Raises:
-        DataError: a frame that cannot be decoded.
+        DataError: a frame cannot be decoded.
     """
     decoded = {
-        place: video.frames[place].decode().resize((made.width, made.height), images.resample)
-        for place in dict.fromkeys(made.places)
+        index: video.frames[index].decode().resize((made.width, made.height), images.resample)
+        for index in dict.fromkeys(made.indices)
     }
-    pixels_THWC = np.stack([np.asarray(decoded[place]) for place in made.places])
+    pixels_THWC = np.stack([np.asarray(decoded[index]) for index in made.indices])
     patch, merge = images.patch_size, images.merge_size
     rows, columns = made.height // (patch * merge), made.width // (patch * merge)
     parts = pixels_THWC.reshape(made.num_slices, made.depth, rows, merge, patch, columns, merge, patch, -1)

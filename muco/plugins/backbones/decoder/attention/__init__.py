@@ -1,6 +1,6 @@
-"""Attention within the dialogues of a packed row: one module a kernel, all with the same result.
+"""Attention within the dialogues of a packed row. One module per kernel; all give the same result.
 
-T tokens of a row, B dialogues in it, h heads of queries, g of keys and values, d size of a head.
+T tokens of a row, B dialogues in it, h query heads, g heads of keys and values, d head size.
 """
 
 from muco.plugins.backbones.decoder.attention.interface import (

@@ -15,26 +15,26 @@ from muco.plugins.backbones.decoder.token_sequence import PREFIX
 
 @dataclass(frozen=True)
 class Segments:
-    """A row as S sequences, each of queries and of the keys that end with them.
+    """A row as S sequences of queries and keys; the keys of a sequence end with its queries.
 
-    A dialogue is one sequence. With isolated turns its prefix is one, and so is each turn: its queries are
-    its own tokens, its keys those of the prefix and its own.
+    A dialogue is one sequence. With isolated turns, the prefix and each turn are sequences: the queries of a
+    turn are its tokens, and its keys are the prefix and its tokens.
     """
 
     query_ends: list[int]
-    """S + 1, from 0: the queries of all sequences are the row's tokens in order."""
+    """S + 1 ends, from 0. The queries of all sequences are the row's tokens in order."""
     key_ends: list[int]
-    """S + 1, from 0, among the keys."""
+    """S + 1 ends among the keys, from 0."""
     key_index: list[int] | None
-    """The row's token behind each key; None where keys are the tokens in order."""
+    """The index in the row of each key; None if the keys are the tokens in order."""
 
 
 def segments_of(cu_seqlens: list[int], segment_ids: list[int] | None) -> Segments:
     """Return the sequences of a row of T tokens.
 
     Args:
-        cu_seqlens: B + 1, where dialogues begin, and T.
-        segment_ids: of each token; None where no turn is isolated.
+        cu_seqlens: B + 1, the start of each dialogue, and T.
+        segment_ids: one per token; None if no turn is isolated.
     """
     if segment_ids is None:
         return Segments(cu_seqlens, cu_seqlens, None)
@@ -54,18 +54,18 @@ def segments_of(cu_seqlens: list[int], segment_ids: list[int] | None) -> Segment
 
 
 def _runs(segment_ids: list[int], start: int, stop: int) -> list[tuple[int, int]]:
-    """Return the stretches of one segment between two places."""
-    changes = [place for place in range(start + 1, stop) if segment_ids[place] != segment_ids[place - 1]]
+    """Return the runs of equal segments between two indices."""
+    changes = [index for index in range(start + 1, stop) if segment_ids[index] != segment_ids[index - 1]]
     return list(pairwise([start, *changes, stop]))
 
 
 class VarlenLayout:
-    """No padding anywhere; isolated turns read their prefix's keys and values again."""
+    """No padding. Each isolated turn reads the keys and values of its prefix."""
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.window = (-1, 0) if causal else (-1, -1)
-        told = None if segment_ids is None else segment_ids[0].tolist()
-        segments = segments_of(cu_seqlens.tolist(), told)
+        ids = None if segment_ids is None else segment_ids[0].tolist()
+        segments = segments_of(cu_seqlens.tolist(), ids)
         device = cu_seqlens.device
         self.query_ends = torch.tensor(segments.query_ends, dtype=torch.int32, device=device)
         self.key_index = None
@@ -82,7 +82,7 @@ class VarlenLayout:
         """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d].
 
         Raises:
-            MucoError: dropout in attention, which the kernel has not.
+            MucoError: the model has dropout in attention, which the kernel does not support.
         """
         from torch.nn.attention.varlen import varlen_attn
 
@@ -108,7 +108,7 @@ class VarlenLayout:
 
 
 def _half(query: Tensor) -> torch.dtype:
-    """Return the dtype to compute in: that of the numbers, or autocast's."""
+    """Return the dtype to compute in: that of the queries, or autocast's."""
     if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
         return torch.get_autocast_dtype(query.device.type)
     if query.dtype not in (torch.bfloat16, torch.float16):

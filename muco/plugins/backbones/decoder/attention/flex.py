@@ -16,7 +16,7 @@ _BLOCK = 128
 
 
 class FlexLayout:
-    """The mask knows which blocks are empty, and the kernel leaves them out."""
+    """The kernel skips the blocks that are empty in the mask."""
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.mask = block_mask(cu_seqlens, segment_ids, causal=causal)
@@ -27,7 +27,7 @@ class FlexLayout:
         """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d].
 
         Raises:
-            MucoError: dropout in attention, which the kernel has not.
+            MucoError: the model has dropout in attention, which the kernel does not support.
         """
         if dropout:
             raise MucoError("backbone.attention: flex has no dropout; take sdpa")
@@ -40,10 +40,10 @@ class FlexLayout:
 
 
 def block_mask(cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> BlockMask:
-    """Return who sees whom in a packed row, filled up to whole blocks: the kernel is compiled once a size.
+    """Return the mask of a packed row, padded to whole blocks, because the kernel is compiled once per size.
 
-    A token of a turn sees its dialogue's prefix and its own turn, one of the prefix the prefix; with `causal`
-    only what comes before it. Those that fill up see one another.
+    A token of a turn sees its dialogue's prefix and its own turn; a token of the prefix sees the prefix; with
+    `causal` only earlier tokens. Padding tokens see one another.
     """
     length = int(cu_seqlens[-1])
     size = -(-length // _BLOCK) * _BLOCK

@@ -1,4 +1,4 @@
-"""The seam to transformers: its attention layers ask the layout of the row that they are given."""
+"""The connection to transformers: its attention layers call the layout of the row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from muco.core.errors import MucoError
 from muco.plugins.backbones.decoder.attention.kernels import Kernel
 
 _NAME = "muco_within"
-"""Of our function among transformers' implementations of attention."""
+"""Name under which transformers knows our attention function."""
 
 
 class Layout(Protocol):
-    """How one packed row's dialogues attend within themselves; made once a row, used by every layer."""
+    """Attention of one packed row; built once per row and used by every layer."""
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
@@ -26,13 +26,13 @@ class Layout(Protocol):
 def layout_of(
     kernel: Kernel, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True
 ) -> Layout:
-    """Return the layout of a row for a kernel that was chosen.
+    """Return the layout of a row for a kernel.
 
     Args:
         kernel: not `auto`.
-        cu_seqlens: int64 [B + 1], where dialogues begin, and T.
-        segment_ids: int64 [1, T]; None where no turn is isolated.
-        causal: whether a token sees only what comes before it.
+        cu_seqlens: int64 [B + 1], the start of each dialogue, and T.
+        segment_ids: int64 [1, T]; None if no turn is isolated.
+        causal: whether a token sees only earlier ones.
     """
     if kernel == "flash_varlen":
         from muco.plugins.backbones.decoder.attention.flash_varlen import VarlenLayout
@@ -48,10 +48,10 @@ def layout_of(
 
 
 def attend_within(decoder: Any) -> None:
-    """Let a transformers decoder attend as the `layout` says that its forward is given.
+    """Make a transformers decoder attend by the argument `layout` of its forward.
 
     Raises:
-        MucoError: a decoder with sliding windows, which packed rows do not keep.
+        MucoError: the decoder has sliding windows, which packed rows do not support.
     """
     from transformers import AttentionInterface
 
@@ -62,11 +62,11 @@ def attend_within(decoder: Any) -> None:
 
 
 def has_sliding_windows(config: Any) -> bool:
-    """Return whether a transformers decoder of this configuration has layers that see a window only."""
+    """Return whether a transformers decoder of this configuration has layers with a sliding window."""
     layers = getattr(config, "layer_types", None)
     if layers:
         return "sliding_attention" in layers
-    # Mistral names no layer types: all of its layers have the window, or none.
+    # Mistral has no layer types: all of its layers have the window, or none.
     return getattr(config, "sliding_window", None) is not None
 
 

@@ -1,4 +1,4 @@
-"""Which kernel computes attention, and whether rows are packed."""
+"""The settings of rows and attention, and the choice of the kernel."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ AttentionDirection = Literal["causal", "bidirectional", "bidirectional_isolated"
 
 
 class RowSettings(ComponentConfig):
-    """How dialogues become rows; part of the settings of every decoder backbone."""
+    """How dialogues become rows: a part of the settings of every decoder backbone."""
 
     rows: Literal["packed", "padded"] = "packed"
-    """packed: a chunk's dialogues lie in one row, without padding. padded: one a row, filled up to the
-    longest; slower, with the same result."""
+    """packed: the dialogues of a chunk in one row, without padding. padded: one dialogue per row, padded to
+    the longest; slower, with the same result."""
     attention: Kernel = "auto"
     """Kernel of packed rows. flash_varlen: CUDA in half precision. flex: CUDA. sdpa: any device. auto: the
-    first of them that the device can."""
+    first of these that runs on the device."""
     attention_direction: AttentionDirection = "causal"
-    """causal: a token sees what comes before it. bidirectional: all of its dialogue, which has one turn; as
-    the public MuCo code can. bidirectional_isolated: a turn sees all of the shared prefix and of itself, the
-    prefix all of itself alone, so that it is the same for every turn."""
+    """causal: a token sees earlier ones. bidirectional: a token sees all of its dialogue, which must have one
+    turn. bidirectional_isolated: a turn sees all of the prefix and of itself; the prefix sees only itself."""
 
     @model_validator(mode="after")
     def _kernel_of_packed_rows(self) -> RowSettings:
@@ -37,7 +36,7 @@ class RowSettings(ComponentConfig):
 
 
 def contexts_of(attention_direction: AttentionDirection) -> frozenset[Feature]:
-    """Return the ways in which turns may share a dialogue; none where it has one turn only."""
+    """Return how turns may share a dialogue; empty if it must have a single turn."""
     contexts: dict[AttentionDirection, frozenset[Feature]] = {
         "causal": frozenset({"causal_context", "isolated_turns"}),
         "bidirectional": frozenset(),
@@ -47,10 +46,10 @@ def contexts_of(attention_direction: AttentionDirection) -> frozenset[Feature]:
 
 
 def isolates_turns(attention_direction: AttentionDirection, dialogue: Dialogue) -> bool:
-    """Say whether each turn of the dialogue is a segment of its own after the prefix.
+    """Return whether each turn of the dialogue is a segment of its own after the prefix.
 
     Raises:
-        ValueError: a turn would see the later ones, which answer it.
+        ValueError: a turn would see later turns, which contain its answer.
     """
     several = len(dialogue.turns) > 1
     context = "isolated_turns" if dialogue.context == "isolated" else "causal_context"
@@ -59,27 +58,27 @@ def isolates_turns(attention_direction: AttentionDirection, dialogue: Dialogue) 
             f"`attention_direction: {attention_direction}` cannot encode {dialogue.context} turns of one "
             "dialogue"
         )
-    # A single turn is the same either way, and causal attention is the faster of the two.
+    # For a single turn both give the same result, and plain causal attention is faster.
     return attention_direction == "bidirectional_isolated" or (several and dialogue.context == "isolated")
 
 
-def choose_kernel(wanted: Kernel, device: torch.device, *, half: bool) -> Kernel:
-    """Return the kernel that will run.
+def choose_kernel(setting: Kernel, device: torch.device, *, half: bool) -> Kernel:
+    """Return the kernel to run.
 
     Args:
-        wanted: as the recipe has it.
-        device: where the backbone is.
-        half: whether attention is computed in 16 bits.
+        setting: that of the recipe.
+        device: the backbone's.
+        half: whether attention is computed in 16-bit precision.
 
     Raises:
-        MucoError: a kernel that is named and cannot run here.
+        MucoError: the kernel that the setting names cannot run here.
     """
-    lacking = {"flash_varlen": _flash_lacks(device, half), "flex": _flex_lacks(device), "sdpa": ""}
-    if wanted == "auto":
-        return next(name for name, lack in lacking.items() if not lack)  # type: ignore[return-value]
-    if lacking[wanted]:
-        raise MucoError(f"backbone.attention: {wanted} {lacking[wanted]}; `auto` takes what there is")
-    return wanted
+    reasons = {"flash_varlen": _flash_lacks(device, half), "flex": _flex_lacks(device), "sdpa": ""}
+    if setting == "auto":
+        return next(name for name, reason in reasons.items() if not reason)  # type: ignore[return-value]
+    if reasons[setting]:
+        raise MucoError(f"backbone.attention: {setting} {reasons[setting]}; `auto` takes one that can run")
+    return setting
 
 
 def _flash_lacks(device: torch.device, half: bool) -> str:

@@ -1,4 +1,4 @@
-"""The kernel `sdpa`: torch's own attention over dialogues of like lengths, on any device."""
+"""The kernel `sdpa`: attention of torch over dialogues of similar lengths, on any device."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from muco.plugins.backbones.decoder.packing import PADDING, segment_mask
 from muco.plugins.backbones.decoder.token_sequence import PREFIX
 
-_LIKE = 0.5
-"""A dialogue at least so long as a share of a bucket's longest belongs to the bucket."""
+_MIN_SHARE = 0.5
+"""A bucket takes dialogues of at least this share of its longest dialogue's length."""
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """R dialogues of like lengths, gathered from the row and padded to the longest of them, L."""
+    """R dialogues of similar lengths, gathered from the row and padded to the longest, L tokens."""
 
     index: Tensor
-    """int64 [R, L] into the row; padding points at the dialogue's first token."""
+    """int64 [R, L], indices into the row; padding has the index of the dialogue's first token."""
     valid: Tensor
     """bool [R, L]"""
     mask: Tensor | None
-    """bool [R, 1, L, L]; None where causal attention, or that of all to all, is right."""
+    """bool [R, 1, L, L]; None if plain causal or full attention is correct."""
 
 
 class BucketLayout:
-    """Only attention is padded, and only to a dialogue at most twice as long."""
+    """Only attention is padded, and dialogues at most double in length."""
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.causal = causal
@@ -38,14 +38,14 @@ class BucketLayout:
         groups: list[list[tuple[int, int]]] = []
         for start, stop in spans:
             longest = groups[-1][0][1] - groups[-1][0][0] if groups else 0
-            if not groups or stop - start < _LIKE * longest:
+            if not groups or stop - start < _MIN_SHARE * longest:
                 groups.append([])
             groups[-1].append((start, stop))
         self.buckets = [_bucket(group, segment_ids, cu_seqlens.device, causal=causal) for group in groups]
         order = torch.cat([bucket.index[bucket.valid] for bucket in self.buckets])
-        kept = torch.cat([bucket.valid.flatten() for bucket in self.buckets]).nonzero()[:, 0]
-        self.back = torch.empty_like(order).scatter_(0, order, kept)
-        """int64 [T]: where each token's result lies among the buckets' laid end to end."""
+        valid = torch.cat([bucket.valid.flatten() for bucket in self.buckets]).nonzero()[:, 0]
+        self.back = torch.empty_like(order).scatter_(0, order, valid)
+        """int64 [T]: the index of each token's result in the concatenated results of the buckets."""
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
@@ -79,7 +79,7 @@ def _bucket(
     valid = steps < sizes
     index = starts[:, None] + torch.where(valid, steps, 0)
     own = torch.full_like(index, PREFIX) if segment_ids is None else segment_ids[0][index]
-    # Of causal queries none sees the padding, which comes after them.
+    # Causal queries do not see the padding, which comes after them.
     masked = (own > PREFIX).any() or not (causal or valid.all())
     mask = segment_mask(own.masked_fill(~valid, PADDING), causal=causal) if masked else None
     return _Bucket(index, valid, mask)

@@ -311,6 +311,7 @@ def test_the_table_of_kinds_names_hooks_and_checks_that_exist():
     assert set(re.findall(r"`(check_\w+)`", rows)) == set(muco.testing.__all__)
 
 
+@pytest.mark.process
 def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(
         [

@@ -48,11 +48,13 @@ def cpu_seconds(code: str, *arguments: str) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["muco", "muco.core", "muco.plugins.hooks", "muco.commands.main"])
 def test_importing_a_face_imports_nothing_heavy(module):
     assert not modules_after(f"import sys, {module}; print('modules', *sys.modules)") & HEAVY
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments",
     [("muco", "list"), ("muco", "list", "packer"), ("muco", "--help"), ("muco-run", "--help")],
@@ -62,6 +64,7 @@ def test_listing_and_help_import_nothing_heavy(arguments):
     assert not modules_after(ANSWER, *arguments) & HEAVY
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments", [("muco", "list"), ("muco", "--help"), ("muco-run", "--help")], ids=" ".join
 )
@@ -69,11 +72,13 @@ def test_listing_and_help_answer_within_half_a_second(arguments):
     assert any(cpu_seconds(ANSWER, *arguments) < 0.5 for _ in range(3))
 
 
+@pytest.mark.process
 def test_checking_a_recipe_imports_no_model_class():
     modules = modules_after(ANSWER, "muco-run", "quickstart", "--check")
     assert not [name for name in modules if name.startswith("transformers")]
 
 
+@pytest.mark.process
 def test_checking_a_recipe_takes_less_than_a_second_beside_the_import_of_torch():
     """Torch alone takes two on a laptop, and more where the caches are shared."""
     assert any(

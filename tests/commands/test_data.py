@@ -239,6 +239,7 @@ FILE_BLOCKS = "ulimit -f {}; exec "
 """No file may grow beyond so many KiB: what writes more meets what a full disk is."""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["prepare", "download"])
 def test_a_disk_that_fills_up_is_told(folder, command):
     with Server.running() as server:

@@ -75,6 +75,7 @@ def whole(files) -> tuple[dict[str, Any], str]:
     return result(files, "whole"), told
 
 
+@pytest.mark.process
 def test_a_backbone_is_evaluated_by_its_name_and_a_partial_average_is_no_average(files, whole):
     found, told = whole
     assert set(found["tasks"]) == set(DATA_SETS)
@@ -93,7 +94,7 @@ def test_a_backbone_is_evaluated_by_its_name_and_a_partial_average_is_no_average
     assert "6 of 36" in page
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_any_moment_and_started_again_gives_the_same_result(files, whole):
     moment = random.Random(time.time_ns())
     process = start(files, *mmeb(files, "killed"))
@@ -115,7 +116,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_result(files, who
     assert sizes[0] == sizes[1]  # nothing was stored twice
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_two_processes_give_the_same_result_file_and_count_together(files, whole):
     told = processes.ended(start(files, *mmeb(files, "two"), launcher=processes.TORCHRUN))
     assert re.findall(r"were encoded in .* than one by one", told) == re.findall(
@@ -127,7 +128,6 @@ def test_two_processes_give_the_same_result_file_and_count_together(files, whole
     assert all(written)
 
 
-@pytest.mark.slow
 def test_a_run_trains_and_evaluates_in_one_go_and_its_model_on_others(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
     suites = f"evaluate.suites=[{{name: mmeb, data: {files / 'mmeb'}, datasets: [OK-VQA, WebQA]}}]"
@@ -228,6 +228,7 @@ def test_a_damaged_model_folder_is_told(files, model, tmp_path, damage, told):
         evaluate(str(tmp_path / "model"), "pairs", data=files / "pairs", to=tmp_path / "out")
 
 
+@pytest.mark.process
 def test_a_damaged_folder_of_results_is_told_and_a_whole_one_is_used_again(files, model, tmp_path):
     def again() -> Any:
         return evaluate(str(model), "pairs", data=files / "pairs", to=out, console=Console(quiet=True))

@@ -202,6 +202,7 @@ def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):
     assert (tmp_path / "runs/quickstart/thesis.tex").exists()
 
 
+@pytest.mark.process
 def test_an_unknown_component_is_told_without_a_traceback(tmp_path):
     """The short form, in a process of its own."""
     (tmp_path / "r.yaml").write_text("name: x\nloss:\n  name: multi_turn_infonce\n")
@@ -216,6 +217,7 @@ def test_an_unknown_component_is_told_without_a_traceback(tmp_path):
     assert "Traceback" not in told.stderr
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_at_once_and_leaves_no_shards_that_look_whole(tmp_path):
     command = [*MUCO, "data", "make", "scenes", "--to", "data/new", "--set", "num_samples=10000000"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -229,6 +231,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_shards_that_look_whole(tmp_path):
     assert [path.name for path in Path(tmp_path, "data").iterdir()] == [".new.partial"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", [["list"], ["schema"]], ids=" ".join)
 def test_a_reader_that_hangs_up_gets_no_traceback(command):
     """`muco schema | head -1`"""

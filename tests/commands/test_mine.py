@@ -97,7 +97,6 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
     assert (beside.neighbours == graph.neighbours).all()
 
 
-@pytest.mark.slow
 def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
     """quickstart, `muco mine`, quickstart_mined, as its head says, a few steps each."""
     monkeypatch.chdir(tmp_path)

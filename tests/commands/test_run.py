@@ -63,6 +63,7 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_a_run_leaves_what_the_design_says(whole):
     run = whole / "runs/quickstart"
     left = {path.name for path in run.iterdir()}
@@ -91,6 +92,7 @@ def test_a_run_leaves_what_the_design_says(whole):
     assert [line["step"] for line in log(whole)] == list(range(1, 13))
 
 
+@pytest.mark.process
 def test_the_resolved_recipe_runs_again_as_it_is(whole, tmp_path):
     recipe = yaml.safe_load((whole / "runs/quickstart/recipe.yaml").read_text())
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -104,18 +106,21 @@ def test_the_resolved_recipe_runs_again_as_it_is(whole, tmp_path):
     assert old["metrics"] == new["metrics"]
 
 
+@pytest.mark.process
 def test_a_finished_run_prints_its_result_and_is_not_run_again(whole):
     before = (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns
     assert "this run is done" in finish(whole)
     assert (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.process
 def test_another_run_in_the_folder_is_not_overwritten(whole):
     told = finish(whole, "--set", "train.learning_rate=0.5", code=2)
     assert "train.learning_rate: 0.0004 -> 0.5" in told
     assert "--fresh" in told
 
 
+@pytest.mark.process
 def test_evaluation_alone_gives_the_same_figures(whole):
     path = whole / "runs/quickstart/eval/scenes.json"
     before = json.loads(path.read_text())
@@ -123,7 +128,7 @@ def test_evaluation_alone_gives_the_same_figures(whole):
     assert json.loads(path.read_text())["tasks"] == before["tasks"]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole, tmp_path, num_workers):
     """Promise 4: bit for bit, also when the number of data workers changes."""
@@ -142,6 +147,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole, tmp_
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum):
     process = start(tmp_path)
@@ -156,6 +162,7 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum
     same(weights(tmp_path), weights(whole))
 
 
+@pytest.mark.process
 def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_path):
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
@@ -171,12 +178,14 @@ def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_pat
     same(weights(tmp_path), weights(whole))
 
 
+@pytest.mark.process
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path):
     told = finish(tmp_path, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", code=2)
     assert "not finite" in told or "the loss is nan" in told
     assert re.search(r"(turns|pairs)/shard-000000\.tar:", told)
 
 
+@pytest.mark.process
 def test_a_batch_of_one_at_the_end_of_an_epoch_is_told_beforehand(tmp_path):
     told = finish(tmp_path, "--set", "data.turns.source.num_samples=67", code=2)
     assert "leave one for" in told
@@ -206,12 +215,14 @@ def near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("grad_cache", ["false", "true"])
 def test_a_quarter_of_the_chunk_budget_gives_the_same_weights(one_process, tmp_path, grad_cache):
     finish(tmp_path, "--set", "train.chunk_tokens=256", "--set", f"train.grad_cache={grad_cache}")
     near(weights(tmp_path), one_process)
 
 
+@pytest.mark.process
 def test_two_processes_give_the_weights_of_one(one_process, tmp_path):
     told = finish(tmp_path, launcher=TORCHRUN)
     near(weights(tmp_path), one_process)
@@ -219,6 +230,7 @@ def test_two_processes_give_the_weights_of_one(one_process, tmp_path):
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 13))
 
 
+@pytest.mark.process
 def test_two_processes_go_on_where_one_stopped(one_process, tmp_path):
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "runs/quickstart", 5, checkpoint=4)
@@ -238,7 +250,7 @@ def sharded(version: str = "2") -> dict[str, str]:
     return {**os.environ, **told}
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process_of_adamw, tmp_path):
     def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
         process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
@@ -252,6 +264,7 @@ def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process
     near(weights(tmp_path), one_process_of_adamw)
 
 
+@pytest.mark.process
 def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
     assert "train.optimizer: muon" in finish(tmp_path, "--set", "train.optimizer=muon", code=2, env=sharded())
     assert "--fsdp_version 2" in finish(tmp_path, *ADAMW, code=2, env=sharded(version="1"))
@@ -266,7 +279,7 @@ def failed(process: Forked) -> str:
     return err
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(one_process, tmp_path):
     """Either of them: with the first one goes the store that the two met in."""
     victim = random.Random(time.time_ns()).randrange(2)

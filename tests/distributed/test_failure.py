@@ -32,6 +32,7 @@ def exchange_twice(ranks: Ranks, between: str) -> int:
         return ranks.greatest(ranks.rank)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("between", "reason"), [("kill", "peer"), ("fail", "peer"), ("hang", "Timed out waiting")]
 )
@@ -44,10 +45,12 @@ def test_the_other_process_ends_with_an_error(tmp_path, between, reason):
     assert "--resume" in str(error)
 
 
+@pytest.mark.process
 def test_an_error_of_its_own_is_raised_as_it_is(tmp_path):
     error = Group(tmp_path, 2, exchange_twice, "fail").outcome(1)
     assert isinstance(error, ValueError)
 
 
+@pytest.mark.process
 def test_a_process_that_writes_is_waited_for_longer_than_an_exchange(tmp_path):
     assert Group(tmp_path, 2, exchange_twice, "write", timeout=SHORT).results() == [1, 1]

@@ -88,6 +88,7 @@ def test_libraries_write_to_the_path_or_the_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.process
 def test_what_a_killed_process_left_is_removed_by_the_next_write_to_the_folder(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
     (left,) = tmp_path.iterdir()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from muco.io.lock import locked
 
 HOLD = """
@@ -40,6 +42,7 @@ def test_one_thread_at_a_time_though_each_removes_the_file(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.process
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     path = tmp_path / "a.lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:

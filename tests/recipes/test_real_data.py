@@ -78,7 +78,6 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "train.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     write_m3t(folder / "M3T", 12)
     muco("data", "prepare", "m3t", "--from", "M3T", "--to", "data/m3t", "--workers", "0")
@@ -130,7 +129,6 @@ def scored(done: Path) -> set[str]:
     return set(json.loads((done / "summary.json").read_text())["metrics"])
 
 
-@pytest.mark.slow
 def test_mmeb_on_two_towers(folder):
     write_mmeb(folder / "MMEB-train", 12)
     eval_files.write_mmeb(folder / "MMEB-eval", TWO_SETS, zipped=True)
@@ -142,7 +140,6 @@ def test_mmeb_on_two_towers(folder):
     assert (done / "model/open_clip_config.json").is_file()
 
 
-@pytest.mark.slow
 def test_mmeb_with_captions_on_llava(folder):
     write_mmeb(folder / "MMEB-train", 12)
     write_captioned(folder)
@@ -155,7 +152,6 @@ def test_mmeb_with_captions_on_llava(folder):
     assert AutoConfig.from_pretrained(done / "model").model_type == "llava_onevision"
 
 
-@pytest.mark.slow
 def test_pairs_of_ones_own(folder):
     rows = [
         {"question": f"what is in {number}?", "photo": f"{number // 2}.jpg", "answer": f"thing {number}"}

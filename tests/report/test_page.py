@@ -302,6 +302,7 @@ def test_a_page_that_cannot_be_put_in_place_leaves_the_old_one_and_no_litter(fin
     assert sorted(finished.iterdir()) == files
 
 
+@pytest.mark.process
 def test_writing_a_report_never_imports_torch():
     code = "import sys, muco.report.page; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -352,6 +353,7 @@ def browser():
     chromium.quit()
 
 
+@pytest.mark.browser
 def test_a_browser_shows_the_page_whole(finished, browser):
     def ask(expression: str) -> object:
         return browser.execute_script(f"return {expression}")
@@ -454,6 +456,7 @@ def test_a_mean_over_fewer_data_sets_is_drawn_as_no_average(compared):
     assert "part" not in page[page.index('class="radar"') : page.index("</svg>", page.index('class="radar"'))]
 
 
+@pytest.mark.browser
 def test_a_browser_shows_the_comparison_whole(compared, browser):
     browser.set_window_size(1280, 900)
     browser.get(f"file://{compared}")

@@ -146,6 +146,7 @@ def rank_gradients(ranks: Ranks, shards: Path) -> list:
     return results
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_equal_one_process(tmp_path, shards, reader, world_size):
     group = Group(tmp_path, world_size, rank_gradients, shards)
@@ -180,5 +181,6 @@ def shard_mixed_dtypes(ranks: Ranks, folder: Path) -> None:
         assert torch.equal(saved[name], weight), name
 
 
+@pytest.mark.process
 def test_sharded_bfloat16_weights_and_float32_adapters_have_the_gradients_of_full_ones(tmp_path, shards):
     Group(tmp_path, 2, shard_mixed_dtypes, shards).results()

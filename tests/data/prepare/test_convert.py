@@ -193,7 +193,7 @@ def large(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(large, tmp_path):
     convert("m3t", large, tmp_path / "whole", max_shard_bytes=2**20)
     command = prepare(large, tmp_path / "shards", "--shard-mib", "1", "--workers", "1")
@@ -263,6 +263,7 @@ def test_the_estimate_is_at_least_what_is_written_and_at_most_twice(tmp_path, ki
     assert taken <= estimate <= 2 * taken
 
 
+@pytest.mark.process
 def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path):
     (tmp_path / "M3T").mkdir()
     rows = [m3t_row(number) for number in range(3)]
@@ -305,7 +306,7 @@ def test_a_foreign_name_of_an_image_is_no_way_out(m3t, tmp_path):
     assert isinstance(ShardReader(tmp_path / "shards")[1].images[0], EncodedImage)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_ray_writes_the_same_files(m3t, tmp_path):
     pytest.importorskip("ray", reason="an extra: pip install 'muco[ray]'")
     convert("m3t", m3t, tmp_path / "local", max_shard_bytes=2**20)

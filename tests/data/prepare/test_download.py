@@ -174,7 +174,7 @@ def test_a_tar_that_a_killed_download_had_just_begun_is_gone(server, tmp_path, m
     assert ImageFiles([tmp_path / "to"]).image(server.url("image/1")).data == image_bytes(1)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_killed_and_started_again_it_has_every_image_once(server, tmp_path):
     rows = [{"text": "t", "image": server.url(f"slow/{number}")} for number in range(400)]
     write_jsonl(tmp_path / "mine.jsonl", rows)

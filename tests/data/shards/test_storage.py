@@ -227,6 +227,7 @@ def test_what_changed_at_the_url_is_fetched_anew_and_what_is_wrong_refused(remot
     assert cached(tmp_path) == []
 
 
+@pytest.mark.process
 def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, tmp_path):
     killed = (
         "import os, sys; from pathlib import Path; from muco.data.shards.reader import ShardReader\n"
@@ -279,6 +280,7 @@ def test_no_shards_at_a_url_and_no_such_kind_of_url_are_told(remote):
 # Checking and showing
 
 
+@pytest.mark.process
 def test_checking_names_what_is_broken(shards, tmp_path):
     samples = [plain(0), plain(1), plain(2)]
     folder = write(tmp_path / "data", samples)
@@ -323,6 +325,7 @@ def test_samples_are_spread_evenly():
     assert spread_over(101, 5) == [0, 25, 50, 75, 100]
 
 
+@pytest.mark.process
 def test_showing_tells_the_figures(shards, tmp_path):
     page = tmp_path / "page.html"
     command = [*MUCO, "data", "show", str(shards), "--html", str(page), "--samples", "3"]

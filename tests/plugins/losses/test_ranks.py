@@ -56,6 +56,7 @@ def _rank_main(rank: int, number: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.process
 def test_three_ranks_one_of_them_empty_equal_one_process(tmp_path):
     torch.multiprocessing.spawn(_rank_main, args=(3, str(tmp_path)), nprocs=3)
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(3)]

@@ -113,7 +113,8 @@ class TrainSettings(ComponentConfig):
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints to keep; older ones are removed."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """The run stops when a larger share of the samples so far (at least 1,000) cannot be read."""
+    """The run stops when a larger share of the samples so far could not be read; with fewer than 1,000
+    samples so far, the share of 1,000."""
 
     @model_validator(mode="after")
     def _check_chunks(self) -> TrainSettings:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from pydantic.errors import PydanticInvalidForJsonSchema
+
 from muco.config.recipe import Recipe
 from muco.core.component import KINDS, ComponentConfig, Kind
 from muco.core.component_ref import is_mapping
+from muco.core.errors import PluginError
 from muco.core.registry import Registry
 
 
@@ -18,7 +21,13 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
         names = [entry.name for entry in registry.entries(kind)]
         options = [{"$ref": f"#/$defs/{kind}.{name}"} for name in names]
         for name in names:
-            definitions |= _definitions(kind, name, registry.component(kind, name).Config)
+            try:
+                definitions |= _definitions(kind, name, registry.component(kind, name).Config)
+            except PydanticInvalidForJsonSchema as error:
+                raise PluginError(
+                    f"{kind} {name!r} ({registry.find(kind, name).provider}): its `Config` has a field "
+                    f"without a JSON Schema: {error.message}"
+                ) from None
         # The name alone stands for a mapping without settings.
         short = [name for name in names if definitions[f"{kind}.{name}"]["required"] == ["name"]]
         definitions[kind] = {"oneOf": [{"enum": short}, *options]}

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from muco.commands import doctor
 from muco.commands.check import check
 from muco.commands.packages import optional_packages, package_problems
 from muco.config.load import load_recipe
-from muco.core import RecipeError
+from muco.core import CONTRACT, PluginError, RecipeError, hookimpl
+from muco.core.registry import Registry
 from muco.io.checkpoint_name import is_missing_path
 
 
@@ -139,3 +141,34 @@ def test_packages_that_are_missing_or_of_another_version_are_named(installed):
     installed("muco-c", "3.0")
     assert package_problems("muco-shapes") == {"muco-b": "version 2.1 is installed; pip install 'muco-b<2'"}
     assert optional_packages("muco-shapes") == {"muco-c": "3.0"}
+
+
+class Plugin:
+    __name__ = "muco_shapes.hooks"
+    muco_contract = CONTRACT
+
+    @hookimpl
+    def muco_losses(self):
+        return {"shapes": "muco_shapes:Loss"}
+
+    @hookimpl
+    def muco_poolers(self):
+        return {"shapes": "muco_shapes:Pooler"}
+
+
+def test_doctor_lists_plugins_and_what_they_lack(installed, monkeypatch):
+    installed("muco-shapes", "1.0", "muco-a")
+    registry = Registry()
+    registry.add(Plugin(), provider="muco-shapes 1.0")
+    monkeypatch.setattr(doctor, "default_registry", lambda: registry)
+    lines = doctor.findings()
+    assert lines["plugin muco-shapes 1.0"] == "pooler shapes, loss shapes"
+    assert lines["muco-a (of muco-shapes 1.0)"] == "not installed; pip install 'muco-a'"
+
+
+def test_doctor_says_which_plugin_is_broken(monkeypatch):
+    def broken() -> Registry:
+        raise PluginError("plugin muco_shapes.hooks cannot be imported")
+
+    monkeypatch.setattr(doctor, "default_registry", broken)
+    assert doctor.findings()["plugins"] == "plugin muco_shapes.hooks cannot be imported"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ import muco
 from muco.config.json_schema import recipe_schema
 from muco.config.load import find_recipe, load_recipe, validate_recipe
 from muco.config.yaml_lines import read_yaml
-from muco.core import ComponentConfig, MucoError, RecipeError, hookimpl
+from muco.core import ComponentConfig, MucoError, PluginError, RecipeError, hookimpl
 from muco.core.registry import Registry
 from muco.plugins import hooks
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -573,6 +574,27 @@ def test_the_schema_accepts_a_name_that_stands_for_a_mapping(schema, path, value
     values = {**yaml.safe_load(RECIPE), path: value}
     schema.validate(values)
     validate_recipe(values, title="r.yaml")
+
+
+class WithCallable(QwenVL):
+    class Config(ComponentConfig):
+        hook: Callable[[], int]
+
+
+def test_settings_without_a_schema_are_refused(with_text_only):
+    class Plugin:
+        __name__ = "other"
+        muco_contract = 2
+
+        @hookimpl
+        def muco_backbones(self):
+            return {"with_callable": f"{__name__}:WithCallable"}
+
+    with_text_only.add(Plugin(), provider="muco-shapes 0.3.1")
+    with pytest.raises(
+        PluginError, match=r"backbone 'with_callable' \(muco-shapes 0.3.1\): its `Config` has"
+    ):
+        recipe_schema(with_text_only)
 
 
 def test_the_schema_explains_its_keys(schema):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from muco.core.errors import DataError, MucoError
 from muco.evaluation.search.vectors import TensorVectors
-from muco.io.atomic import write_text
+from muco.io.atomic import open_append, write_text
 
 StoreDtype = Literal["float32", "float16"]
 """How a number is stored; a search reads float32 from either."""
@@ -187,7 +187,7 @@ class EmbeddingStore:
 
     def _open(self, kind: str) -> BinaryIO:
         try:
-            return open(self._name(kind), "ab")
+            return open_append(self._name(kind))
         except OSError as error:
             raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
 

@@ -2,8 +2,8 @@
 
 Each write goes to a new entry of the same folder under a random name, is flushed to the disk and renamed: a
 reader sees the old content or the new one. Symbolic links are never written through: a link at the path is
-replaced by the file. A process that is killed leaves `.NAME.HOST-PID-RANDOM.partial` behind; the next write
-into the folder removes it.
+replaced by the file. `open_append` is for files that grow; it refuses links. A process that is killed leaves
+`.NAME.HOST-PID-RANDOM.partial` behind; the next write into the folder removes it.
 """
 
 from __future__ import annotations
@@ -106,16 +106,39 @@ def remove_folder(path: Path) -> None:
         _remove(partial)
 
 
+def open_append(path: Path, *, inside: Path | None = None) -> BinaryIO:
+    """Open a file that grows, and make it if it is not there; each write goes to its end.
+
+    Args:
+        path: of the file; its parent folders are made.
+        inside: see `atomic_path`.
+
+    Raises:
+        DataError: the path or a folder is a symbolic link, or the path is no regular file.
+        OSError: the disk is full or not writable.
+    """
+    if inside is not None:
+        refuse_links(path.parent, inside)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise DataError(
+            f"{path} is a symbolic link or no regular file; nothing is written through it. Remove it."
+        )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    return open(path, "ab", opener=lambda name, _flags: os.open(name, flags, 0o666))
+
+
 def _partial(path: Path, inside: Path | None) -> Path:
     """Make the parent folder, remove leftovers there, and return a name that is free."""
     if inside is not None:
-        _refuse_links(path.parent, inside)
+        refuse_links(path.parent, inside)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex}.partial")
 
 
-def _refuse_links(folder: Path, inside: Path) -> None:
+def refuse_links(folder: Path, inside: Path) -> None:
+    """Raise DataError if `folder`, or a folder between it and `inside`, is a symbolic link."""
     while folder != inside:
         if folder.is_symlink():
             raise DataError(

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from muco.core.errors import MucoError
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold the lock file `path`; other threads and processes of this machine wait.
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold the lock file `path`, which names this host and process id.
 
     The system frees the lock of a process that dies. The file is removed at the end.
+
+    Args:
+        path: of the lock file.
+        wait: until other threads and processes of this machine have released it.
+
+    Raises:
+        MucoError: another process holds it, and `wait` is false.
+        OSError: the file cannot be made.
     """
-    with FileLock(path, poll_interval=0.02):
-        try:
-            yield
-        finally:
-            # Removed while it is held: a process that waits sees that its file is gone and opens a new one.
-            # Windows refuses to remove an open file, which then stays.
-            with suppress(OSError):
-                path.unlink()
+    lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.02)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise MucoError(f"{path} is held by {_holder(path)}") from None
+    try:
+        path.write_text(f"host {platform.node()}, process {os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        # Removed while it is held: a process that waits sees that its file is gone and opens a new one.
+        # Windows refuses to remove an open file, which then stays.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8").strip()[:200] or "another process"
+    return "another process"

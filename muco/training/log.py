@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muco.io.atomic import write_text
+from muco.io.atomic import open_append, refuse_links, write_text
 
 LOG_FILE = "train.jsonl"
 UNREADABLE_FILE = "unreadable.jsonl"
@@ -54,6 +55,17 @@ class UnreadableSample:
     reason: str
 
 
+def append_unreadable(run_folder: Path, samples: Iterable[UnreadableSample]) -> None:
+    """Add a line to unreadable.jsonl for each sample.
+
+    Raises:
+        DataError: the file is a symbolic link.
+    """
+    lines = "".join(json.dumps(asdict(each)) + "\n" for each in samples)
+    with open_append(run_folder / UNREADABLE_FILE) as file:
+        file.write(lines.encode())
+
+
 def cut_lines(path: Path, step: int) -> None:
     """Remove the lines after `step` from a JSONL file: a killed run may have logged past its checkpoint."""
     if not path.is_file():
@@ -63,7 +75,7 @@ def cut_lines(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 lines.append(line + "\n")
-        except (ValueError, KeyError):  # the run was killed while it wrote this line
+        except (ValueError, KeyError, TypeError):  # the run was killed while it wrote this line
             break
     write_text(path, "".join(lines))
 
@@ -90,9 +102,11 @@ class TrainLog:
     def __init__(self, run_folder: Path, *, start: int, num_steps: int, console: Console) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        board = run_folder / "tensorboard"
+        refuse_links(board, run_folder)
         cut_lines(run_folder / LOG_FILE, start)
-        self._file = open(run_folder / LOG_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
-        self._board = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start + 1)
+        self._file = open_append(run_folder / LOG_FILE)
+        self._board = SummaryWriter(str(board), purge_step=start + 1)
         self._console = console
         self._num_steps = num_steps
         self._bar = Progress(
@@ -122,7 +136,7 @@ class TrainLog:
     def write(self, line: LoggedStep) -> None:
         """Append a line to train.jsonl and to TensorBoard, and print it."""
         values = line.model_dump(exclude_none=True)
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write((json.dumps(values) + "\n").encode())
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, int | float) and name != "step":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,15 @@ from muco.distributed.shutdown import GracefulShutdown, Interrupted
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Progress, save_checkpoint
-from muco.training.log import UNREADABLE_FILE, LoggedStep, NoLog, TrainLog, UnreadableSample, cut_lines
+from muco.training.log import (
+    UNREADABLE_FILE,
+    LoggedStep,
+    NoLog,
+    TrainLog,
+    UnreadableSample,
+    append_unreadable,
+    cut_lines,
+)
 from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
 from muco.training.step import StepLoss, Stepper
@@ -265,10 +272,10 @@ class Trainer:
         """Name this process's unreadable samples, count those of all, and stop where they are too many."""
         if not found["unreadable"]:
             return
-        with open(self.folder / UNREADABLE_FILE, "a", encoding="utf-8") as file:
-            for each in inputs.unreadable:
-                record = UnreadableSample(inputs.step + 1, each.sample, each.reason)
-                file.write(json.dumps(asdict(record)) + "\n")
+        append_unreadable(
+            self.folder,
+            (UnreadableSample(inputs.step + 1, each.sample, each.reason) for each in inputs.unreadable),
+        )
         self.progress.unreadable += int(found["unreadable"])
         seen = self.progress.samples_seen + int(found["read"]) + self.progress.unreadable
         share = self.progress.unreadable / max(seen, _BROKEN_FLOOR)

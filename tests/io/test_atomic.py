@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,15 @@ from safetensors.numpy import load_file, save_file
 
 from muco.core.errors import DataError
 from muco.io import atomic
-from muco.io.atomic import atomic_file, atomic_folder, atomic_path, remove_folder, write_bytes, write_text
+from muco.io.atomic import (
+    atomic_file,
+    atomic_folder,
+    atomic_path,
+    open_append,
+    remove_folder,
+    write_bytes,
+    write_text,
+)
 
 KILLED = """
 import os, signal, sys
@@ -70,6 +79,21 @@ def test_a_linked_folder_is_refused_where_the_caller_asks(tmp_path):
     (tmp_path / "link").symlink_to(run)
     write_text(tmp_path / "link" / "a.json", "{}", inside=tmp_path / "link")
     assert (run / "a.json").exists()
+
+
+def test_a_file_that_grows_is_appended_to_and_never_through_a_link(tmp_path):
+    for text in (b"1\n", b"2\n"):
+        with open_append(tmp_path / "run" / "log", inside=tmp_path) as file:
+            file.write(text)
+    assert (tmp_path / "run" / "log").read_bytes() == b"1\n2\n"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "folder").symlink_to(tmp_path / "run")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "folder/log", "pipe", "run"):
+        with pytest.raises(DataError, match="symbolic link"):
+            open_append(tmp_path / name, inside=tmp_path)
+    assert not (tmp_path / "target").exists()
+    assert (tmp_path / "run" / "log").read_bytes() == b"1\n2\n"
 
 
 def test_libraries_write_to_the_path_or_the_file(tmp_path):

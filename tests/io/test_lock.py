@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 
 import pytest
 
+from muco.core.errors import MucoError
 from muco.io.lock import locked
 
 HOLD = """
@@ -48,6 +50,11 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(MucoError, match=f"host {platform.node()}, process {process.pid}$"),
+            locked(path, wait=False),
+        ):
+            pass
         waited = threading.Event()
 
         def enter() -> None:

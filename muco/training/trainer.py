@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.distributed.fsdp import Shards, clip_gradients, fsdp_requested
 from muco.distributed.ranks import Ranks
-from muco.distributed.shutdown import GracefulShutdown, Interrupted
+from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop_signals
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Progress, save_checkpoint
@@ -58,8 +60,8 @@ class Trainer:
         """Train to the end and leave a checkpoint there.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-            MucoError: a loss that is not finite, too many broken samples, a full disk.
+            Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
+            MucoError: a loss that is not finite, too many broken samples, a killed data worker, a full disk.
         """
         settings = self.recipe.train
         on_cpu = not torch.cuda.is_available()
@@ -165,9 +167,30 @@ class Trainer:
             sampler=range(start, settings.num_steps),
             batch_size=None,
             num_workers=settings.num_workers,
-            worker_init_fn=_calm_worker if settings.num_workers else None,
+            worker_init_fn=_start_worker if settings.num_workers else None,
         )
-        return iter(loader)
+        batches = iter(loader)
+        if settings.num_workers and threading.current_thread() is threading.main_thread():
+            # PyTorch's handler would raise in the middle of a step; `next` notices a dead worker too.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise MucoError(self._describe_dead_worker(start)) from error
+
+    def _describe_dead_worker(self, start: int) -> str:
+        """Write a checkpoint if one process can do it alone, and return what happened and what to do."""
+        step = self.progress.step
+        saved = "the last checkpoint is complete"
+        if self.ranks.world_size == 1 and step > start:
+            self._save()
+            saved = f"the checkpoint of step {step} is written"
+        return (
+            f"step {step + 1}: a data worker was killed, probably because memory ran out; {saved}. "
+            "Lower train.num_workers, then go on with --resume."
+        )
 
     def _step(self, inputs: StepInputs) -> None:
         found = {"read": len(inputs.samples), "unreadable": len(inputs.unreadable)}
@@ -296,11 +319,9 @@ def _precision(wanted: str) -> str:
     return {"float32": "no", "bfloat16": "bf16"}[wanted]
 
 
-def _calm_worker(_worker: int) -> None:
-    """Let a data worker use one thread, and leave Ctrl-C to the main process."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(_worker: int) -> None:
+    """Let a data worker use one thread, and leave signals to stop to the main process."""
+    ignore_stop_signals()
     torch.set_num_threads(1)
 
 

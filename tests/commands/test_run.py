@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -159,6 +160,30 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum
     assert "Traceback" not in err
     assert "unfinished run" in finish(tmp_path, code=2)
     finish(tmp_path, "--resume")
+    same(weights(tmp_path), weights(whole))
+
+
+@pytest.mark.process
+def test_a_signal_to_the_process_group_and_a_killed_worker_leave_a_checkpoint(whole, tmp_path):
+    """GNU timeout and systemd send SIGTERM to the data workers too."""
+    workers = ("--set", "train.num_workers=2", "--set", "train.checkpoint_every=100")
+    run = tmp_path / "runs/quickstart"
+    process = start(tmp_path, *workers, start_new_session=True)
+    wait_for_step(process, run, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err
+
+    process = start(tmp_path, "--resume", *workers)
+    wait_for_step(process, run, 6)
+    psutil.Process(process.pid).children()[0].kill()
+    _, err = process.communicate(timeout=60)
+    if process.returncode:  # the step after the last needs no worker
+        assert "a data worker was killed" in err
+        assert "the checkpoint of step" in err
+        assert "Traceback" not in err
+        finish(tmp_path, "--resume")
     same(weights(tmp_path), weights(whole))
 
 

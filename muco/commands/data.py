@@ -90,6 +90,8 @@ def _estimate(conversion: Conversion, console: Console) -> None:
     if estimate.num_missing:
         message += f"; {estimate.num_missing:,} records lack an image"
     console.print(message, highlight=False, soft_wrap=True)
+    for path in conversion.source.left_out():
+        console.print(f"not read: {path}", highlight=False, markup=False, soft_wrap=True)
     conversion.check_disk(estimate)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from muco.core.component import Component, Kind
@@ -56,6 +57,10 @@ class Source(Component, ABC):
         Raises:
             DataError: a file is missing.
         """
+        return ()
+
+    def left_out(self) -> Sequence[Path]:
+        """Return the files of the data set that may hold records but are not read, to name them."""
         return ()
 
     def revision(self) -> str:

@@ -12,7 +12,7 @@ from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
 from muco.core.sample import Content, Pair
 from muco.core.video import Video, Visual
-from muco.io.table_text import ReadImage, content_of, negatives_of, text_list, text_of
+from muco.io.table_text import ReadImage, content_of, negatives_of, parsed_list, text_list, text_of
 
 ListFrames = Callable[[str], Sequence[Any]]
 """List the frames of a folder in order, each as an image column would name it."""
@@ -126,12 +126,11 @@ def frame_list(value: Any, list_frames: ListFrames | None) -> list[Any]:
     Raises:
         DataError: there are no frames, or the value is of another type.
     """
-    if isinstance(value, str) and not value.startswith("["):
+    frames = parsed_list(value) if isinstance(value, str) else value
+    if isinstance(value, str) and frames is None:
         if list_frames is None:
             raise DataError("a folder of frames can be named in a table only")
-        frames = list(list_frames(text_of(value, "the video")))
-    else:
-        frames = text_list(value, "the video") if isinstance(value, str) else value
+        frames = list_frames(text_of(value, "the video"))
     if not isinstance(frames, list | tuple):
         raise DataError(f"a video is a {type(frames).__name__}, not a folder or a list of frames")
     if not frames:

@@ -145,10 +145,23 @@ class ImageFiles:
     def _names(self, name: str) -> list[str]:
         """Return the names that a file may have; raise DataError if one leads out of its folder."""
         plain = PurePosixPath(url_name(name) if name.startswith(("http://", "https://")) else name)
-        if plain.is_absolute() or ".." in plain.parts or "\0" in name:
+        if plain.is_absolute() and ".." not in plain.parts:
+            plain = self._relative(plain)
+        if ".." in plain.parts or "\0" in name:
             raise DataError(f"image {name!r} would lie outside its folder")
         path = str(plain)
         return [path, *(path.replace(old, new) for old, new in self._aliases.items() if old in path)]
+
+    def _relative(self, path: PurePosixPath) -> PurePosixPath:
+        """Return an absolute path relative to the folder above it; raise DataError if it is in none."""
+        roots = [root for each in self.paths for root in (os.path.abspath(each), os.path.realpath(each))]
+        for root in roots:
+            if path.is_relative_to(root):
+                return path.relative_to(root)
+        raise DataError(
+            f"image {str(path)!r} would lie outside its folder: an absolute path must be below {roots[0]}; "
+            "set `images` to a folder above it, or write paths relative to that folder"
+        )
 
     def _missing(self, name: str) -> str:
         existing = [str(path) for path in self.paths if path.exists()]

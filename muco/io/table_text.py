@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -18,18 +21,25 @@ ReadImage = Callable[[Any], EncodedImage]
 """Return the image for the value of an image column, usually a name."""
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for none: null or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def text_of(value: Any, what: str) -> str:
-    """Return a value that must be a text; empty for null.
+    """Return a value that must be a text or a number; empty for null and NaN.
 
     Args:
         value: from a table.
         what: how an error names the value, such as its column.
 
     Raises:
-        DataError: the value is not a string, or is not valid Unicode.
+        DataError: the value is of another type, infinite, or not valid Unicode.
     """
-    if value is None:
+    if is_missing(value):
         return ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
     if not isinstance(value, str):
         raise DataError(f"{what} is a {type(value).__name__}, not text")
     try:
@@ -66,29 +76,45 @@ def content_of(text: str, visuals: Sequence[Visual], *, what: str, caption: str 
     return Content(without_image_token(text), tuple(visuals), caption if visuals else "")
 
 
-def text_list(value: Any, what: str) -> list[str]:
-    """Return the texts of a list, of a list written as a Python literal, or the one text.
+def parsed_list(text: str) -> list[Any] | None:
+    """Return the list that a text holds, as JSON or as a Python literal; None if it is another text.
 
-    The literal is parsed as data and never evaluated. Null and empty text give an empty list.
+    The literal is parsed as data and never evaluated.
+    """
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return value if isinstance(value, list) else None
+    return None
+
+
+def text_list(value: Any, what: str) -> list[str]:
+    """Return the texts of a list, of a list written as a text, or the one text.
+
+    A text that begins with a bracket and is no list is a text: `[Music] which song?`. Null and empty text
+    give an empty list.
 
     Args:
         value: from a table.
         what: how an error names the value.
 
     Raises:
-        DataError: the value is of another type, or begins like a list and cannot be parsed as one.
+        DataError: the value is of another type, or is a text that begins like a list of texts (`['`) and
+            cannot be parsed.
     """
-    if value is None or value == "":
-        return []
     if isinstance(value, str):
-        if not value.startswith("["):
-            return [text_of(value, what)]
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise DataError(f"{what} is no list that can be parsed: {str(value)[:40]!r}") from None
+        items = parsed_list(value)
+        if items is None and re.match(r"\s*\[\s*['\"]", value):
+            raise DataError(f"{what} is no list that can be parsed: {value[:40]!r}")
+        value = value if items is None else items
     if not isinstance(value, list | tuple):
-        raise DataError(f"{what} is a {type(value).__name__}, not a list")
+        text = text_of(value, what)
+        return [text] if text else []
     return [text_of(item, what) for item in cast(Sequence[Any], value)]
 
 

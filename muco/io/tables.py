@@ -1,23 +1,31 @@
-"""Read the rows of JSONL, CSV, TSV and Parquet files, one at a time, from any row on."""
+"""Read the rows of JSONL, JSON, CSV, TSV and Parquet files, one at a time, from any row on."""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from muco.core.errors import DataError, MucoError
-from muco.io.table_text import text_of
+from muco.io.table_text import is_missing, text_of
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
-"""Suffixes of the files that can be read; `.ndjson` is read as JSONL."""
+"""Suffixes of the tables in a folder, in small or capital letters; `.ndjson` is read as JSONL. All but
+Parquet may be compressed (`.jsonl.gz`)."""
+_LEFT_OUT = (".json", ".xls", ".xlsx", ".arrow", ".feather", ".zst", ".bz2", ".xz", ".gz")
+"""Suffixes of files in a folder that may be tables but are not read."""
 
 _BATCH_ROWS = 64
+_MAX_JSON_BYTES = 2**30
 _BUFFER_BYTES = 2**20
 _MAX_LINE_BYTES = 2**26
 
@@ -31,14 +39,22 @@ class Row:
     number: int
     """Number of the row in its file, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Value of each column. JSONL and Parquet keep their types; in CSV and TSV every value is a string."""
+    """Value of each column. JSONL and Parquet keep their types, but NaN is None; in CSV and TSV every value
+    is a string."""
     fault: str = ""
     """Why the row cannot be read; empty if it can."""
+    line: int = 0
+    """Line that the row begins on, from 1; 0 in files that have no lines."""
 
     @property
     def location(self) -> str:
-        """File and row number, for messages."""
-        return f"{self.file}: row {self.number:,}"
+        """File and line, or file and row from 1, for messages."""
+        return f"{self.file}: {self.position}"
+
+    @property
+    def position(self) -> str:
+        """The line in the file, or the row from 1 if the file has no lines."""
+        return f"line {self.line}" if self.line else f"row {self.number + 1}"
 
     def checked(self) -> Row:
         """Return the row; raise DataError if it could not be read."""
@@ -50,19 +66,50 @@ class Row:
         """Return the text in a column; empty if the column is absent or null.
 
         Raises:
-            DataError: the value is not a string, or is not valid Unicode.
+            DataError: the value is neither text nor a number, or is not valid Unicode.
         """
         return text_of(self.values.get(column), column)
 
 
+def kind_of(path: Path) -> str:
+    """Return the one of `SUFFIXES` or `.json` that decides how a file is read; empty if it is no table."""
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    known = suffix in SUFFIXES or suffix == ".json"
+    return suffix if known and not (suffix == ".parquet" and name.endswith(".gz")) else ""
+
+
+def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the tables in a folder, and the files that may be tables but are not read, both sorted.
+
+    Links to folders are followed. Hidden files and folders are skipped: editors write copies there.
+
+    Raises:
+        DataError: the name of a table is not valid Unicode.
+    """
+    tables: list[Path] = []
+    left_out: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        files = [Path(parent, name) for name in names if not name.startswith(".") and real not in seen]
+        seen.add(real)
+        tables += [path for path in files if kind_of(path) not in ("", ".json")]
+        left_out += [path for path in files if path.name.lower().endswith(_LEFT_OUT)]
+    for path in tables:
+        text_of(str(path), f"the file name {str(path)!a}")
+    return sorted(tables), sorted(set(left_out) - set(tables))
+
+
 def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield location (path and row number from 1) and values of each row; for tables without bad rows.
+    """Yield location (path and line, or row from 1) and values of each row; for tables without bad rows.
 
     Raises:
         DataError: the file is missing or has another suffix, or a row cannot be read.
     """
     for row in rows(path):
-        location = f"{path}, row {row.number + 1}"
+        location = f"{path}, {row.position}"
         if row.fault:
             raise DataError(f"{location}: {row.fault}")
         yield location, row.values
@@ -70,7 +117,7 @@ def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def num_rows(path: Path) -> int:
     """Return the number of rows, including those that cannot be read; raises as `rows` does."""
-    if path.suffix == ".parquet":
+    if kind_of(path) == ".parquet":
         return _parquet(path).metadata.num_rows
     return sum(1 for _ in rows(path))
 
@@ -79,22 +126,29 @@ def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) ->
     """Yield the rows from number `start` on, in bounded memory; a row that cannot be read has a `fault`.
 
     Args:
-        path: a file with one of `SUFFIXES`, which decides how it is read.
+        path: a file with one of `SUFFIXES`, which decides how it is read, or a `.json` file that holds one
+            list of objects, which is read as a whole, or JSONL.
         columns: the columns to read; None for all. In JSONL a row may lack some of them.
         start: number of rows to skip. Whole row groups of a Parquet file are skipped without reading.
 
     Raises:
         DataError: the file is missing, broken or has another suffix, or it has no such column.
     """
-    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: tables end in {', '.join(SUFFIXES)}")
+    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_file_rows}
+    kind = kind_of(path)
+    if not kind:
+        raise DataError(f"{path}: tables end in {', '.join(SUFFIXES)}, or .json; convert it to one of these")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        yield from readers.get(path.suffix, _json_rows)(path, columns, start)
-    except OSError as error:
+        yield from readers.get(kind, _json_rows)(path, columns, start)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    return opener(path, "rb")
 
 
 def json_object(line: bytes) -> dict[str, Any]:
@@ -105,19 +159,51 @@ def json_object(line: bytes) -> dict[str, Any]:
         raise DataError(f"not UTF-8: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"no JSON: {error}") from None
+    return _object(values)
+
+
+def _object(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"a {type(values).__name__} instead of a JSON object")
+    for name, value in values.items():
+        text_of(name, "a column's name")
+        if isinstance(value, float) and is_missing(value):
+            values[name] = None
     return values
 
 
+def _json_file_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
+    """Yield the objects of a list; a file that begins with another value is read as JSONL."""
+    with _open(path) as file:
+        data = file.read(_MAX_JSON_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+    if not data.lstrip().startswith(b"["):
+        yield from _json_rows(path, columns, start)
+        return
+    if len(data) > _MAX_JSON_BYTES:
+        raise DataError(f"{path}: a list in JSON is read as a whole and may have 1 GiB; convert it to JSONL")
+    try:
+        items = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON: {error}") from None
+    for number, item in enumerate(items[start:], start):
+        try:
+            yield Row(path.name, number, values=_select(_object(item), columns))
+        except DataError as error:
+            yield Row(path.name, number, fault=str(error))
+
+
+def _select(values: dict[str, Any], columns: Sequence[str] | None) -> dict[str, Any]:
+    return {name: values[name] for name in columns or values if name in values}
+
+
 def _json_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        lines = (line for line in _lines(file) if line.strip())
-        for number, line in enumerate(lines):
-            if number == 0:
+    with _open(path) as file:
+        lines = ((at, line) for at, line in enumerate(_lines(file), 1) if line.strip())
+        for number, (at, line) in enumerate(lines):
+            if at == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if number >= start:
-                yield _json_row(path.name, number, line, columns)
+                yield _json_row(Row(path.name, number, line=at), line, columns)
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -128,31 +214,61 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
             line = file.readline(_MAX_LINE_BYTES + 1)
 
 
-def _json_row(file: str, number: int, line: bytes, columns: Sequence[str] | None) -> Row:
+def _json_row(row: Row, line: bytes, columns: Sequence[str] | None) -> Row:
     if len(line) > _MAX_LINE_BYTES:
-        return Row(file, number, fault=f"longer than {_MAX_LINE_BYTES:,} bytes")
+        return replace(row, fault=f"longer than {_MAX_LINE_BYTES:,} bytes")
     try:
-        values = json_object(line)
+        return replace(row, values=_select(json_object(line), columns))
     except DataError as error:
-        return Row(file, number, fault=str(error))
-    return Row(file, number, {name: values[name] for name in columns or values if name in values})
+        return replace(row, fault=str(error))
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     csv.field_size_limit(_MAX_LINE_BYTES)
-    dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
     # Bytes that are not UTF-8 become surrogates, which `text_of` refuses row by row.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, dialect=dialect)
-        try:
-            _check_columns(path, columns, list(reader.fieldnames or ()))
-            for number, values in enumerate(islice(reader, start, None), start):
-                if None in values or None in values.values():
-                    yield Row(path.name, number, fault="more or fewer fields than the heading has")
-                else:
-                    yield Row(path.name, number, {key: values[key] for key in columns or values})
-        except csv.Error as error:
-            raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+    with (
+        _open(path) as opened,
+        io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        heading = file.readline(_MAX_LINE_BYTES)
+        reader = _csv_reader(path, chain([heading], file), heading)
+        names, number = None, 0
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise DataError(
+                    f"{path}: line {line}: {error}. A field that begins with a double quote ends with one, "
+                    "and double quotes in it are doubled"
+                ) from None
+            if fields is None:
+                break
+            if not fields:
+                continue
+            if names is None:
+                names = [text_of(name, f"{path}: the heading") for name in fields]
+                _check_columns(path, columns, names)
+                continue
+            if number >= start:
+                yield _csv_row(Row(path.name, number, line=line), names, fields, columns)
+            number += 1
+        if names is None:
+            _check_columns(path, columns, ())
+
+
+def _csv_reader(path: Path, lines: Iterable[str], heading: str) -> Any:
+    """Return a reader; in TSV quotes are text, and in CSV the heading decides between comma and semicolon."""
+    if kind_of(path) == ".tsv":
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    delimiter = ";" if heading.count(";") > heading.count(",") else ","
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _csv_row(row: Row, names: Sequence[str], fields: Sequence[str], columns: Sequence[str] | None) -> Row:
+    if len(fields) != len(names):
+        return replace(row, fault="more or fewer fields than the heading has")
+    return replace(row, values=_select(dict(zip(names, fields, strict=True)), columns))
 
 
 def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
@@ -173,20 +289,29 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iter
     while True:
         try:
             batch = next(batches, None)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: broken near row {number:,}: {error}") from error
+        except _parquet_errors() as error:
+            raise DataError(f"{path}: broken near row {number + 1}: {error}") from error
         if batch is None:
             return
         for index in range(max(0, start - number), len(batch)):
-            yield _parquet_row(path.name, number + index, batch.slice(index, 1))
+            yield _parquet_row(Row(path.name, number + index), batch.slice(index, 1))
         number += len(batch)
 
 
-def _parquet_row(file: str, number: int, row: Any) -> Row:
+def _parquet_row(row: Row, batch: Any) -> Row:
     try:
-        return Row(file, number, row.to_pylist()[0])
+        return replace(row, values=_object(batch.to_pylist()[0]))
     except UnicodeDecodeError as error:
-        return Row(file, number, fault=f"not UTF-8: {error}")
+        return replace(row, fault=f"not UTF-8: {error}")
+    except (ValueError, *_parquet_errors()) as error:  # such as dates that Python does not have
+        return replace(row, fault=f"cannot be read: {error}")
+
+
+def _parquet_errors() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for broken files and for values that Python does not have."""
+    import pyarrow as pa
+
+    return OSError, ValueError, OverflowError, LookupError, TypeError, MemoryError, pa.ArrowException
 
 
 def _parquet(path: Path) -> Any:
@@ -197,7 +322,7 @@ def _parquet(path: Path) -> Any:
     try:
         # Stream each column of a row group through a buffer: it is never whole in memory.
         return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (OSError, ValueError) as error:
+    except _parquet_errors() as error:
         raise DataError(f"{path}: no Parquet file that can be read: {error}") from error
 
 

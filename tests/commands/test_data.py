@@ -82,9 +82,9 @@ def test_values_that_are_no_text_are_left_out_each_row_alone(folder):
     write_jsonl(folder / "t.jsonl", rows)
     assert len(prepare("t.jsonl")) == 1
     assert skipped() == {
-        1: "the query is a float, not a list",
+        1: "the query has neither text nor image in q",
         2: "the query is a list, not text",
-        3: "the query is a dict, not a list",
+        3: "the query is a dict, not text",
         4: "no positive: the target has neither text nor image in a",
     }
 
@@ -124,8 +124,8 @@ def test_a_struct_of_the_tables_own_is_no_image(folder):
         ("t.jsonl", b"", "no record makes a sample. There is none"),
         ("t.csv", b"", "t.csv: no column q, a. Columns: none"),
         ("t.parquet", b"", "t.parquet: no Parquet file that can be read"),
-        ("t.jsonl", b'{"x": 1}\n', "row 0: the query has neither text nor image in q"),
-        ("t.csv", b"q;a\nx;y\n", "no column q, a. Columns: q;a"),
+        ("t.jsonl", b'{"x": 1}\n', "t.jsonl: no row has a column a, q. Columns: x"),
+        ("t.csv", b"q|a\nx|y\n", "no column q, a. Columns: q|a"),
         ("t.txt", b"x", "tables end in .parquet, .jsonl, .ndjson, .csv, .tsv"),
     ],
 )

@@ -61,7 +61,7 @@ def test_rows_without_sample_are_data_errors(registry, folder):
     rows = [
         {"photo": "photos/0.jpg"},
         {"photo": "photos/9.jpg", "caption": "x"},
-        {"photo": 5, "caption": "x"},
+        {"photo": [5], "caption": "x"},
     ]
     write_jsonl(folder / "captions.jsonl", rows)
     component = registry.component("source", "captions")

@@ -63,7 +63,8 @@ class MMEB(TableSource):
     def tables(self) -> Sequence[Path]:
         folder = existing(self.config.path, hint=_DOWNLOAD)
         pattern = _FILES[self.config.split]
-        tables = sorted((*folder.glob(f"*/{pattern}"), *folder.glob(f"MMEB_train/*/{pattern}")))
+        paths = sorted((*folder.glob(f"*/{pattern}"), *folder.glob(f"MMEB_train/*/{pattern}")))
+        tables = [path for path in paths if not path.parent.name.startswith(".")]
         if not tables:
             raise DataError(f"{folder}: no */{pattern}, the tables of split {self.config.split}. {_DOWNLOAD}")
         names = sorted({path.parent.name for path in tables})

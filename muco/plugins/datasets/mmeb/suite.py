@@ -14,8 +14,8 @@ from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
-from muco.io.table_text import text_list, text_of
-from muco.io.tables import strict_rows
+from muco.io.table_text import parsed_list, text_list, text_of
+from muco.io.tables import kind_of, strict_rows
 from muco.plugins.datasets.mmeb.texts import Shape, query_text, strip_image_token, target_text
 
 
@@ -153,7 +153,8 @@ def _domain(data_set: DataSet) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of the test split, or all files if no name begins with `test`."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".parquet", ".jsonl"))
+    files = sorted(path for path in folder.glob("*") if kind_of(path) in (".parquet", ".jsonl"))
+    files = [path for path in files if not path.name.startswith(".")]
     return [path for path in files if path.name.startswith("test")] or files
 
 
@@ -198,6 +199,6 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[
 
 def _list(row: Mapping[str, Any], column: str) -> list[str]:
     value = row[column]
-    if isinstance(value, str) and not value.startswith("["):
+    if isinstance(value, str) and value and parsed_list(value) is None:
         raise DataError(f"{column} must be a list of texts, not {value[:40]!r}")
     return text_list(value, column)

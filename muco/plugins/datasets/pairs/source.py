@@ -21,7 +21,7 @@ from muco.io.columns import ListFrames, PairColumns, frame_list, image_list, pai
 from muco.io.image_files import ImageFiles
 from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
-from muco.io.tables import SUFFIXES, Row, rows
+from muco.io.tables import SUFFIXES, Row, rows, tables_below
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,15 @@ class Pairs(Source):
         path = existing(self.config.path, hint="Name your table, or the folder that holds it.")
         if path.is_file():
             return [path]
-        tables = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        tables, left_out = tables_below(path)
         if not tables:
-            raise DataError(f"{path}: no table below it; tables end in {', '.join(SUFFIXES)}")
+            others = f". Not read: {', '.join(map(str, left_out[:6]))}" if left_out else ""
+            raise DataError(f"{path}: no table below it; tables end in {', '.join(SUFFIXES)}{others}")
         return tables
+
+    def left_out(self) -> Sequence[Path]:
+        path = Path(self.config.path).expanduser()
+        return tables_below(path)[1] if path.is_dir() else ()
 
     def __len__(self) -> int:
         (number,) = self._spool.execute("SELECT count(DISTINCT first) FROM rows").fetchone()
@@ -76,7 +81,7 @@ class Pairs(Source):
         if start >= len(self):
             return
         spooled = self._spool.execute(
-            "SELECT first, file, number, fault, data FROM rows WHERE first >= "
+            "SELECT first, file, number, line, fault, data FROM rows WHERE first >= "
             "(SELECT DISTINCT first FROM rows ORDER BY first LIMIT 1 OFFSET ?) ORDER BY first, position",
             (start,),
         )
@@ -140,12 +145,20 @@ class Pairs(Source):
         spool.execute("PRAGMA journal_mode = OFF")
         spool.execute("CREATE TABLE firsts (image BLOB PRIMARY KEY, first INT) WITHOUT ROWID")
         spool.execute(
-            "CREATE TABLE rows (first INT, position INT, file TEXT, number INT, fault TEXT, data BLOB)"
+            "CREATE TABLE rows (first INT, position INT, file TEXT, number INT, line INT, fault TEXT, "
+            "data BLOB)"
         )
         used = self.config.columns.used()
+        unseen, any_row = set(used), False
         for position, row in enumerate(row for path in self.tables() for row in rows(path, used)):
-            values = (self._first(spool, row, position), position, row.file, row.number, *_pack(row))
-            spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", values)
+            unseen, any_row = unseen - row.values.keys(), any_row or not row.fault
+            first = self._first(spool, row, position)
+            values = (first, position, row.file, row.number, row.line, *_pack(row))
+            spool.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        if unseen and any_row:
+            known = next((", ".join(row.values) for row in rows(self.tables()[0]) if not row.fault), "none")
+            missing = ", ".join(sorted(unseen))
+            raise DataError(f"{self.config.path}: no row has a column {missing}. Columns: {known}")
         spool.execute("CREATE INDEX by_image ON rows (first, position)")
         spool.commit()
         return spool
@@ -217,5 +230,5 @@ def _pack(row: Row) -> tuple[str, bytes]:
     return row.fault, marshal.dumps(row.values)
 
 
-def _unpack(file: str, number: int, fault: str, data: bytes) -> Row:
-    return Row(file, number, marshal.loads(data) if data else {}, fault)
+def _unpack(file: str, number: int, line: int, fault: str, data: bytes) -> Row:
+    return Row(file, number, marshal.loads(data) if data else {}, fault, line)

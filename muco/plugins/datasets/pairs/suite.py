@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -56,6 +56,7 @@ class PairsSuite(Suite):
         self.config = config
         self.folder = Path(config.data).expanduser()
         self.images = ImageFiles.below(config.images, self.folder)
+        self._unseen: list[str] = []
 
     def verify_data(self) -> None:
         """Validate the user's tables completely before encoding."""
@@ -63,12 +64,13 @@ class PairsSuite(Suite):
 
     def tasks(self) -> Iterable[Task]:
         config = self.config
+        self._unseen = self._named_columns()
         pool, indices = self._read_pool(self.folder / config.candidates)
         path = self.folder / config.queries
         queries: list[TextAndImage] = []
         relevant: list[list[int]] = []
         among: list[list[int] | None] = []
-        for location, row in strict_rows(path):
+        for location, row in self._rows(path):
             queries.append(self._content(row, location))
             right = self._ids(row, config.relevant, location)
             if not right:
@@ -80,6 +82,8 @@ class PairsSuite(Suite):
                 raise DataError(f"{location}: a right candidate is not in column {config.among!r}")
         if not queries:
             raise DataError(f"{path}: no query")
+        if self._unseen:
+            raise DataError(f"{self.folder}: no row of the tables has a column {', '.join(self._unseen)}")
         self.images.check((path for _, path in (*queries, *pool)), hint="Put them there, or set `images`.")
         everything = range(len(pool))
         yield Task(
@@ -93,26 +97,36 @@ class PairsSuite(Suite):
             more_metrics=tuple(name for name in config.more_metrics if name != config.metric),
         )
 
+    def _named_columns(self) -> list[str]:
+        """Return the names of columns that the user chose; the tables may lack those of the defaults."""
+        fields = type(self.config).model_fields
+        parts = ("text", "image", "id", "relevant", "among")
+        chosen = {part: getattr(self.config, part) for part in parts}
+        return [name for part, name in chosen.items() if name != fields[part].default]
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        for location, row in strict_rows(path):
+            self._unseen = [name for name in self._unseen if name not in row]
+            yield location, row
+
     def _read_pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int]]:
         """Return the candidates, equal ones once, and the index of each id."""
         pool: dict[TextAndImage, int] = {}
         indices: dict[str, int] = {}
-        for location, row in strict_rows(path):
-            name = row.get(self.config.id)
-            if name is None or name == "":
+        for location, row in self._rows(path):
+            name = text_of(row.get(self.config.id), f"{location}: {self.config.id}")
+            if not name:
                 raise DataError(f"{location}: no id in column {self.config.id!r}. Columns: {', '.join(row)}")
-            if str(name) in indices:
+            if name in indices:
                 raise DataError(f"{location}: a second candidate with id {name!r}")
-            indices[str(name)] = pool.setdefault(self._content(row, location), len(pool))
+            indices[name] = pool.setdefault(self._content(row, location), len(pool))
         if not pool:
             raise DataError(f"{path}: no candidate")
         return list(pool), indices
 
     def _content(self, row: Mapping[str, Any], location: str) -> TextAndImage:
         text, image = (
-            text_of(str(value) if isinstance(value, int | float) else value, f"{location}: {name}")
-            for name in (self.config.text, self.config.image)
-            for value in [row.get(name)]
+            text_of(row.get(name), f"{location}: {name}") for name in (self.config.text, self.config.image)
         )
         if not (text or image):
             raise DataError(
@@ -122,11 +136,7 @@ class PairsSuite(Suite):
         return text, image
 
     def _ids(self, row: Mapping[str, Any], column: str, location: str) -> list[str]:
-        value = row.get(column)
-        if value is None or isinstance(value, str):
-            return text_list(value, f"{location}: {column}")
-        values = cast(list[Any], value) if isinstance(value, list) else [value]
-        return [str(name) for name in values]
+        return text_list(row.get(column), f"{location}: {column}")
 
 
 def _indices(names: list[str], indices: Mapping[str, int], location: str) -> list[int]:

@@ -94,7 +94,7 @@ def test_broken_lines_are_told_and_the_others_read(folder):
     with pytest.raises(DataError, match="no JSON"):
         made.sample(records[1])
     assert made.sample(records[2]).sample_id == "5:0"
-    assert made.name_of(records[1]) == f"{QUERIES}: row 1"
+    assert made.name_of(records[1]) == f"{QUERIES}: line 2"
 
 
 def test_candidates_that_cannot_be_read_are_passed_over(folder):

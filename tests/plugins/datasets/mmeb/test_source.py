@@ -136,11 +136,11 @@ def test_a_negative_of_an_image_alone_counts_and_an_empty_one_does_not(folder):
         ({"qry_image_path": "images/CIRR/Train/gone.jpg"}, "image images/CIRR/Train/gone.jpg is missing"),
         ({"qry_image_path": "../../etc/passwd"}, "would lie outside its folder"),
         ({"qry_image_path": "/etc/passwd"}, "would lie outside its folder"),
-        ({"neg_text": "[__import__('os').system('touch /tmp/owned')]"}, "neg_text is no list that can be"),
-        ({"neg_text": "[1, 2]"}, "neg_text is a int, not text"),
+        ({"neg_text": "['', __import__('os').system('touch /tmp/owned')]"}, "neg_text is no list that can"),
+        ({"neg_text": "[[1], 2]"}, "neg_text is a list, not text"),
         ({"neg_text": "['a'"}, "neg_text is no list that can be parsed"),
         ({"neg_text": f"{IMG}\nwrong"}, "the hard negative's text holds"),
-        ({"qry": 5}, "qry is a int, not text"),
+        ({"qry": True}, "qry is a bool, not text"),
     ],
 )
 def test_a_row_that_makes_no_sample_is_told(folder, change, told):

@@ -84,10 +84,10 @@ def changed(key, value):
     [
         (lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").unlink(), "no files of"),
         (changed("tgt_text", ["a"]), r"row 1: 1 texts and 6 image paths"),
-        (changed("tgt_text", "[1, 2"), "row 1: tgt_text is no list that can be parsed"),
+        (changed("tgt_text", "[1, 2"), "row 1: tgt_text must be a list of texts"),
         (changed("tgt_text", "__import__('os')"), "tgt_text must be a list of texts"),
         (changed("tgt_text", [""] * 6), "candidate 0 has neither text nor image"),
-        (changed("qry_text", 5), "row 1: qry_text is a int, not text"),
+        (changed("qry_text", True), "row 1: qry_text is a bool, not text"),
         (changed("qry_img_path", ["a.png"]), "row 1: qry_img_path is a list, not text"),
         (changed("qry_img_path", "../outside.png"), "would lie outside"),
         (changed("qry_img_path", "OK-VQA/none.png"), r"1 images are missing; image OK-VQA/none.*images\.zip"),

@@ -34,7 +34,6 @@ def write_csv(path, rows, dialect="excel"):
 WRITERS = {
     "jsonl": write_jsonl,
     "csv": write_csv,
-    "tsv": lambda path, rows: write_csv(path, rows, "excel-tab"),
     "parquet": write_parquet,
 }
 
@@ -101,7 +100,7 @@ def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
     [
         ({"question": "", "photo": ""}, "the query has neither text nor image"),
         ({"answer": ""}, "no positive"),
-        ({"answer": 5}, "the target is a int, not text"),
+        ({"answer": True}, "the target is a bool, not text"),
         ({"question": "<|image_1|> what?", "photo": ""}, "no image is named"),
         ({"photo": 5}, "an image is a int, not a path"),
         ({"photo": "https://example.org/a.jpg"}, r"image https://example.org/a\.jpg is missing"),
@@ -128,7 +127,8 @@ def test_a_row_that_makes_no_sample_stands_alone(tmp_path, row, told):
     ],
 )
 def test_a_row_that_cannot_be_read_is_told_and_the_next_one_read(tmp_path, suffix, data, told):
-    good = {"jsonl": b'{"question": "q", "answer": "a"}\n', "csv": b"q,a,,,\n"}[suffix]
+    full = b'{"question": "q", "answer": "a", "photo": "", "wrong": "", "kind": null}\n'
+    good = {"jsonl": full, "csv": b"q,a,,,\n"}[suffix]
     write_files(tmp_path, {f"mine.{suffix}": data + good})
     made = source(tmp_path / f"mine.{suffix}")
     broken, whole = made.records()
@@ -246,3 +246,25 @@ def test_one_film_at_two_paces_is_two_samples(tmp_path):
     write_jsonl(tmp_path / "films.jsonl", [first, second | {"pace": 2.0}])
     made = source(tmp_path / "films.jsonl", FILMS, images=str(tmp_path / "frames")).samples()
     assert [sample.images[0].seconds_per_frame for sample in made] == [0.5, 2.0]
+
+
+def test_a_column_that_no_row_has_is_an_error_in_jsonl_too(tmp_path):
+    write_files(tmp_path, {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
+    write_jsonl(tmp_path / "1.jsonl", PAIRS_ROWS)
+    write_jsonl(tmp_path / "2.jsonl", [{"question": "no negative here?", "answer": "right"}])
+    assert len(source(tmp_path)) == 4
+    wrong = PAIRS_COLUMNS | {"negative_text": "wrogn"}
+    with pytest.raises(DataError, match=r"no row has a column wrogn\. Columns: question, photo, answer, wr"):
+        len(source(tmp_path, wrong))
+
+
+def test_absolute_paths_below_the_images_are_read_and_others_say_what_to_do(tmp_path):
+    write_files(tmp_path / "images", {"a.jpg": image_bytes(1)})
+    rows = [{"q": "what?", "p": str(tmp_path / place / "a.jpg"), "a": "x"} for place in ("images", "other")]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    columns = {"query_text": "q", "query_image": "p", "target_text": "a"}
+    made = source(tmp_path / "mine.jsonl", columns, images=str(tmp_path / "images"))
+    inside, outside = made.records()
+    assert made.sample(inside).images[0].data == image_bytes(1)
+    with pytest.raises(DataError, match=r"outside its folder: an absolute path must be below .*set `images`"):
+        made.sample(outside)

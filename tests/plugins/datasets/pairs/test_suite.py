@@ -46,7 +46,7 @@ def test_tables_may_be_csv(tmp_path):
         (
             {"text": "x", "relevant": "[__import__('os')]"},
             {"id": "c", "text": "c"},
-            "relevant is no list",
+            "is not among the candidates",
         ),
         ({"text": "x", "relevant": "c", "among": ["d"]}, {"id": "c", "text": "c"}, "'d' is not among"),
     ],
@@ -73,4 +73,18 @@ def test_no_candidates_are_told(tmp_path):
         list(suite_of(tmp_path).tasks())
     (tmp_path / "candidates.jsonl").unlink()
     with pytest.raises(DataError, match="no such file"):
+        list(suite_of(tmp_path).tasks())
+
+
+@pytest.mark.parametrize("part", ["text", "image", "among"])
+def test_a_column_that_was_named_and_that_no_row_has_is_an_error(tmp_path, part):
+    write_pairs(tmp_path)
+    list(suite_of(tmp_path, **{part: part}).tasks())
+    with pytest.raises(DataError, match="a column mispelt|neither text in column"):
+        list(suite_of(tmp_path, **{part: "mispelt"}).tasks())
+
+
+def test_an_id_that_is_no_text_is_an_error_in_words(tmp_path):
+    (tmp_path / "candidates.jsonl").write_text('{"id": {"a": 1}, "text": "x"}\n')
+    with pytest.raises(DataError, match=r"candidates.jsonl, line 1: id is a dict, not text"):
         list(suite_of(tmp_path).tasks())

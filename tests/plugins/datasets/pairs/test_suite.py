@@ -80,7 +80,7 @@ def test_no_candidates_are_told(tmp_path):
 def test_a_column_that_was_named_and_that_no_row_has_is_an_error(tmp_path, part):
     write_pairs(tmp_path)
     list(suite_of(tmp_path, **{part: part}).tasks())
-    with pytest.raises(DataError, match="a column mispelt|neither text in column"):
+    with pytest.raises(DataError, match=r"a column mispelt|neither text in column"):
         list(suite_of(tmp_path, **{part: "mispelt"}).tasks())
 
 

@@ -35,8 +35,8 @@ class Server(ThreadingHTTPServer):
             thread.join()
             server.server_close()
 
-    def redirect(self, to: str) -> str:
-        return self.url(f"to/{to.encode().hex()}")
+    def redirect(self, to: str | bytes) -> str:
+        return self.url(f"to/{(to.encode() if isinstance(to, str) else to).hex()}")
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.server_port}/{path}"
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "bomb":
             self.send(200, bomb())
         elif kind == "to":
-            self.send(302, b"", {"Location": bytes.fromhex(detail).decode()})
+            self.send(302, b"", {"Location": bytes.fromhex(detail).decode("latin-1")})
 
     def send(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

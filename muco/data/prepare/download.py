@@ -11,14 +11,17 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import url_name
 from muco.core.image import EncodedImage
+from muco.core.printable import printable
 from muco.data.prepare.resize import Limits
 from muco.data.shards.format import TAR_END, tar_entry
 from muco.io.atomic import write_text
@@ -28,6 +31,7 @@ JOURNAL_FILE, FAILURES_FILE = "downloads.sqlite", "failures.jsonl"
 _MAX_TAR_BYTES = 2**30
 _MAX_REDIRECTS = 5
 _REDIRECT_STATUSES, _RETRY_STATUSES = (301, 302, 303, 307, 308), (408, 429, 500, 502, 503, 504)
+_URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 _BLOCK_BYTES = 2**16
 _COMMIT_EVERY = 64
 _HIDES_IPV4 = tuple(
@@ -169,7 +173,9 @@ class _Store:
             self._file = self._open()
 
     def fail(self, url: str, reason: str, tries: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO failed VALUES (?, ?, ?)", (url, reason, tries))
+        # A server decides parts of the reason, and SQLite refuses lone surrogates.
+        values = (printable(url), printable(reason), tries)
+        self._db.execute("INSERT OR REPLACE INTO failed VALUES (?, ?, ?)", values)
         self.fetched.num_failed += 1
 
     def commit(self) -> None:
@@ -211,6 +217,9 @@ class _Downloader:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for url in urls:
+                        if printable(url) != url:
+                            self.store.fail(url, "not a URL: it holds control characters", 0)
+                            continue
                         if self.store.has(url) or (key := bytes.fromhex(url_name(url))) in self._requested:
                             continue
                         self._requested.add(key)
@@ -278,15 +287,19 @@ class _Downloader:
 
     async def _get(self, url: str) -> bytes | str:
         """Return the body, or the target of a redirect."""
+        from yarl import URL
+
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RefusedError(f"only http and https are fetched, not {url[:80]}")
         session = self._sessions[parts.hostname not in self.limits.allowed_hosts]
-        async with session.get(url, allow_redirects=False) as answer:
+        async with session.get(URL(_quoted(url), encoded=True), allow_redirects=False) as answer:
             if answer.status in _REDIRECT_STATUSES and "Location" in answer.headers:
                 return answer.headers["Location"]
             if answer.status in _RETRY_STATUSES:
-                raise RetryableError(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
+                raise RetryableError(
+                    f"status {answer.status}", retry_after_seconds(answer.headers.get("Retry-After"))
+                )
             if answer.status != 200:
                 raise RefusedError(f"status {answer.status}")
             return await self._body(answer)
@@ -337,6 +350,22 @@ def _public_socket(info: tuple[Any, ...]) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def _seconds(text: str | None) -> float:
-    """Return the seconds of a Retry-After header; a date counts as zero."""
-    return float(text) if text is not None and text.isdecimal() else 0.0
+def _quoted(url: str) -> str:
+    """Return the URL with escapes for what no URL may hold; a signed URL stays as it is.
+
+    Bytes of a redirect that are not UTF-8 are surrogates here; they become escapes of these bytes.
+    """
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    return quote(parts._replace(netloc=host, fragment="").geturl(), _URL_CHARACTERS, errors="surrogateescape")
+
+
+def retry_after_seconds(text: str | None) -> float:
+    """Return the seconds of a Retry-After header, a number or a date; 0 if it is neither."""
+    if text is None or text.isdecimal():
+        return float(text or 0)
+    try:
+        date = parsedate_to_datetime(text)
+        return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return 0.0

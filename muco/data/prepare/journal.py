@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muco.core.errors import DataError
+from muco.core.printable import printable
 from muco.data.shards.index import Row, Shard
 
 _TABLES = """
@@ -71,7 +72,8 @@ class Journal:
 
     def skip(self, record: int, name: str, reason: str) -> None:
         """Note a record that is left out."""
-        self._db.execute("INSERT INTO skipped VALUES (?, ?, ?)", (record, name, reason))
+        values = (record, printable(name), printable(reason))  # SQLite refuses lone surrogates
+        self._db.execute("INSERT INTO skipped VALUES (?, ?, ?)", values)
         self.num_skipped += 1
 
     def close_shard(self, shard: Shard | None, position: int) -> None:

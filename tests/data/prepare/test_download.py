@@ -10,13 +10,21 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
 from muco.core import DataError
 from muco.core.ids import url_name
-from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download, is_public
+from muco.data.prepare.download import (
+    FAILURES_FILE,
+    DownloadLimits,
+    download,
+    is_public,
+    retry_after_seconds,
+)
 from muco.io.image_files import ImageFiles
 from tests.helpers.outside_data import image_bytes, write_jsonl
 from tests.helpers.server import Server
@@ -133,6 +141,34 @@ def test_redirects_end_and_lead_to_no_file(server, tmp_path):
         around: "more than 5 redirects",
     }
     assert had(tmp_path) == {url_name(relative): image_bytes(4)}
+
+
+@pytest.mark.parametrize("target", [b"http://\xff\xfe/", b"ftp://\xff/", b"/status/404?\xff\x1b"])
+def test_a_redirect_of_garbage_is_a_failure_and_the_download_can_be_started_again(server, tmp_path, target):
+    url = server.redirect(target)
+    for _ in range(2):
+        assert fetch([url, server.url("image/4")], tmp_path, tries=1).num_failed == 1
+        assert failures(tmp_path)[url].isprintable()
+    assert set(had(tmp_path)) == {url_name(server.url("image/4"))}
+
+
+def test_a_url_with_half_a_character_is_a_failure(server, tmp_path):
+    done = fetch([server.url("image/\ud800"), server.url("image/4")], tmp_path)
+    assert (done.num_new, done.num_failed) == (1, 1)
+    assert list(failures(tmp_path)) == [server.url("image/\\ud800")]
+
+
+def test_a_signed_url_is_requested_as_it_is_and_what_no_url_may_hold_is_escaped(server, tmp_path):
+    signed = "image/a%2Fb%7e%3D?Signature=a%2Bb%2f~c%3D&Key=x+y%20z"
+    assert fetch([server.url(signed), server.url("image/ä b")], tmp_path).num_new == 2
+    assert set(server.asked) == {f"/{signed}", "/image/%C3%A4%20b"}
+
+
+def test_retry_after_is_a_number_of_seconds_or_a_date():
+    assert retry_after_seconds("7") == 7
+    assert 28 < retry_after_seconds(format_datetime(datetime.now(UTC) + timedelta(seconds=30))) <= 30
+    for text in (None, "soon", "Wed, 99 Nov 99999 08:49:37 GMT", format_datetime(datetime(2001, 1, 1))):
+        assert retry_after_seconds(text) <= 0
 
 
 @pytest.mark.parametrize(

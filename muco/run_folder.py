@@ -21,6 +21,7 @@ from muco.config.yaml_lines import read_yaml
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
 from muco.io.atomic import write_text
+from muco.io.json_text import parse_json
 
 R = TypeVar("R")
 
@@ -84,12 +85,12 @@ class RunFolder:
     def summary(self) -> Summary | None:
         """Return the result of a run that ended; None for one that did not."""
         path = self.path / "summary.json"
-        values = _mapping(path, json.loads)
+        values = _mapping(path, parse_json)
         return None if values is None else validate_record(path, Summary, values)
 
     def environment(self) -> dict[str, Any] | None:
         """Return what the run ran on."""
-        return _mapping(self.path / "environment.json", json.loads)
+        return _mapping(self.path / "environment.json", parse_json)
 
     def recipe(self) -> dict[str, Any] | None:
         """Return the resolved recipe of the run in the folder; None where there is none."""
@@ -102,7 +103,7 @@ class RunFolder:
     def scored_weights(self) -> dict[str, str | None]:
         """Return, by suite, the hash of the weights that its result is of."""
         results = set(self.eval.glob("*.json")) - set(self.eval.glob("*.gallery.json"))
-        found = {path.stem: (_mapping(path, json.loads) or {}).get("depends_on") for path in sorted(results)}
+        found = {path.stem: (_mapping(path, parse_json) or {}).get("depends_on") for path in sorted(results)}
         return {suite: on.get("weights") if is_mapping(on) else None for suite, on in found.items()}
 
     def write_evaluation(self, asked: Evaluation) -> None:

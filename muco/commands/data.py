@@ -75,6 +75,7 @@ def prepare(
     conversion = conversion_of(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )
+    conversion.check_folder()
     console = Terminal()
     if not to.exists():
         _estimate(conversion, console)

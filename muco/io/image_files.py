@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from muco.core.errors import DataError
@@ -97,6 +98,19 @@ class ImageFiles:
         """Return the contents of rows; the image of a row is read each time that its content is used."""
         return LazyContents(lambda index: self.content(*rows[index]), range(len(rows)))
 
+    def revision(self) -> str:
+        """Return a hash of the names, sizes and modification times of all images and archives.
+
+        Folders of muco's shards are left out: a conversion may write them beside the images.
+        """
+        digest = blake2b(digest_size=8)
+        for root in self.paths:
+            for path in _images_and_archives(root):
+                stat = path.stat()
+                name = os.path.relpath(path, root)
+                digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+        return digest.hexdigest()
+
     @cached_property
     def _plain(self) -> Archives:
         return Archives(self._below(PLAIN))
@@ -182,3 +196,15 @@ def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(suffixes))
+
+
+def _images_and_archives(path: Path) -> Iterator[Path]:
+    """Yield the images and archives at or below a path, except in hidden folders and in folders of shards."""
+    suffixes = (*_IMAGE_SUFFIXES, *PLAIN, *COMPRESSED)
+    if path.is_file():
+        yield path
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "index.json" not in names:
+            files = (Path(folder, name) for name in sorted(names) if name.lower().endswith(suffixes))
+            yield from (file for file in files if file.is_file())

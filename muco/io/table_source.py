@@ -87,7 +87,7 @@ class TableSource(Source, ABC):
             yield from self.image_names_of(record)
 
     def revision(self) -> str:
-        return revision_of(self.tables())
+        return f"{revision_of(self.tables())}-{self.images.revision()}"
 
 
 def revision_of(paths: Iterable[Path]) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from muco.config.recipe import Recipe
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError
+from muco.io.json_text import parse_json
 from muco.model.build import with_pooler
 
 METADATA_FILE = "muco.json"
@@ -46,7 +47,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """
     path = folder / METADATA_FILE
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{folder}: no trained model here; train it first, without --only evaluate") from None
     except (OSError, ValueError) as error:

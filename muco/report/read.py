@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from muco.config.yaml_lines import read_yaml
 from muco.core.errors import MucoError
 from muco.evaluation.results import Gallery, SuiteScores
+from muco.io.json_text import parse_json
 from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import LOG_FILE, UNREADABLE_FILE, LoggedStep, UnreadableSample
 
@@ -122,8 +122,8 @@ def _command(folder: Path) -> str:
 
 def _record(path: Path, record: type[R]) -> R:
     try:
-        values = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (json.JSONDecodeError, OSError) as error:
+        values = parse_json(path.read_text(encoding="utf-8", errors="replace"))
+    except (ValueError, OSError) as error:
         raise MucoError(f"{path}: not JSON: {error}\nRemove the file and make it again.") from None
     return validate_record(path, record, values)
 
@@ -136,8 +136,8 @@ def _lines(path: Path, record: type[R]) -> tuple[R, ...]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
+            values = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 break
             raise MucoError(f"{path}: line {number} is not JSON: {error}\nRemove that line.") from None

@@ -12,6 +12,7 @@ import torch
 from muco.config.recipe import Recipe
 from muco.core.errors import DataError, MucoError
 from muco.io.atomic import atomic_folder, remove_folder
+from muco.io.json_text import parse_json
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
 
@@ -47,7 +48,7 @@ class Checkpoint:
             DataError: the file is missing or damaged.
         """
         try:
-            return Progress(**json.loads((self.folder / "progress.json").read_text()))
+            return Progress(**parse_json((self.folder / "progress.json").read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{self.folder}: broken checkpoint: {error}") from error
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muco.io.atomic import open_append, refuse_links, write_text
+from muco.io.json_text import parse_json
 
 LOG_FILE = "train.jsonl"
 UNREADABLE_FILE = "unreadable.jsonl"
@@ -73,7 +74,7 @@ def cut_lines(path: Path, step: int) -> None:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 lines.append(line + "\n")
         except (ValueError, KeyError, TypeError):  # the run was killed while it wrote this line
             break

@@ -284,3 +284,10 @@ def test_an_id_that_comes_again_is_named(folder):
     assert "2 problems" in str(caught.value)
     assert "000000003 has the id of shard-000000.tar:000000000" in str(caught.value)
     assert "000000004 has the id of shard-000000.tar:000000001" in str(caught.value)
+
+
+def test_shards_inside_the_outside_data_are_refused_before_anything_is_written(folder):
+    write_jsonl(folder / "mine/a.jsonl", [{"q": "1", "a": "2"}])
+    with pytest.raises(MucoError, match="--to mine/shards lies inside --from mine; name a folder outside"):
+        muco("prepare", "pairs", "--from", "mine", "--to", "mine/shards", "--set", TEXTS)
+    assert [path.name for path in (folder / "mine").iterdir()] == ["a.jsonl"]

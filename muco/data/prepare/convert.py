@@ -9,6 +9,7 @@ import sqlite3
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ class Conversion:
     max_skipped_share: float = 0.01
     """The conversion stops when a larger share of the records so far (at least 1,000) makes no sample."""
 
-    @property
+    @cached_property
     def metadata(self) -> dict[str, Any]:
         """What made the shards; stored in their index."""
         return describe(self.name, self.config, self.source) | {"layout": vars(self.layout)}
@@ -102,6 +103,12 @@ class Conversion:
     def work(self) -> Path:
         """The folder that is written to until it is complete."""
         return self.folder.parent / f".{self.folder.name}.partial"
+
+    def check_folder(self) -> None:
+        """Raise DataError if the folder lies inside the outside data: the source would read the shards."""
+        path = getattr(self.config, "path", None)
+        if path and self.folder.resolve().is_relative_to(Path(path).expanduser().resolve()):
+            raise DataError(f"--to {self.folder} lies inside --from {path}; name a folder outside of it")
 
     def estimate(self, progress: ShowProgress) -> Estimate:
         """Estimate the size of the shards: texts, tar headers, and each image file once."""
@@ -234,7 +241,8 @@ class Conversion:
             raise DataError(
                 f"{self.folder}: {journal.num_skipped:,} of {position:,} records make no sample, more than "
                 f"--max-skipped-share {self.max_skipped_share:g} allows. The last one: {last.name}: "
-                f"{last.reason}\nRepair the data, or allow more: the conversion continues where it stopped."
+                f"{last.reason}\nAllow more, and the conversion continues where it stopped; or repair "
+                f"the data, remove {self.work} and start again."
             )
 
     def _write_index(self, journal: Journal) -> None:

@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS samples (shard INT, key INTEGER PRIMARY KEY, start IN
 CREATE TABLE IF NOT EXISTS images (digest BLOB PRIMARY KEY, name TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS skipped (record INTEGER PRIMARY KEY, name TEXT, reason TEXT);
 """
+_CLEAR = "DELETE FROM about; DELETE FROM samples; DELETE FROM images; DELETE FROM skipped;"
 
 
 class Journal:
@@ -27,6 +28,9 @@ class Journal:
     def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(_TABLES)
+        if not self.shards():
+            # Nothing to keep: the command may come again with other settings, or after a repair.
+            self._db.executescript(_CLEAR)
         text = json.dumps(metadata, sort_keys=True)
         stored = self._db.execute("SELECT text FROM about").fetchone()
         if stored is None:

@@ -147,7 +147,7 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
         )
     except KeyError as error:
         raise DataError(f"{error} is missing from the sample") from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"not a sample: {error}") from None
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from muco.core.errors import DataError
 from muco.io.atomic import atomic_file, write_text
+from muco.io.json_text import parse_json
 
 INDEX_VERSION = 1
 INDEX_JSON, INDEX_ROWS = "index.json", "index.npy"
@@ -107,13 +108,13 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         hint = f" `muco data index {folder}` makes one for tars of another tool." if has_tars else ""
         raise DataError(f"{folder}: no {INDEX_JSON}; this is no folder of muco shards.{hint}")
     try:
-        values = json.loads((folder / INDEX_JSON).read_text(encoding="utf-8"))
+        values = parse_json((folder / INDEX_JSON).read_bytes())
         version = values["version"]
         shards = tuple(map(_shard, values["shards"])) if version == INDEX_VERSION else ()
-        rows = np.load(folder / INDEX_ROWS, mmap_mode="r")
-        metadata, layout = values["about"], values["layout"]
+        rows = _open_rows(folder / INDEX_ROWS)
+        metadata, layout = dict(values["about"]), values["layout"]
         num_samples, rows_digest = values["num_samples"], values["rows_blake2b"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{folder}: the index is broken: {error}. Remove the folder and make the shards again."
         ) from None
@@ -125,7 +126,7 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         raise DataError(
             f"{folder}: the index has layout {layout!r}; muco reads {', '.join(get_args(Layout))}"
         )
-    if rows.dtype != ROW or len(rows) != num_samples or not _fit(rows, shards):
+    if len(rows) != num_samples or not _fit(rows, shards):
         raise DataError(f"{folder}: {INDEX_ROWS} does not belong to {INDEX_JSON}; make the shards again")
     if blake2b(rows.data, digest_size=16).hexdigest() != rows_digest:
         raise DataError(f"{folder}: {INDEX_ROWS} does not have the checksum in {INDEX_JSON}")
@@ -147,14 +148,29 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
 
 def _shard(values: dict[str, Any]) -> Shard:
     shard = Shard(**values)
-    if list(map(type, vars(shard).values())) != [str, int, int, str]:
+    is_sized = 0 <= shard.num_bytes < 2**63 and 0 <= shard.num_samples < 2**63
+    if list(map(type, vars(shard).values())) != [str, int, int, str] or not is_sized:
         raise TypeError(f"{values} is no shard")
     return shard
 
 
+def _open_rows(path: Path) -> NDArray[np.void]:
+    """Map a file of rows into memory; raise ValueError if it holds something else."""
+    if not path.is_file():
+        raise ValueError(f"no file {path.name}")
+    rows = np.lib.format.open_memmap(path, mode="r")
+    if rows.dtype != ROW or rows.ndim != 1:
+        raise ValueError(f"{path.name} is {rows.dtype} {list(rows.shape)}, not rows of samples")
+    return rows
+
+
 def _fit(rows: NDArray[np.void], shards: Sequence[Shard]) -> bool:
-    """Return whether each shard has as many rows as samples."""
+    """Return whether each shard has as many rows as samples, and all rows lie inside their shard."""
     owners = rows["shard"]
     if owners.max() >= len(shards):
         return False
-    return np.bincount(owners, minlength=len(shards)).tolist() == [shard.num_samples for shard in shards]
+    if np.bincount(owners, minlength=len(shards)).tolist() != [shard.num_samples for shard in shards]:
+        return False
+    num_bytes = np.array([shard.num_bytes for shard in shards], dtype="<u8")[owners]
+    # The sum of offset and size may exceed 64 bits.
+    return bool(((rows["size"] <= num_bytes) & (rows["offset"] <= num_bytes - rows["size"])).all())

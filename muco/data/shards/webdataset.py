@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from muco.core.sample import Sample
 from muco.data.progress import ShowProgress
 from muco.data.shards.index import INDEX_JSON, Row, Shard, write_index
 from muco.io.columns import PairColumns, pair_from
+from muco.io.json_text import parse_json
 from muco.io.tar import tar_files
 
 _BLOCK_BYTES = 2**22
@@ -137,10 +137,10 @@ def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:
     if not path or head not in members:
         raise DataError(f"no member {column!r}; there are {', '.join(members)}")
     try:
-        value: Any = json.loads(_text(members[head], head))
+        value: Any = parse_json(_text(members[head], head))
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{head} is no JSON: {error}") from None
     return value
 

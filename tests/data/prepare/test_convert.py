@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,28 @@ def test_shards_that_are_there_are_kept_and_others_refused(m3t, tmp_path):
         convert("m3t", m3t, tmp_path / "full")
 
 
+def test_shards_of_images_that_have_changed_are_refused(tmp_path):
+    write_m3t(tmp_path / "M3T", 3)
+    source = conversion_of("m3t", tmp_path / "shards", [], path=tmp_path / "M3T").source
+    convert("m3t", tmp_path / "M3T", tmp_path / "M3T-shards")
+    before = source.revision()
+    (tmp_path / "M3T/notes.txt").write_text("no image")
+    convert("m3t", tmp_path / "M3T", tmp_path / "M3T/shards")  # shards are no images of the source
+    assert source.revision() == before
+    picture = min((tmp_path / "M3T").rglob("*.jpg"))
+    picture.write_bytes(image_bytes(77))
+    with pytest.raises(DataError, match="or the data has changed"):
+        convert("m3t", tmp_path / "M3T", tmp_path / "M3T-shards")
+
+
+def test_a_conversion_that_closed_no_shard_does_not_block_the_next(m3t, tmp_path):
+    wrong = f"images={tmp_path / 'nowhere'}"
+    for settings in ([wrong], [wrong, "num_negatives=1"]):
+        with pytest.raises(DataError, match="make no sample, more than"):
+            convert("m3t", m3t, tmp_path / "shards", *settings)
+    assert convert("m3t", m3t, tmp_path / "shards").num_samples == 300
+
+
 def prepare(m3t: Path, to: Path, *arguments: str) -> list[str]:
     return [*MUCO, "data", "prepare", "m3t", "--from", str(m3t), "--to", str(to), *arguments]
 
@@ -220,11 +243,12 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_files(large, tmp
 
 def test_a_conversion_of_changed_data_is_not_mixed_with_the_old(tmp_path):
     write_m3t(tmp_path / "M3T", 20)
-    conversion = conversion_of("m3t", tmp_path / "shards", [], path=tmp_path / "M3T")
+    layout = Layout(max_shard_bytes=2048)
+    conversion = conversion_of("m3t", tmp_path / "shards", [], path=tmp_path / "M3T", layout=layout)
     conversion.work.mkdir(parents=True)
 
     def stop(items, number, what):
-        yield next(iter(items))
+        yield from islice(items, 10)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,26 @@ def edit(**changes) -> Callable[[Path], object]:
     return change
 
 
+def archive_of_rows(folder: Path) -> None:
+    with open(folder / "index.npy", "r+b") as file:
+        rows = np.load(file)
+        file.seek(0)
+        np.savez(file, rows)
+
+
+def change_row(**changes) -> Callable[[Path], object]:
+    """Return what changes the last row of an index, with the right digest."""
+
+    def change(folder: Path) -> None:
+        rows = np.load(folder / "index.npy")
+        for name, value in changes.items():
+            rows[-1][name] = value
+        np.save(folder / "index.npy", rows)
+        edit(rows_blake2b=blake2b(rows.tobytes(), digest_size=16).hexdigest())(folder)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -288,14 +309,22 @@ def edit(**changes) -> Callable[[Path], object]:
         (lambda it: (it / "index.npy").unlink(), "the index is broken"),
         (lambda it: (it / "index.npy").write_bytes(b""), "the index is broken"),
         (lambda it: os.truncate(it / "index.npy", 200), "the index is broken"),
-        (lambda it: np.save(it / "index.npy", np.arange(6)), "index.npy does not belong to index.json"),
+        (lambda it: np.save(it / "index.npy", np.arange(6)), "index.npy is int64 [6], not rows of samples"),
+        (lambda it: np.save(it / "index.npy", np.load(it / "index.npy")[0]), "[], not rows of samples"),
+        (lambda it: np.save(it / "index.npy", np.load(it / "index.npy")[None]), "[1, 6], not rows"),
+        (archive_of_rows, "the index is broken"),
+        (change_row(size=2**63), "index.npy does not belong to index.json"),
+        (change_row(offset=2**64 - 512), "index.npy does not belong to index.json"),
+        (lambda it: (it / "index.json").write_text("[" * 10**5), "nested too deeply"),
+        (lambda it: (it / "index.json").write_text('{"version": ' + "1" * 5000), "the index is broken"),
+        (edit(about=[1]), "the index is broken"),
         (lambda it: (it / "index.json").write_text("{"), "the index is broken"),
         (lambda it: (it / "index.json").write_text("[]"), "the index is broken"),
         (lambda it: (it / "index.json").write_bytes(b"\xff"), "the index is broken"),
         (edit(version=2), "index version 2; this muco reads 1"),
         (edit(num_samples=5), "index.npy does not belong to index.json"),
         (edit(shards=[]), "index.npy does not belong to index.json"),
-        (edit(shards=[{"file": "../a.tar", "num_bytes": 1, "num_samples": 2, "blake2b": ""}] * 3),
+        (edit(shards=[{"file": "../a.tar", "num_bytes": 10**6, "num_samples": 2, "blake2b": ""}] * 3),
          "a shard must be next to its index"),
         (lambda it: (it / "shard-000001.tar").unlink(),
          "shard-000001.tar: missing, though the index names it"),

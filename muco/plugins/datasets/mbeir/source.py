@@ -68,7 +68,8 @@ class MBEIR(TableSource):
 
     def revision(self) -> str:
         config = self.config
-        return revision_of(self._files((*config.queries, *config.candidates, config.instructions)))
+        tables = revision_of(self._files((*config.queries, *config.candidates, config.instructions)))
+        return f"{tables}-{self.images.revision()}"
 
     def image_names_of(self, row: Row) -> Iterator[str]:
         candidates = map(self._candidate, (*self._positives(row), *self._negatives(row)))

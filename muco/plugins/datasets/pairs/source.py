@@ -128,7 +128,10 @@ class Pairs(Source):
             yield from filter(None, values)
 
     def revision(self) -> str:
-        return revision_of(self.tables())
+        tables, columns = revision_of(self.tables()), self.config.columns
+        if columns.query_image or columns.target_image or columns.negative_image or columns.has_videos:
+            return f"{tables}-{self.images.revision()}"
+        return tables
 
     def _image(self, value: Any) -> EncodedImage:
         data = _embedded(value)

@@ -221,7 +221,8 @@ def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):
     overrides = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     with pytest.raises(RecipeError) as caught:
         load_recipe(words[2], overrides, registry=ours)
-    assert str(caught.value) == message.strip()
+    pattern = re.escape(message.strip()).replace(re.escape("..."), ".*")  # the page shortens a long list
+    assert re.fullmatch(pattern, str(caught.value))
 
 
 @pytest.fixture

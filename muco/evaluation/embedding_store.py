@@ -1,14 +1,13 @@
 """Embeddings on disk, by content id.
 
 A store is a folder. `about.json` holds what its vectors depend on. Each process that writes has a part of its
-own, two files that only grow: `0000.vectors`, rows of D numbers, and `0000.rows`, content id and checksum of
-each row, written after the vectors. A row counts once both files have it, so a process that is killed loses
-only what it had not appended yet. Vectors are mapped into memory, not read.
+own, two files that only grow: `0000.vectors`, rows of D numbers, and `0000.rows`, the content id of each row
+and a checksum of id and vector, written after the vectors. A row counts once both files have it, so a process
+that is killed loses only what it had not appended yet. Vectors are mapped into memory, not read.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -26,12 +25,14 @@ from torch import Tensor
 from muco.core.errors import DataError, MucoError
 from muco.evaluation.search.vectors import TensorVectors
 from muco.io.atomic import open_append, write_text
+from muco.io.json_text import parse_json
+from muco.io.lock import locked
 
 StoreDtype = Literal["float32", "float16"]
 """How a number is stored; a search reads float32 from either."""
 
 _ROW = np.dtype([("content_id", "<i8"), ("checksum", "<u4")])
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class EmbeddingStore:
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._part = part
         self._files: tuple[BinaryIO, BinaryIO] | None = None
+        self._opened = ExitStack()
         self._check_metadata({"format": _FORMAT, "dim": dim, "dtype": dtype, "depends_on": metadata})
         self._ids = np.empty(0, dtype=np.int64)
         self._parts: list[TensorVectors] = []
@@ -101,26 +103,20 @@ class EmbeddingStore:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
+            self._lock(opened)
             rows = opened.enter_context(self._open("rows"))
-            try:
-                fcntl.flock(rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise MucoError(
-                    f"{self.folder}: another process is writing these embeddings. Wait for it, or stop it."
-                ) from None
             vectors = opened.enter_context(self._open("vectors"))
             self.refresh()
             num_rows = self._checked[self._name("rows").name]
             vectors.truncate(num_rows * self._row_bytes)
             rows.truncate(num_rows * _ROW.itemsize)
             self._files = (vectors, rows)
-            opened.pop_all()
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files or ():
-            file.close()
         self._files = None
+        self._opened.close()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -139,7 +135,7 @@ class EmbeddingStore:
         vectors = vectors_ND.numpy().astype(self.dtype)
         records = np.empty(len(vectors), dtype=_ROW)
         records["content_id"] = content_ids
-        records["checksum"] = [zlib.crc32(row.tobytes()) for row in vectors]
+        records["checksum"] = list(map(_checksum, records["content_id"], vectors))
         try:
             for file, array in zip(self._files, (vectors, records), strict=True):
                 file.write(array.tobytes())
@@ -185,6 +181,18 @@ class EmbeddingStore:
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
+    def _lock(self, opened: ExitStack) -> None:
+        """Hold the lock of this part until `opened` is closed."""
+        try:
+            opened.enter_context(locked(self._name("lock"), wait=False))
+        except MucoError as error:
+            raise MucoError(
+                f"{self.folder}: another process is writing these embeddings: {error}. Wait for it, or "
+                "stop it."
+            ) from None
+        except OSError as error:
+            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
+
     def _open(self, kind: str) -> BinaryIO:
         try:
             return open_append(self._name(kind))
@@ -199,7 +207,7 @@ class EmbeddingStore:
         path = self.folder / "about.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            stored = parse_json(path.read_bytes()) if path.exists() else None
             if stored is None:
                 write_text(path, json.dumps(metadata, indent=1) + "\n")
         except OSError as error:
@@ -210,11 +218,14 @@ class EmbeddingStore:
             ) from None
         if stored not in (None, json.loads(json.dumps(metadata))):
             raise MucoError(
-                f"{self.folder} holds embeddings of another model. Remove it or choose another folder."
+                f"{self.folder} holds embeddings of another model, or of another version of muco. Remove it "
+                "or choose another folder."
             )
 
     def _read_part(self, file: Path) -> tuple[NDArray[np.int64], TensorVectors]:
         vectors_file = file.with_suffix(".vectors")
+        if not file.is_file():
+            raise DataError(f"{file} is not a regular file. Remove it.")
         size = vectors_file.stat().st_size if vectors_file.is_file() else 0
         num_rows = min(file.stat().st_size // _ROW.itemsize, size // self._row_bytes)
         records = np.fromfile(file, dtype=_ROW, count=num_rows)
@@ -223,10 +234,15 @@ class EmbeddingStore:
             # Copy on write: torch takes only writable arrays, and the file must not change.
             rows = np.memmap(vectors_file, dtype=self.dtype, mode="c", shape=(num_rows, self.dim))
         for row in range(self._checked.get(file.name, 0), num_rows):
-            if zlib.crc32(rows[row].tobytes()) != records["checksum"][row]:
+            if _checksum(records["content_id"][row], rows[row]) != records["checksum"][row]:
                 raise DataError(
                     f"{vectors_file}: row {row} is damaged: its checksum differs. Remove {file.name} and "
                     f"{vectors_file.name} there; their contents are then embedded again."
                 )
         self._checked[file.name] = num_rows
         return records["content_id"].astype(np.int64), TensorVectors(torch.from_numpy(rows))
+
+
+def _checksum(content_id: np.int64, vector: NDArray[Any]) -> int:
+    """Return a checksum by which a vector cannot be taken for that of another content."""
+    return zlib.crc32(vector.tobytes(), zlib.crc32(content_id.tobytes()))

@@ -140,6 +140,22 @@ def test_a_damaged_row_is_never_used(model, tmp_path, stored):
         embedder(model, store).encode(contents())
 
 
+def test_vectors_under_the_ids_of_others_are_never_used(tmp_path, stored):
+    shutil.copytree(stored[0], tmp_path, dirs_exist_ok=True)
+    rows = np.fromfile(tmp_path / "0000.rows", dtype=[("content_id", "<i8"), ("checksum", "<u4")])
+    rows["content_id"] = np.roll(rows["content_id"], 1)
+    rows.tofile(tmp_path / "0000.rows")
+    with pytest.raises(DataError, match="row 0 is damaged"), open_store(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000, "{"])
+def test_a_store_with_broken_metadata_is_told(tmp_path, text):
+    (tmp_path / "about.json").write_text(text)
+    with pytest.raises(DataError, match=r"about\.json: damaged: .* Remove "):
+        open_store(tmp_path)
+
+
 def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
     with (
         open_store(tmp_path),
@@ -154,7 +170,10 @@ def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
 
 def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
     (tmp_path / "0000.rows").mkdir()
-    with pytest.raises(MucoError, match="embeddings cannot be stored here"), open_store(tmp_path):
+    with (
+        pytest.raises(MucoError, match=r"0000\.rows is a symbolic link or no regular file"),
+        open_store(tmp_path),
+    ):
         pass
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from muco.config.load import validate_settings
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, Problem, RecipeError
 from muco.core.registry import default_registry
 from muco.core.source import Source
 from muco.data.prepare.convert import Conversion, Layout
@@ -39,16 +40,21 @@ def conversion_of(
         cls = default_registry().component("source", name)
     except LookupError as error:
         raise MucoError(str(error.args[0])) from None
-    fields = cls.Config.model_fields
-    if path is not None and "path" not in fields:
+    if path is not None and "path" not in cls.Config.model_fields:
         raise MucoError(f"source {name} reads no outside data; omit --from")
-    if path is None and "path" in fields and fields["path"].is_required() and not _sets_path(settings):
-        raise MucoError(f"source {name} reads outside data; say where they are with --from")
     values = {} if path is None else {"path": str(path)}
-    config = validate_settings(cls.Config, values, settings, title=f"source {name}")
+    try:
+        config = validate_settings(cls.Config, values, settings, title=f"source {name}")
+    except RecipeError as error:
+        raise RecipeError(error.recipe, [_with_option(problem) for problem in error.problems]) from None
     source: Source = cast(Any, cls)(config)
     return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
 
 
-def _sets_path(settings: Sequence[str]) -> bool:
-    return any(setting.startswith("path=") for setting in settings)
+def _with_option(problem: Problem) -> Problem:
+    """Name the option that gives the path."""
+    return (
+        replace(problem, message=f"{problem.message}. Give it as --from")
+        if problem.path == "path"
+        else problem
+    )

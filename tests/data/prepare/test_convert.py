@@ -307,10 +307,14 @@ def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path)
     ("source", "settings", "told"),
     [
         ("m3d", [], "no source named 'm3d'. Did you mean 'm3t'?"),
-        ("m3t", [], "path: Field required. It is given as --from."),
-        ("m3t", ["num_negative=1"], "Did you mean 'num_negatives'?"),
+        ("m3t", [], "path: missing; it has no default. Give it as --from"),
+        ("m3t", ["num_negative=1"], "num_negative: no such key. Did you mean 'num_negatives'?"),
         ("pairs", ["columns.query_text=q"], "columns: "),
-        ("pairs", ["columns=q", "columns.query_text=q"], "columns holds no keys"),
+        (
+            "pairs",
+            ["columns=q", "columns.query_text=q"],
+            "columns of source pairs has no keys",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_told(tmp_path, source, settings, told):

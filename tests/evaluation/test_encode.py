@@ -171,7 +171,7 @@ def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
 def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
     (tmp_path / "0000.rows").mkdir()
     with (
-        pytest.raises(MucoError, match=r"0000\.rows is a symbolic link or no regular file"),
+        pytest.raises(MucoError, match=r"0000\.rows is .* no regular file"),
         open_store(tmp_path),
     ):
         pass

@@ -14,7 +14,7 @@ from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.decoder.chat import TemplateName
-from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor
+from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor, SmallImages
 from muco.plugins.backbones.qwen_vl.random_init import (
     Family,
     RandomInitSettings,
@@ -43,6 +43,9 @@ class QwenVL(DecoderBackbone):
         """Smaller images are enlarged to this area."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
+        small_images: SmallImages = "square"
+        """Images with a side below that of a token, which is 28 pixels in Qwen2-VL. square: first resize them
+        to a square of 2 x 2 tokens, as the public MuCo and VLM2Vec code does. keep_ratio: do not."""
         max_frames: PositiveInt = 8
         """Limit on the frames of a video; if there are more, evenly spaced ones are used."""
         min_frame_pixels: PositiveInt = 128 * 28 * 28
@@ -83,6 +86,7 @@ class QwenVL(DecoderBackbone):
             images,
             config.template,
             _frames(config, model.config),
+            small_images=config.small_images,
             rows=config,
         )
 
@@ -137,4 +141,6 @@ def _image_processor(config: QwenVL.Config, model: Any, name: str | Path) -> Any
     }
     if config.random_init is not None:
         return Qwen2VLImageProcessorPil(**config.random_init.colors(), **settings)
-    return load_image_processor(Qwen2VLImageProcessorPil, name, **settings)
+    # A checkpoint's own `min_pixels` and `max_pixels` would overrule `size`.
+    bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    return load_image_processor(Qwen2VLImageProcessorPil, name, **settings, **bounds)

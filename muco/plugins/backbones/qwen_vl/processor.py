@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
+SmallImages = Literal["square", "keep_ratio"]
+
 
 class QwenVLProcessor(DecoderProcessor):
     """A tokenizer, an image processor, a chat template and the settings of videos."""
@@ -40,11 +42,13 @@ class QwenVLProcessor(DecoderProcessor):
         template: TemplateName,
         frames: Frames,
         *,
+        small_images: SmallImages,
         rows: RowSettings,
     ) -> None:
         super().__init__(tokenizer, image_processor, rows)
         self.template: TemplateName = template
         self.frames = frames
+        self.small_images: SmallImages = small_images
         self.image_id: int
         self.video_id: int
         self.image_id, self.video_id = tokenizer.convert_tokens_to_ids([IMAGE_PAD, VIDEO_PAD])
@@ -90,7 +94,7 @@ class QwenVLProcessor(DecoderProcessor):
         """Return each image's patches, uint8, and its grid."""
         if not images:
             return []
-        decoded = [image.decode() for image in images]
+        decoded = [self._decode(image) for image in images]
         made = self.image_processor(decoded, do_rescale=False, do_normalize=False, return_tensors="pt")
         grids = made["image_grid_thw"]
         patches = made["pixel_values"].byte().split(grids.prod(-1).tolist())
@@ -103,9 +107,21 @@ class QwenVLProcessor(DecoderProcessor):
         grid = [made.num_slices, made.height // patch, made.width // patch]
         return torch.from_numpy(patches_of(video, made, self.image_processor)), grid
 
+    def _decode(self, image: EncodedImage) -> Any:
+        decoded = image.decode()
+        size = self._size(decoded.size)
+        return decoded if size == decoded.size else decoded.resize(size)
+
+    def _size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return width and height before the image processor resizes an image of that size."""
+        token_pixels = self.image_processor.patch_size * self.image_processor.merge_size
+        if self.small_images == "square" and min(size) < token_pixels:
+            return 2 * token_pixels, 2 * token_pixels
+        return size
+
     def _grid(self, image: EncodedImage) -> tuple[int, int, int]:
         """Return frames, rows and columns of patches after the processor's resizing."""
-        width, height = image.size
+        width, height = self._size(image.size)
         patch, merge = self.image_processor.patch_size, self.image_processor.merge_size
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 

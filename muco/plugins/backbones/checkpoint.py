@@ -1,8 +1,10 @@
-"""Load checkpoints; a missing or unexpected weight is an error."""
+"""Load checkpoints; a missing or unexpected weight is an error. No code of a checkpoint is run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 _UNUSED_WEIGHTS = ("lm_head.", "language_model.lm_head.")
 """The language-model head, in the current layout and in LLaVA's first one; an embedder has no head."""
+PEFT_FILE = "adapter_config.json"
+"""Where peft describes adapters. transformers adds them to the model unasked."""
 
 
 def dtype_of(name: Dtype) -> torch.dtype:
@@ -33,28 +37,78 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
         families: the `model_type`s that the backbone supports.
 
     Raises:
-        MucoError: no such checkpoint, or one of another family.
+        MucoError: no such checkpoint, one of another family, or one with adapters of peft.
         DataError: a weight is missing, unexpected or of another shape.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
+    from transformers.utils.hub import has_file
 
+    refuse_missing_path(name)
     try:
-        family = AutoConfig.from_pretrained(name).model_type
+        if has_file(name, PEFT_FILE):
+            raise adapters_of_peft(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        family = config.model_type
         if family not in families:
             raise MucoError(f"{name} is a {family} model; {backbone} loads {', '.join(families)}")
-        model, report = AutoModel.from_pretrained(name, dtype=dtype_of(dtype), output_loading_info=True)
+        model, report = _read_model(name, config, dtype_of(dtype))
     except (OSError, ValueError, SafetensorError) as error:
         raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
     _refuse(
         {
-            "missing": report["missing_keys"],
-            "unexpected": [key for key in report["unexpected_keys"] if not key.startswith(_UNUSED_WEIGHTS)],
+            "missing": _used(report["missing_keys"]),
+            "unexpected": _used(report["unexpected_keys"]),
             "of another shape": map(str, report["mismatched_keys"]),
         },
         f"{name}: the weights do not fit a {family} model",
     )
     return model
+
+
+def refuse_missing_path(name: str) -> None:
+    """Raise MucoError if a name is a path, not a name of the hub, and no folder is there."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return
+    first, _, rest = name.partition("/")
+    is_path = first in ("", ".", "..", "~") or "/" in rest or Path(first).is_dir() or path.exists()
+    if is_path:
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise MucoError(
+            f"backbone.pretrained: {name} {problem}. Give a folder, or a name of the hub: owner/name"
+        )
+
+
+def adapters_of_peft(name: str) -> MucoError:
+    """Return the error for a checkpoint with adapters in the layout of peft."""
+    return MucoError(
+        f"backbone.pretrained: {name} has {PEFT_FILE}: adapters of peft, which muco does not load. Merge "
+        "them into the weights with peft (`merge_and_unload`) and save the model in another folder. If the "
+        f"weights are merged already, remove {PEFT_FILE}."
+    )
+
+
+def _read_model(name: str, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the model without its head, and the report about its weights.
+
+    transformers has a mapping for each older layout of a model with a head, but not for all of them if the
+    head is left out. A checkpoint that was saved without a head is read without one.
+    """
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    has_no_head = all(each.endswith("Model") for each in config.architectures or [""])
+    cls: Any = AutoModel if has_no_head else AutoModelForImageTextToText
+    # If the checkpoint has no head, transformers draws one; this must not change the run's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        model, report = cls.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    return model.base_model, report
+
+
+def _used(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(_UNUSED_WEIGHTS)]
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -66,7 +120,7 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
     # If files are missing, some tokenizers of transformers load without a vocabulary.
@@ -84,12 +138,27 @@ def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
         settings: replaced ones, by transformers' names.
 
     Raises:
-        MucoError: there is none.
+        MucoError: there is none, or a setting of the checkpoint overrules a replaced one.
     """
+    settings = {"do_resize": True, **settings}
     try:
-        return cls.from_pretrained(name, **settings)
+        # A copy: transformers writes the checkpoint's settings into the one it gets.
+        image_processor = cls.from_pretrained(name, **deepcopy(settings))
     except OSError as error:
         raise MucoError(f"backbone.pretrained: {name} has no preprocessor_config.json: {error}") from error
+    for key, value in settings.items():
+        actual = getattr(image_processor, key, value)  # some are only other names of others
+        if _plain(actual) != _plain(value):
+            raise MucoError(
+                f"backbone.pretrained: {name}: its preprocessor_config.json makes {key} {actual} instead of "
+                f"{value}; remove that setting from the file"
+            )
+    return image_processor
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting in a form that can be compared: no type of transformers, lists for tuples."""
+    return json.loads(json.dumps(value, default=dict))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

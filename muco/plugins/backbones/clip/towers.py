@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError
-from muco.plugins.backbones.checkpoint import check_fit, read_weights
+from muco.plugins.backbones.checkpoint import PEFT_FILE, adapters_of_peft, check_fit, read_weights
 from muco.plugins.backbones.clip.random_init import (
     RandomInitSettings,
     scratch_config,
@@ -85,6 +85,8 @@ def read_towers(name: str) -> Towers:
     from open_clip.model import convert_to_custom_text_state_dict
 
     folder = folder_of(name)
+    if (folder / PEFT_FILE).is_file():
+        raise adapters_of_peft(name)
     content = _read_json(folder / CONFIG_FILE, name)
     model, images = content.get("model_cfg"), content.get("preprocess_cfg")
     if not isinstance(model, dict) or not isinstance(images, dict) or not {"mean", "std"} <= images.keys():
@@ -100,7 +102,7 @@ def read_towers(name: str) -> Towers:
     weights = convert_to_custom_text_state_dict(read_weights(file))
     load_weights(towers, weights, source=name, ignored=_UNUSED)
     preprocess = {key: value for key, value in images.items() if key in _PREPROCESS_KEYS}
-    return Towers(towers, _tokenizer(folder, name), config, preprocess)
+    return Towers(towers, _tokenizer(folder, name, config), config, preprocess)
 
 
 def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
@@ -176,7 +178,7 @@ def folder_of(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    files = [CONFIG_FILE, *WEIGHT_FILES, FUSION_FILE, ADAPTER_FILE, "config.json"]
+    files = [CONFIG_FILE, *WEIGHT_FILES, FUSION_FILE, ADAPTER_FILE, PEFT_FILE, "config.json"]
     files += ["*token*", "vocab*", "merges.txt", "*.model"]
     try:
         return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=files))
@@ -227,11 +229,14 @@ def _build(config: dict[str, Any], name: str) -> Any:
         raise MucoError(f"{name}: {CONFIG_FILE} does not describe a model of open_clip: {error}") from error
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
     import open_clip
 
+    # CLIP's own tokenizer has no such setting.
+    is_of_transformers = bool(config["text_cfg"].get("hf_tokenizer_name"))
+    settings: dict[str, Any] = {"trust_remote_code": False} if is_of_transformers else {}
     try:
-        tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
+        tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", **settings)
     except (OSError, ValueError) as error:
         raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
     if getattr(getattr(tokenizer, "tokenizer", None), "padding_side", "right") != "right":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -38,6 +39,9 @@ class DecoderProcessor(Processor):
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
+        names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.special_tokens = re.compile(f"({'|'.join(map(re.escape, names))})")
+        """Matches one special token of the template."""
         self._set_cache()
 
     @abstractmethod
@@ -121,26 +125,39 @@ class DecoderProcessor(Processor):
         self._ids = lru_cache(maxsize=65536)(self._tokenize)
 
     def _put(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> None:
-        images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]
-        index = 0
-        for piece in pieces:
-            if isinstance(piece, Markup):
-                self._put_markup(sequence, piece)
-            elif isinstance(piece, UserText):
-                self.put_text(sequence, piece.text, special=False)
-            else:
-                self.put_image(sequence, images, index)
-                index += 1
+        """Append pieces. Adjacent text of the template and of users is tokenized as one text.
 
-    def _put_markup(self, sequence: TokenSequence, piece: Markup) -> None:
-        before, emb, after = piece.text.partition(EMB)
-        if before:
-            self.put_text(sequence, before, special=True)
-        if emb:
-            sequence.put_text((self.emb_id,))
-            sequence.mark_embedding()
-        if after:
-            self.put_text(sequence, after, special=True)
+        So the tokens are those of the whole rendered text: Qwen's `?` and a line break are one token.
+        """
+        images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]
+        index, text = 0, ""
+        for piece in pieces:
+            if isinstance(piece, UserText):
+                text += piece.text
+            elif isinstance(piece, Markup):
+                text = self._put_markup(sequence, text, piece)
+            else:
+                self._put_plain(sequence, text)
+                self.put_image(sequence, images, index)
+                index, text = index + 1, ""
+        self._put_plain(sequence, text)
+
+    def _put_markup(self, sequence: TokenSequence, text: str, piece: Markup) -> str:
+        """Append `text` and the markup up to its last special token; return the text after it."""
+        for part in self.special_tokens.split(piece.text):
+            if self.special_tokens.fullmatch(part):
+                self._put_plain(sequence, text)
+                sequence.put_text((self.tokenizer.convert_tokens_to_ids(part),))
+                if part == EMB:
+                    sequence.mark_embedding()
+                text = ""
+            else:
+                text += part
+        return text
+
+    def _put_plain(self, sequence: TokenSequence, text: str) -> None:
+        if text:
+            self.put_text(sequence, text, special=False)
 
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)

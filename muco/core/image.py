@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from muco.core.errors import DataError
 from muco.core.ids import stable_id
@@ -15,16 +15,28 @@ from muco.core.ids import stable_id
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are read. Some other readers of Pillow run programs, such as Ghostscript."""
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
 
+ImageDecoding = Literal["faithful", "plain"]
+"""`faithful`: as viewers show an image; see `EncodedImage.faithful`.
+`plain`: Pillow's `convert("RGB")`, as in the public code of the benchmarks: transparency is dropped, 16-bit
+grey is clipped, and EXIF orientation is ignored."""
+
+_EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation")
+"""Without one of these there is no EXIF; Pillow would decode a whole PNG to look for it."""
+_ORIENTATION = 0x0112
+_TRANSPOSES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation -> the `PIL.Image.Transpose` that undoes it."""
+_JPEG_QUALITY = 95
+
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The bytes of one PNG, JPEG or WebP file."""
+    """The bytes of one PNG, JPEG, WebP, GIF, BMP or TIFF file. Of an animation, the first frame is read."""
 
     data: bytes
 
@@ -40,13 +52,50 @@ class EncodedImage:
             return image.size
 
     def decode(self) -> Image:
-        """Return the image in RGB.
+        """Return the image in RGB, by Pillow's plain conversion.
 
         Raises:
             DataError: the bytes are no image, are cut short, or have more than `MAX_PIXELS` pixels.
         """
         with self._open() as image:
-            return image.convert("RGB")
+            return _plain(image)
+
+    def faithful(self) -> EncodedImage:
+        """Return an image whose `decode` shows what viewers show; this one if it does already.
+
+        Transparency is laid on white, 16-bit grey is scaled to 8 bits, and the EXIF orientation is applied.
+        An image that this changes is encoded anew: JPEG as JPEG of quality 95, others as PNG.
+
+        Raises:
+            DataError: as `decode`.
+        """
+        with self._open() as image:
+            transpose = None if image.format == "TIFF" else _TRANSPOSES.get(self._orientation(image))
+            if not (transpose is not None or image.mode.startswith("I") or image.has_transparency_data):
+                return self
+            kind = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
+            shown = _on_white(image)
+            if transpose is not None:
+                shown = shown.transpose(transpose)  # type: ignore[arg-type]
+            elif shown.tobytes() == _plain(image).tobytes():
+                return self
+            buffer = io.BytesIO()
+            shown.save(buffer, kind, quality=_JPEG_QUALITY)
+            return EncodedImage(buffer.getvalue())
+
+    def decoded_as(self, decoding: ImageDecoding) -> EncodedImage:
+        """Return an image whose `decode` gives what `decoding` says."""
+        return self.faithful() if decoding == "faithful" else self
+
+    def _orientation(self, image: Image) -> int:
+        """Return the EXIF orientation; 1, upright, if there is none or it cannot be read."""
+        if not any(mark in self.data for mark in _EXIF_MARKS):
+            return 1
+        try:
+            return image.getexif().get(_ORIENTATION, 1)
+        except Exception:
+            # Viewers show an image whose EXIF is broken.
+            return 1
 
     @contextmanager
     def _open(self) -> Generator[Image]:
@@ -57,8 +106,34 @@ class EncodedImage:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise DataError(f"image of {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+                if image.mode == "P" and image.palette is None:
+                    raise DataError("broken image: its palette is missing")
                 yield image
+        except DataError:
+            raise
         except UnidentifiedImageError:
-            raise DataError(f"no PNG, JPEG or WebP image ({len(self.data)} bytes)") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"broken image: {error}") from error
+            message = f"no PNG, JPEG, WebP, GIF, BMP or TIFF image ({len(self.data)} bytes)"
+            raise DataError(message) from None
+        except Exception as error:
+            # Pillow's readers raise many kinds for broken bytes, AssertionError and struct.error among them.
+            raise DataError(f"broken image: {error or type(error).__name__}") from error
+
+
+def _plain(image: Image) -> Image:
+    image.load()
+    # Else transformers would whiten the transparent colour of the converted image.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _on_white(image: Image) -> Image:
+    """Return the image in RGB, transparent parts on white, 16-bit grey scaled to 8 bits."""
+    from PIL import Image
+
+    image.load()
+    if image.mode.startswith("I"):
+        image = image.convert("I").point([value >> 8 for value in range(2**16)], "L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

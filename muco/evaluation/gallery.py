@@ -37,13 +37,13 @@ def _shown(content: Content) -> tuple[str, tuple[str, ...]]:
 
 
 def _data_uri(image: EncodedImage) -> str:
-    """Return a small image as it is, a large one as a thumbnail."""
+    """Return a small image as it is; a large one, or one that a page cannot show, as a thumbnail."""
     data = image.data
-    if len(data) > _MAX_IMAGE_BYTES:
+    kind = next((kind for magic, kind in _FORMATS if data.startswith(magic)), "")
+    if not kind or len(data) > _MAX_IMAGE_BYTES:
         thumbnail = image.decode()
         thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
         buffer = io.BytesIO()
         thumbnail.save(buffer, "JPEG", quality=80)
-        data = buffer.getvalue()
-    kind = next((kind for magic, kind in _FORMATS if data.startswith(magic)), "png")
+        kind, data = "jpeg", buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -18,7 +18,7 @@ from muco.io.lazy import LazyContents
 TextAndImage = tuple[str, str]
 """A text and the name of an image; either is empty if there is none."""
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class ImageFiles:

@@ -19,7 +19,15 @@ FORMAT_VERSION = 1
 _VIDEO_VERSION = 2
 """Version of a sample with videos, which are entries of `images`."""
 
-_SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
+_SUFFIXES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpg",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
 TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
 _CHECKSUM = slice(148, 156)
 """Position of the checksum in a tar header; counted as blanks when it is computed."""

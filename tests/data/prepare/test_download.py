@@ -82,7 +82,7 @@ def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path)
         ("short", "", None),
         ("endless", "more than 1,000,000 bytes", 1),
         ("claims", "1,000,000,000,000 bytes; at most 1,000,000 are fetched", 1),
-        ("html", "no PNG, JPEG or WebP image", 1),
+        ("html", "no PNG, JPEG, WebP", 1),
         ("bomb", "decompression bomb", 1),
     ],
 )

@@ -438,9 +438,9 @@ BROKEN = {
     "JPEG cut short": (cut(encoded("JPEG", size=(200, 200))), "broken image"),
     "PNG cut short": (cut(encoded("PNG", size=(200, 200))), "broken image"),
     "WebP cut short": (cut(encoded("WEBP", size=(200, 200))), "image"),
-    "no image": (EncodedImage(b"<html>404</html>"), "no PNG, JPEG or WebP image (16 bytes)"),
-    "empty": (EncodedImage(b""), "no PNG, JPEG or WebP image (0 bytes)"),
-    "another format": (encoded("GIF"), "no PNG, JPEG or WebP image"),
+    "no image": (EncodedImage(b"<html>404</html>"), "no PNG, JPEG, WebP, GIF, BMP or TIFF image (16 bytes)"),
+    "empty": (EncodedImage(b""), "no PNG, JPEG, WebP, GIF, BMP or TIFF image (0 bytes)"),
+    "another format": (encoded("PPM"), "no PNG, JPEG, WebP"),
     "decompression bomb": (png(100_000, 100_000), "decompression bomb"),
     "too thin": (encoded("PNG", size=(1, 300)), "image of 1 x 300 pixels"),
 }

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import struct
 import sys
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,8 @@ from typing import Any
 
 from muco.core.errors import DataError, MucoError
 from muco.core.printable import printable
-from muco.io.cache import cached_database, cached_file
-from muco.io.tar import tar_files
+from muco.io.cache import cache_folder, cached_database, cached_file
+from muco.io.tar import is_macos_file, is_plain_file, tar_files
 
 MAX_FILE_BYTES = 2**28
 """Larger files are not read."""
@@ -34,8 +35,15 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.gz.part-00")
 
 _GENERIC = frozenset({".", "images", "image-tasks", "eval_images", "MMEB"})
 """Leading folders of a name that need not agree with the table's name."""
-_STORED, _DEFLATED = 0, 8
+_STORED, _DEFLATED, _ENCRYPTED, _LINK = 0, 8, -1, -2
+"""Methods: those of zip, and two that are never read."""
+_MAX_INTEGER = 2**62
+"""Larger offsets and sizes, which only a broken zip has, do not fit the database."""
 _LOCAL_HEADER = struct.Struct("<26xHH")
+_UTF8 = 0x800
+"""The flag of a zip's entry that says that its name is UTF-8."""
+_VERSION = 2
+"""Of the lists in the cache folder."""
 _BLOCK_BYTES = 2**22
 _SPARE_BYTES = 2**30
 """Free space to leave on the disk of the cache folder."""
@@ -55,7 +63,7 @@ class Member:
     size: int
     """Size of the file, in bytes."""
     method: int
-    """Compression method, as zip numbers it."""
+    """Compression method, as zip numbers it, or a negative number if the file cannot be read."""
     crc: int | None
     """Check sum of the file; None in a tar."""
 
@@ -68,31 +76,45 @@ class Archives:
         self.paths = paths
         self._files: dict[int, int] = {}
 
-    def find(self, name: str) -> Member | None:
+    def find(self, name: str, *, below: Sequence[Path] | None = None) -> Member | None:
         """Return the file of a name; None if there is none. Leading folders may differ.
 
         The archive may have any folders before the name. Generic folders and those named like the archive may
-        be missing or differ. Of several matches the one that agrees in most folders is returned, then that of
-        the first archive. Of one name twice in an archive the later file counts, as in tar and zip.
+        be missing or differ. Of several matches the one that agrees in most folders is returned. Of one name
+        twice in an archive the later file counts, as in tar and zip.
+
+        Args:
+            name: compared with the names in the archives, whatever their Unicode normal form.
+            below: folders; only archives below one of them are searched. None for all.
 
         Raises:
+            DataError: two archives hold different files that match equally well.
             MucoError: an archive cannot be listed or decompressed. All its files are affected, so this is not
                 a DataError of one file.
         """
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(_normal(name)).parts
         if not self.paths or not parts:
             return None
         members = self._members("tail IN (?, ?)", "/".join(parts[-2:]), parts[-1])
-        matches = [member for member in members if self._matches(member, parts)]
-        return max(matches, key=lambda it: (_common(it.name, parts), -it.archive, it.offset), default=None)
+        matches = [it for it in members if self._is_below(it, below) and self._matches(it, parts)]
+        most = max((_common(it.name, parts) for it in matches), default=0)
+        best = {it.archive: it for it in sorted(matches, key=_position) if _common(it.name, parts) == most}
+        if not best:
+            return None
+        first, *others = best.values()
+        for other in others:
+            if not self._is_same(first, other):
+                two = f"{self.paths[first.archive]} and {self.paths[other.archive]}"
+                raise DataError(f"{two} hold different images {name}; name more of its folders")
+        return first
 
-    def names_in(self, folder: str) -> list[str]:
+    def names_in(self, folder: str, *, below: Sequence[Path] | None = None) -> list[str]:
         """Return the names of the files in a folder, which is matched as `find` matches a file.
 
         Raises:
             DataError: an archive has several such folders that agree in equally many parts of the name.
         """
-        parts = PurePosixPath(folder).parts
+        parts = PurePosixPath(_normal(folder)).parts
         if not self.paths or not parts:
             return []
         # All tails that begin with `NAME/`: `0` is the character after `/`.
@@ -103,7 +125,7 @@ class Archives:
         for member in self._members(condition, *bounds):
             path = PurePosixPath(member.name)
             inside = (*parts, path.name)
-            if self._matches(member, inside):
+            if self._is_below(member, below) and self._matches(member, inside):
                 rank = _common(member.name, inside), -member.archive
                 folders.setdefault(rank, {}).setdefault(str(path.parent), []).append(path.name)
         if not folders:
@@ -117,8 +139,13 @@ class Archives:
     def read(self, member: Member) -> bytes:
         """Return the bytes of a file; raise DataError if it is too large, or the archive is broken there."""
         path = self.paths[member.archive]
-        if member.size > MAX_FILE_BYTES:
-            raise DataError(f"{path}: {member.name} has {member.size:,} bytes, over {MAX_FILE_BYTES:,}")
+        if member.method == _ENCRYPTED:
+            raise DataError(f"{path}: {member.name} is encrypted; unpack the archive with its password")
+        if member.method == _LINK:
+            raise DataError(f"{path}: {member.name} is a link or a sparse file; unpack the archive")
+        num_bytes = max(member.size, member.stored)
+        if num_bytes > MAX_FILE_BYTES:
+            raise DataError(f"{path}: {member.name} has {num_bytes:,} bytes, over {MAX_FILE_BYTES:,}")
         file = self._open(member.archive)
         offset = member.offset
         if member.crc is not None:
@@ -140,21 +167,46 @@ class Archives:
             raise DataError(f"{path}: {member.name} does not have the listed size and check sum")
         return data
 
+    def location(self, member: Member) -> str:
+        """Return the path of a file's archive and its name there."""
+        return f"{self.paths[member.archive]}: {member.name}"
+
     @cached_property
     def _plain(self) -> list[Path]:
         """The archives, each compressed one replaced by its decompressed copy."""
         return [path if path.suffix in PLAIN else _decompressed(path) for path in self.paths]
 
     @cached_property
+    def _index_name(self) -> str:
+        return f"archives/{_VERSION}-{_digest(self.paths)}.sqlite"
+
+    @cached_property
     def _index(self) -> sqlite3.Connection:
         return cached_database(
-            f"archives/{_digest(self.paths)}.sqlite",
+            self._index_name,
             lambda partial: _write_index(partial, self.paths, self._plain),
         )
 
     def _members(self, condition: str, *values: str) -> Iterator[Member]:
         query = f"SELECT archive, name, offset, stored, size, method, crc FROM members WHERE {condition}"
-        return (Member(*row) for row in self._index.execute(query, values))
+        try:
+            rows = self._index.execute(query, values).fetchall()
+        except sqlite3.DatabaseError:
+            # The list in the cache folder is damaged: it is made again.
+            del self._index
+            (cache_folder() / self._index_name).unlink(missing_ok=True)
+            rows = self._index.execute(query, values).fetchall()
+        return (Member(*row) for row in rows)
+
+    def _is_below(self, member: Member, folders: Sequence[Path] | None) -> bool:
+        path = self.paths[member.archive]
+        return folders is None or any(path.is_relative_to(folder) for folder in folders)
+
+    def _is_same(self, one: Member, other: Member) -> bool:
+        """Return whether two members have the same bytes."""
+        if one.size != other.size or None not in (one.crc, other.crc):
+            return (one.size, one.crc) == (other.size, other.crc)
+        return self.read(one) == self.read(other)
 
     def _matches(self, member: Member, parts: Sequence[str]) -> bool:
         """Return whether the names agree, apart from leading folders that may differ."""
@@ -187,13 +239,24 @@ def command_for(path: Path) -> str:
 
 def _parts(path: Path) -> list[Path]:
     """Return the files of an archive, which may be split into several."""
-    return sorted(path.parent.glob(f"{stem_of(path)}.tar.gz.part-*")) if ".part-" in path.name else [path]
+    if ".part-" not in path.name:
+        return [path]
+    return sorted(part for part in path.parent.glob(f"{stem_of(path)}.tar.gz.part-*") if part.is_file())
 
 
 def _common(name: str, parts: Sequence[str]) -> int:
     """Return how many parts two names share at their ends."""
     pairs = zip(reversed(PurePosixPath(name).parts), reversed(parts), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _position(member: Member) -> tuple[int, int]:
+    return member.archive, member.offset
+
+
+def _normal(name: str) -> str:
+    """Return a name in one Unicode normal form; macOS writes another. Bytes that are not UTF-8 become `?`."""
+    return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode()
 
 
 def _digest(paths: Iterable[Path]) -> str:
@@ -280,17 +343,33 @@ def _tail(path: str, generic: set[str]) -> str:
 def _zip_members(number: int, path: Path) -> Iterator[Member]:
     try:
         with zipfile.ZipFile(path) as archive:
-            for it in archive.infolist():
-                if not it.is_dir() and not it.flag_bits & 1:
-                    sizes = it.compress_size, it.file_size
-                    yield Member(number, it.filename, it.header_offset, *sizes, it.compress_type, it.CRC)
-    except (zipfile.BadZipFile, OSError) as error:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise MucoError(f"{path}: no zip archive that can be read: {error}. Download it again.") from error
+    for it in entries:
+        name = _zip_name(it)
+        if it.is_dir() or is_macos_file(name):
+            continue
+        method = _ENCRYPTED if it.flag_bits & 1 else it.compress_type
+        offset, stored, size = (
+            min(each, _MAX_INTEGER) for each in (it.header_offset, it.compress_size, it.file_size)
+        )
+        yield Member(number, name, offset, stored, size, method, it.CRC)
+
+
+def _zip_name(entry: zipfile.ZipInfo) -> str:
+    """Return the file's name. Many programs write UTF-8 without the flag that says so."""
+    try:
+        name = entry.filename if entry.flag_bits & _UTF8 else entry.filename.encode("cp437").decode()
+    except UnicodeError:
+        name = entry.filename
+    return _normal(name)
 
 
 def _tar_members(number: int, path: Path) -> Iterator[Member]:
     try:
         for it in tar_files(path):
-            yield Member(number, it.name, it.offset_data, it.size, it.size, _STORED, None)
+            method = _STORED if is_plain_file(it) else _LINK
+            yield Member(number, _normal(it.name), it.offset_data, it.size, it.size, method, None)
     except DataError as error:
         raise MucoError(f"{error}. Download it again.") from error

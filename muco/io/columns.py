@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
+from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair
 from muco.core.video import Video, Visual
 from muco.io.table_text import ReadImage, content_of, negatives_of, parsed_list, text_list, text_of
@@ -52,6 +53,9 @@ class PairColumns(ComponentConfig):
     """The kind of question, for statistics."""
     instruction: str = ""
     """Put before every query's text, the same for all; not a column."""
+    image_decoding: ImageDecoding = "faithful"
+    """`faithful`: transparency on white, 16-bit grey scaled to 8 bits, EXIF orientation applied; `plain`: as
+    Pillow's `convert("RGB")`, which the public code of the benchmarks calls; not a column."""
 
     @model_validator(mode="after")
     def _both_sides(self) -> PairColumns:
@@ -69,7 +73,7 @@ class PairColumns(ComponentConfig):
 
     def used(self) -> list[str]:
         """Return the names of all columns, each once."""
-        names = self.model_dump(exclude={"instruction", "seconds_per_frame"}).values()
+        names = self.model_dump(exclude={"instruction", "seconds_per_frame", "image_decoding"}).values()
         return list(dict.fromkeys(name for name in names if name))
 
 

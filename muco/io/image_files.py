@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -10,10 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from muco.core.errors import DataError
 from muco.core.ids import url_name
-from muco.core.image import EncodedImage
+from muco.core.image import EncodedImage, ImageDecoding
 from muco.core.sample import Content
 from muco.io.archives import COMPRESSED, PLAIN, Archives, Member, stem_of
 from muco.io.lazy import LazyContents
+from muco.io.tar import is_macos_file
 
 TextAndImage = tuple[str, str]
 """A text and the name of an image; either is empty if there is none."""
@@ -25,51 +27,67 @@ class ImageFiles:
     """Reads images below some folders, as files or directly out of zip and tar archives.
 
     A name is a path relative to a folder, or a URL that was downloaded. It is not trusted: one that would
-    lead out of its folder is a DataError. A file is preferred to a member of an archive; folders and then
-    archives are searched in order. An archive that cannot be read at all is a MucoError.
+    lead out of its folder is a DataError. A file is preferred to a member of an archive. If two archives hold
+    different files of the name, that is a DataError. An archive that cannot be read at all is a MucoError.
+
+    `near` is the folder of the table that has the name, relative to the paths. Files and archives in and
+    below it are searched first, then those of its parent, up to the paths.
     """
 
-    def __init__(self, paths: Sequence[Path], *, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        decoding: ImageDecoding = "plain",
+    ) -> None:
         """Take the paths to search; nothing is opened yet.
 
         Args:
             paths: folders, and archives. Archives below a folder are searched too.
             aliases: parts of names and what may stand in their stead, such as `images/` -> `image-tasks/`.
+            decoding: what the images' `decode` is to give.
         """
         self.paths = paths
+        self.decoding: ImageDecoding = decoding
         self._aliases = dict(aliases or {})
 
     @classmethod
-    def below(cls, path: str | None, folder: Path) -> ImageFiles:
+    def below(cls, path: str | None, folder: Path, *, decoding: ImageDecoding = "plain") -> ImageFiles:
         """Return the images below `path`, or below `folder` if it is None; `~` is the home folder."""
-        return cls([Path(path).expanduser() if path else folder])
+        return cls([Path(path).expanduser() if path else folder], decoding=decoding)
 
-    def image(self, name: str) -> EncodedImage:
+    def image(self, name: str, *, near: str = "") -> EncodedImage:
         """Return the image of a name; raise DataError if it is missing, unreadable, empty or no image."""
-        source = self._require(name)
+        source = self._require(name, near)
         try:
             data = source.read_bytes() if isinstance(source, Path) else source[0].read(source[1])
         except OSError as error:
-            raise DataError(f"image {name}: {error}") from error
+            raise DataError(f"image {_short(name)}: {error}") from error
         if not data:
-            raise DataError(f"image {name} is empty")
+            raise DataError(f"image {_short(name)} is empty")
         image = EncodedImage(data)
         try:
             _ = image.size
+            return image.decoded_as(self.decoding)
         except DataError as error:
-            raise DataError(f"image {name}: {error}") from None
-        return image
+            raise DataError(f"image {_short(name)}: {error}") from None
 
     def images(self, name: str) -> tuple[EncodedImage, ...]:
         """Return the image of a name, or nothing if the name is empty; raises as `image` does."""
         return (self.image(name),) if name else ()
 
-    def size(self, name: str) -> int:
+    def size(self, name: str, *, near: str = "") -> int:
         """Return the size of an image's file in bytes; raise DataError if it is missing."""
-        source = self._require(name)
+        source = self._require(name, near)
         return source.stat().st_size if isinstance(source, Path) else source[1].size
 
-    def names_in(self, name: str) -> list[str]:
+    def location(self, name: str, *, near: str = "") -> str:
+        """Return the path of an image's file, or of its archive and its name there; raises as `size` does."""
+        source = self._require(name, near)
+        return str(source) if isinstance(source, Path) else source[0].location(source[1])
+
+    def names_in(self, name: str, *, near: str = "") -> list[str]:
         """Return the names of the images in a folder, sorted; the folder may lie in an archive.
 
         Raises:
@@ -77,16 +95,16 @@ class ImageFiles:
         """
         try:
             for folder in self._names(name):
-                for files in self._listings(folder):
+                for files in self._listings(folder, near):
                     if images := sorted(filter(_is_image, set(files))):
                         return [f"{folder}/{image}" for image in images]
         except OSError as error:
-            raise DataError(f"folder {name}: {error}") from error
-        raise DataError(f"no folder {name} of images (they end in {', '.join(_IMAGE_SUFFIXES)})")
+            raise DataError(f"folder {_short(name)}: {error}") from error
+        raise DataError(f"no folder {_short(name)} of images (they end in {', '.join(_IMAGE_SUFFIXES)})")
 
     def check(self, names: Iterable[str], *, hint: str) -> None:
         """Raise DataError if images are missing; `hint` ends the message and says how to get them."""
-        missing = [name for name in dict.fromkeys(filter(None, names)) if self._find(name) is None]
+        missing = [name for name in dict.fromkeys(filter(None, names)) if self._find(name, "") is None]
         if missing:
             raise DataError(f"{len(missing):,} images are missing; {self._missing(missing[0])}. {hint}")
 
@@ -129,42 +147,58 @@ class ImageFiles:
     def _below(self, suffixes: tuple[str, ...]) -> list[Path]:
         return sorted({file for path in self.paths for file in _files(path, suffixes)})
 
-    def _listings(self, folder: str) -> Iterator[list[str]]:
-        """Yield the names of the files in each folder of that name, then in the archives."""
-        for path in self.paths:
-            if os.path.isdir(path / folder):
-                yield os.listdir(path / folder)
-        for archives in self._archives():
-            yield archives.names_in(folder)
+    def _levels(self, near: str) -> Iterator[tuple[Sequence[Path], Sequence[Path] | None]]:
+        """Yield the folders to search, nearest first, and those that the archives must lie below."""
+        parts = PurePosixPath(near).parts
+        for number in range(len(parts), 0, -1):
+            folders = [path.joinpath(*parts[:number]) for path in self.paths]
+            yield folders, folders
+        yield self.paths, None
 
-    def _require(self, name: str) -> Path | tuple[Archives, Member]:
-        source = self._find(name)
+    def _listings(self, folder: str, near: str) -> Iterator[list[str]]:
+        """Yield the names of the files in each folder of that name, then in the archives."""
+        for paths, below in self._levels(near):
+            for path in paths:
+                if os.path.isdir(path / folder):
+                    yield os.listdir(path / folder)
+            for archives in self._archives():
+                yield archives.names_in(folder, below=below)
+
+    def _require(self, name: str, near: str) -> Path | tuple[Archives, Member]:
+        source = self._find(name, near)
         if source is None:
             raise DataError(self._missing(name))
         return source
 
-    def _find(self, name: str) -> Path | tuple[Archives, Member] | None:
+    def _find(self, name: str, near: str) -> Path | tuple[Archives, Member] | None:
         names = self._names(name)
-        for path in self.paths:
-            for each in names:
-                # os.path.isfile is False for names that are too long and for circular links.
-                if os.path.isfile(path / each):
-                    return path / each
-        for archives in self._archives():
-            for each in names:
-                if (member := archives.find(each)) is not None:
-                    return archives, member
+        for paths, below in self._levels("" if os.path.isabs(name) else near):
+            for path in paths:
+                for each in names:
+                    # os.path.isfile is False for names that are too long and for circular links.
+                    if os.path.isfile(path / each):
+                        return path / each
+            for archives in self._archives():
+                for each in names:
+                    if (member := archives.find(each, below=below)) is not None:
+                        return archives, member
         return None
 
     def _names(self, name: str) -> list[str]:
         """Return the names that a file may have; raise DataError if one leads out of its folder."""
+        if name.startswith("data:"):
+            raise DataError("an image is a data: URL, which is not read: write it to a file and name that")
         plain = PurePosixPath(url_name(name) if name.startswith(("http://", "https://")) else name)
         if plain.is_absolute() and ".." not in plain.parts:
             plain = self._relative(plain)
         if ".." in plain.parts or "\0" in name:
-            raise DataError(f"image {name!r} would lie outside its folder")
-        path = str(plain)
-        return [path, *(path.replace(old, new) for old, new in self._aliases.items() if old in path)]
+            raise DataError(f"image {_short(name)!r} would lie outside its folder")
+        # A disk may hold the name in another Unicode normal form than the table.
+        forms = [str(plain), *(unicodedata.normalize(form, str(plain)) for form in ("NFC", "NFD"))]
+        names = list(dict.fromkeys(forms))
+        return names + [
+            name.replace(old, new) for name in names for old, new in self._aliases.items() if old in name
+        ]
 
     def _relative(self, path: PurePosixPath) -> PurePosixPath:
         """Return an absolute path relative to the folder above it; raise DataError if it is in none."""
@@ -173,16 +207,21 @@ class ImageFiles:
             if path.is_relative_to(root):
                 return path.relative_to(root)
         raise DataError(
-            f"image {str(path)!r} would lie outside its folder: an absolute path must be below {roots[0]}; "
+            f"image {_short(str(path))!r} would lie outside its folder: an absolute path must be below {roots[0]}; "
             "set `images` to a folder above it, or write paths relative to that folder"
         )
 
     def _missing(self, name: str) -> str:
         existing = [str(path) for path in self.paths if path.exists()]
         if not existing:
-            return f"image {name} is missing: {self.paths[0]} does not exist"
+            return f"image {_short(name)} is missing: {self.paths[0]} does not exist"
         num_archives = len(self._plain.paths) + len(self._compressed.paths)
-        return f"image {name} is missing below {', '.join(existing)}; {num_archives} archives were searched"
+        folders = ", ".join(existing)
+        return f"image {_short(name)} is missing below {folders}; {num_archives} archives were searched"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 def _is_image(name: str) -> bool:
@@ -190,12 +229,18 @@ def _is_image(name: str) -> bool:
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files at or below a path that have one of the suffixes, except in hidden folders."""
-    if path.is_file() and path.name.endswith(suffixes):
+    """Yield the regular files at or below a path that have one of the suffixes, except in hidden folders."""
+    if path.name.endswith(suffixes) and _is_archive(path):
         yield path
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if name.endswith(suffixes))
+        files = (Path(folder, name) for name in sorted(names))
+        yield from (file for file in files if file.name.endswith(suffixes) and _is_archive(file))
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a path of an archive's suffix is a regular file, and not one that only macOS uses."""
+    return path.is_file() and not is_macos_file(path.name)
 
 
 def _images_and_archives(path: Path) -> Iterator[Path]:

@@ -33,11 +33,16 @@ class TableSource(Source, ABC):
     """How many rows of each table are read at most; None for all."""
 
     def __init__(self, config: Any) -> None:
-        """Read `config.path`, the folder; `config.images`, None for the folder; and `config.limit`."""
+        """Read `config.path`, the folder; `config.images`, None for the folder; and `config.limit`.
+
+        `config.image_decoding` says how images are decoded; without it, `plain`.
+        """
         self.config = config
         self.folder = Path(config.path).expanduser()
         self.limit = config.limit
-        self.images = ImageFiles.below(config.images, self.folder)
+        self.images = ImageFiles.below(
+            config.images, self.folder, decoding=getattr(config, "image_decoding", "plain")
+        )
 
     @abstractmethod
     def tables(self) -> Sequence[Path]:

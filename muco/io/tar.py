@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from muco.core.errors import DataError
 
+_MAX_HEADER_BYTES = 2**20
+"""Longer names and PAX headers are refused; `tarfile` reads one of any size into memory."""
+
 
 def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries of the regular files of an uncompressed tar, in order and in bounded memory.
+    """Yield the entries of files of an uncompressed tar, in order and in bounded memory.
+
+    Links and sparse files are among them: `is_plain_file` says which have their content in the tar. Files
+    that only macOS uses are left out.
 
     Raises:
         DataError: the tar is missing, broken or cut short. `tarfile` alone accepts a tar that ends between
             two files.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no regular file")
     length = path.stat().st_size
+    end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _HeaderFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (entry := tar.next()) is not None:
                 # tarfile keeps every member it has seen.
                 tar.members = []  # type: ignore[assignment]
-                if entry.isreg() and not entry.issparse():
-                    if entry.offset_data + entry.size > length:
-                        raise DataError(f"{path} is cut short within {entry.name}")
+                if entry.size < 0 or tar.offset <= end:
+                    raise DataError(f"{path} is broken: {entry.name} has a negative size")
+                end = tar.offset
+                if is_plain_file(entry) and entry.offset_data + entry.size > length:
+                    raise DataError(f"{path} is cut short within {entry.name}")
+                if (entry.isreg() or entry.issym() or entry.islnk()) and not is_macos_file(entry.name):
                     yield entry
             end = tar.offset
-    except (tarfile.TarError, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:
+        # tarfile raises many kinds on broken headers, RecursionError and IndexError among them.
         raise DataError(f"{path}: no plain tar that can be read: {error}") from error
     with open(path, "rb") as file:
         file.seek(end)
@@ -36,3 +52,23 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{path} is cut short: its end mark is missing")
     if any(block):
         raise DataError(f"{path} is broken: no file and no end mark at byte {end:,}")
+
+
+def is_plain_file(entry: tarfile.TarInfo) -> bool:
+    """Return whether the entry is a file with its content in the tar, not a link or a sparse file."""
+    return entry.isreg() and not entry.issparse()
+
+
+def is_macos_file(name: str) -> bool:
+    """Return whether only macOS uses the file: `__MACOSX/photo.jpg`, `._photo.jpg`, `.DS_Store`."""
+    path = PurePosixPath(name)
+    return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
+
+
+class _HeaderFile(io.FileIO):
+    """A file of which only headers are read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size) or b""

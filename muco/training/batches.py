@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
@@ -125,7 +125,10 @@ class StepBatches(Dataset[StepInputs]):
             reader = self.readers[ref.dataset]
             name = f"{ref.dataset}/{reader.name(ref.index)}"
             try:
-                fitted = self._pack(reader[ref.index], epoch, step, render)
+                sample = reader[ref.index]
+                # Sample ids are unique within one data set of the recipe only.
+                sample = replace(sample, dataset=f"{ref.dataset}/{sample.dataset}")
+                fitted = self._pack(sample, epoch, step, render)
                 num_dropped += fitted.num_dropped
                 if fitted.pair is not None:
                     packed.append(Packed(name, fitted.pair))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import tarfile
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from muco.core import DataError, MucoError
+from muco.data.shards.format import tar_entries
+from muco.data.shards.webdataset import index_folder
 from muco.io.image_files import ImageFiles
+from muco.io.tar import tar_files
 from tests.helpers.outside_data import image_bytes, write_files, write_tar, write_zip
 
 PHOTOS = {f"photos/{number}.jpg": image_bytes(number) for number in range(5)}
@@ -171,3 +178,162 @@ def test_a_full_disk_is_told_with_the_command_that_helps(folder, cache, monkeypa
     with pytest.raises(MucoError, match=told):
         ImageFiles([folder]).image("photos/1.jpg")
     assert list(cache.iterdir()) == []
+
+
+def test_two_archives_with_different_images_of_a_name_are_an_error_that_names_both(folder):
+    write_zip(folder / "birds/images.zip", {"images/0.jpg": image_bytes(1)})
+    write_tar(folder / "cars/images.tar", {"images/0.jpg": image_bytes(2), "images/1.jpg": image_bytes(3)})
+    write_zip(folder / "more.zip", {"images/1.jpg": image_bytes(3)})
+    images = ImageFiles([folder])
+    with pytest.raises(DataError, match=r"birds/images\.zip and .*cars/images\.tar hold different images"):
+        images.image("images/0.jpg")
+    assert images.image("images/1.jpg").data == image_bytes(3)  # equal files are one image
+    assert images.image("images/0.jpg", near="cars").data == image_bytes(2)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_what_macos_adds_to_archives_is_left_out(folder, write):
+    path = folder / f"a.{'zip' if write is write_zip else 'tar'}"
+    extra = {"__MACOSX/photos/._1.jpg": b"x", "photos/._1.jpg": b"x", "photos/.DS_Store": b"x"}
+    write(path, {"__MACOSX/photos/1.jpg": b"x", "photos/1.jpg": image_bytes(1), **extra})
+    write_files(folder, {"._b.zip": b"x"})
+    images = ImageFiles([folder])
+    assert images.image("photos/1.jpg").data == image_bytes(1)
+    assert images.names_in("photos") == ["photos/1.jpg"]
+    with pytest.raises(DataError, match="is missing"):
+        images.image("photos/._1.jpg")
+
+
+def test_an_encrypted_file_is_named_as_such(folder):
+    write_zip(folder / "a.zip", {"1.jpg": image_bytes(1)})
+    data = bytearray((folder / "a.zip").read_bytes())
+    for magic, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(magic) + offset] |= 1
+    (folder / "a.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"1\.jpg is encrypted; unpack"):
+        ImageFiles([folder]).image("1.jpg")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_is_named_as_such(folder, kind):
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        entry = tarfile.TarInfo("1.jpg")
+        entry.type, entry.linkname = kind, "1.jpg"
+        tar.addfile(entry)
+    with pytest.raises(DataError, match=r"1\.jpg is a link"):
+        ImageFiles([folder]).image("1.jpg")
+
+
+def test_names_match_whatever_their_normal_form(folder):
+    composed, decomposed = (unicodedata.normalize(form, "é/ü.jpg") for form in ("NFC", "NFD"))
+    write_tar(folder / "a.tar", {decomposed: image_bytes(1)})
+    assert ImageFiles([folder]).image(composed).data == image_bytes(1)
+    assert ImageFiles([folder]).image(decomposed).data == image_bytes(1)
+    write_files(folder, {decomposed: image_bytes(2)})
+    assert ImageFiles([folder]).image(composed).data == image_bytes(2)
+
+
+def test_a_zip_name_in_utf8_without_the_flag_is_read(folder):
+    write_zip(folder / "a.zip", {"ü.jpg": image_bytes(1)})
+    data = bytearray((folder / "a.zip").read_bytes())
+    for magic, offset in ((b"PK\3\4", 7), (b"PK\1\2", 9)):
+        data[data.index(magic) + offset] &= ~0x08
+    (folder / "a.zip").write_bytes(data)
+    assert ImageFiles([folder]).image("ü.jpg").data == image_bytes(1)
+
+
+def test_a_data_url_is_not_repeated(folder):
+    with pytest.raises(DataError, match="data: URL") as caught:
+        ImageFiles([folder]).image("data:image/png;base64," + "A" * 9999)
+    assert len(str(caught.value)) < 200
+
+
+def test_only_regular_files_are_opened(folder):
+    for name in ("a.zip", "a.tar", "b.tar.gz", "c.tar.gz.part-00"):
+        os.mkfifo(folder / name)
+    with pytest.raises(DataError, match="0 archives were searched"):
+        ImageFiles([folder]).image("1.jpg")
+    with pytest.raises(DataError, match="no regular file"):
+        list(tar_files(folder / "a.tar"))
+
+
+def test_a_damaged_list_in_the_cache_is_made_again(folder, cache):
+    write_zip(folder / "a.zip", {"1.jpg": image_bytes(1)})
+    ImageFiles([folder]).image("1.jpg")
+    (index,) = cache.glob("*.sqlite")
+    for damaged in (b"", b"no database", index.read_bytes()[:100] + bytes(9000)):
+        index.write_bytes(damaged)
+        assert ImageFiles([folder]).image("1.jpg").data == image_bytes(1)
+
+
+def header(name: str = "1.jpg", *, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a tar header whose size may be negative or too large."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(key: str, value: str) -> bytes:
+    record = f" {key}={value}\n"
+    length = len(record) + len(str(len(record) + 2))
+    data = f"{length}{record}".encode()
+    return header("pax", size=len(data), kind=tarfile.XHDTYPE) + data.ljust(512, b"\0")
+
+
+BROKEN_TARS = {
+    "negative size": header(size=-512) + bytes(2048),
+    "negative PAX size": pax("size", "-1024") + header() + bytes(2048),
+    "PAX header of gigabytes": header("pax", size=2**40, kind=tarfile.XHDTYPE) + bytes(2048),
+    "GNU name of gigabytes": header("././@LongLink", size=2**40, kind=tarfile.GNUTYPE_LONGNAME) + bytes(2048),
+    "GNU names without end": header("././@LongLink", size=1, kind=tarfile.GNUTYPE_LONGNAME).ljust(1024, b"a")
+    * 2000,
+    "beyond the file": header(size=2**50) + bytes(2048),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN_TARS)
+def test_a_hostile_tar_is_an_error_and_never_a_loop(folder, harm):
+    (folder / "a.tar").write_bytes(BROKEN_TARS[harm])
+    with pytest.raises(DataError, match=r"a\.tar"):
+        list(tar_files(folder / "a.tar"))
+    with pytest.raises(MucoError, match=r"a\.tar"):
+        ImageFiles([folder]).image("1.jpg")
+    with pytest.raises(DataError):
+        list(tar_entries(BROKEN_TARS[harm], name="a"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_of_another_tool_are_refused(folder, kind):
+    entry = tarfile.TarInfo("1.jpg")
+    entry.type, entry.linkname = kind, "1.jpg"
+    data = entry.tobuf() + bytes(1024)
+    (folder / "a.tar").write_bytes(data)
+    with pytest.raises(DataError, match="is no plain file"):
+        list(tar_entries(data, name="a"))
+    with pytest.raises(DataError, match=r"1\.jpg is a link.*--dereference"):
+        index_folder(folder, lambda items, _, __: items)
+
+
+def archive_bytes(kind: str, tmp_path: Path) -> bytes:
+    path = tmp_path / f"good.{kind}"
+    (write_zip if kind == "zip" else write_tar)(
+        path, {f"photos/{n}.png": image_bytes(n, (2, 2), "PNG") for n in range(2)}
+    )
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6),
+    keep=st.integers(1, 2**16),
+)
+def test_changed_bytes_of_an_archive_raise_muco_errors_only(tmp_path, kind, changes, keep):
+    data = bytearray(archive_bytes(kind, tmp_path)[:keep])
+    for index, value in changes:
+        data[index % len(data)] = value
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / f"data/a.{kind}").write_bytes(data)
+    for read in (lambda images: images.image("photos/0.png"), lambda images: images.names_in("photos")):
+        with contextlib.suppress(MucoError):
+            read(ImageFiles([tmp_path / "data"]))

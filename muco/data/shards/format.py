@@ -13,6 +13,7 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
+from muco.io.tar import is_macos_file, is_plain_file
 
 FORMAT_VERSION = 1
 """Version of a sample without videos."""
@@ -221,12 +222,20 @@ def tar_entries(data: bytes, *, name: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for entry in tar:
-                file = tar.extractfile(entry)
-                content = file.read() if file else b""
+                if entry.size < 0:
+                    raise DataError(f"{entry.name} has a negative size")
+                if entry.isdir() or is_macos_file(entry.name):
+                    continue
+                if not is_plain_file(entry):
+                    raise DataError(f"{entry.name} is no plain file; index the tars again")
+                content = data[entry.offset_data : entry.offset_data + entry.size]
                 if len(content) != entry.size:
                     raise DataError(f"{entry.name} is cut short: {len(content)} of {entry.size} bytes")
                 yield entry.name, content
-    except tarfile.TarError as error:
+    except DataError:
+        raise
+    except Exception as error:
+        # tarfile raises many kinds on broken headers, RecursionError and IndexError among them.
         raise DataError(f"no tar entries where the index has {name!r}: {error}") from None
 
 

@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.errors import DataError
-from muco.core.image import EncodedImage
+from muco.core.image import EncodedImage, ImageDecoding
 from muco.core.sample import Sample
 from muco.data.progress import ShowProgress
 from muco.data.shards.index import INDEX_JSON, Row, Shard, write_index
 from muco.io.columns import PairColumns, pair_from
 from muco.io.json_text import parse_json
-from muco.io.tar import tar_files
+from muco.io.tar import is_plain_file, tar_files
 
 _BLOCK_BYTES = 2**22
 _IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
@@ -93,6 +93,11 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
 def _groups(path: Path) -> Iterator[_Group]:
     open_group = None
     for entry in tar_files(path):
+        if not is_plain_file(entry):
+            raise DataError(
+                f"{path}: {entry.name} is a link or a sparse file. Pack the tar again: "
+                "tar --dereference --hard-dereference"
+            )
         key, suffix = split_name(entry.name)
         end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if open_group is None or open_group.key != key:
@@ -116,16 +121,16 @@ def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: 
     image_columns = [getattr(columns, part) for part in _IMAGE_COLUMNS]
     values = {column: _value(members, column, is_image=column in image_columns) for column in columns.used()}
     try:
-        images, pair = pair_from(columns, values, _image)
+        images, pair = pair_from(columns, values, lambda value: _image(value, columns.image_decoding))
     except ValueError as error:
         raise DataError(str(error)) from None
     return Sample(name, dataset, images, (pair,))
 
 
-def _image(value: Any) -> EncodedImage:
+def _image(value: Any, decoding: ImageDecoding) -> EncodedImage:
     if not isinstance(value, bytes):
         raise DataError(f"a {type(value).__name__} instead of an image: name the member that holds the image")
-    return EncodedImage(value)
+    return EncodedImage(value).decoded_as(decoding)
 
 
 def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:

@@ -513,3 +513,22 @@ def test_a_damaged_image_is_decoded_or_told(kind, damages):
         data[int(place * len(data))] = byte
     with suppress(DataError):
         assert EncodedImage(bytes(data)).decode().mode == "RGB"
+
+
+def test_equal_sample_ids_of_two_data_sets_are_negatives(tmp_path, processor):
+    samples = [
+        Sample(f"a.jsonl:{n}", "pairs", (), (Pair("t", (Content(f"q{n}"),), Content(f"t{n}")),))
+        for n in range(8)
+    ]
+    readers = {name: ShardReader(write(tmp_path / name, samples)) for name in ("en", "de")}
+    batches = StepBatches(
+        readers=readers,
+        sampler=Mixture(Mixture.Config()),
+        packer=SingleTurn(SingleTurn.Config(turns="all")),
+        processor=processor,
+        global_batch_size=16,
+        seed=0,
+    )
+    step = batches[0]
+    same = step.queries.ids.sample_ids[:, None] == step.targets.ids.sample_ids[None]
+    assert (~same).sum(1).tolist() == [15] * 16

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
+from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair, Sample
 from muco.io.image_files import ImageFiles
 from muco.io.table_source import TableSource, existing
@@ -48,6 +49,9 @@ class M3T(TableSource):
         """The Parquet file below `path`, if that is a folder."""
         images: str | None = None
         """The folder of the images, as files or in zip and tar archives; by default that of `path`."""
+        image_decoding: ImageDecoding = "plain"
+        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
+        16-bit grey scaled to 8 bits, EXIF orientation applied."""
         image_column: str = "qry_image_path"
         """Names each row's image: a path, or the URL that it was downloaded from."""
         num_negatives: Annotated[int, Field(ge=0, le=1)] = 0
@@ -57,7 +61,7 @@ class M3T(TableSource):
         self.config = config
         self.path = Path(config.path).expanduser()
         self.folder = self.path if self.path.is_dir() else self.path.parent
-        self.images = ImageFiles.below(config.images, self.folder)
+        self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
 
     def tables(self) -> Sequence[Path]:
         path = existing(self.path, hint=_DOWNLOAD)

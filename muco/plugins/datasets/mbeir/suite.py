@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.tables import strict_rows
@@ -64,6 +65,9 @@ class MBEIR(Suite):
         """The folder with `query`, `cand_pool`, `qrels` and `instructions`."""
         images: str | None = None
         """The folder or archive that image paths start from; by default `data` itself."""
+        image_decoding: ImageDecoding = "plain"
+        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
+        16-bit grey scaled to 8 bits, EXIF orientation applied."""
         pool: Literal["local", "global", "both"] = "local"
         """local: the candidates of a data set. global: those of all, 5.6 million. both: one after the other;
         names of tasks and averages of the global pool then start with `global_`."""
@@ -81,7 +85,7 @@ class MBEIR(Suite):
         self.names = config.datasets
         self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
         self.prompt = config.prompt
-        self.images = ImageFiles.below(config.images, self.folder)
+        self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
 
     def members(self) -> Mapping[str, int]:
         sizes: dict[str, int] = {}

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.table_text import parsed_list, text_list, text_of
@@ -72,6 +73,9 @@ class MMEB(Suite):
         images: str | None = None
         """The folder or archive of the images; by default `data`, its folders `eval_images`, `images` and
         `image-tasks`, and its archives."""
+        image_decoding: ImageDecoding = "plain"
+        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
+        16-bit grey scaled to 8 bits, EXIF orientation applied."""
         datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 
@@ -85,7 +89,9 @@ class MMEB(Suite):
         paths = [Path(config.images).expanduser()] if config.images else []
         inside = ("", "eval_images", "images", "image-tasks", "images/image-tasks")
         self.images = ImageFiles(
-            [*paths, *(self.folder / name for name in inside)], aliases={"images/": "image-tasks/"}
+            [*paths, *(self.folder / name for name in inside)],
+            aliases={"images/": "image-tasks/"},
+            decoding=config.image_decoding,
         )
 
     def members(self) -> Mapping[str, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import marshal
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.component import ComponentConfig, Feature
@@ -34,13 +34,16 @@ class Group:
 class Pairs(Source):
     """Rows of a query and its target; rows with the same query image become turns of one sample."""
 
+    version = 2
+
     class Config(ComponentConfig):
         path: str
         """A table, or a folder of tables: JSONL, CSV, TSV or Parquet."""
         columns: PairColumns
         """The column of each part of a pair."""
         images: str | None = None
-        """The folder of the images, as files or in zip and tar archives; by default that of the tables."""
+        """The folder of the images, as files or in zip and tar archives; by default that of the tables. Of
+        several images of one name, the one nearest the folder of the row's table is taken."""
         group_by_image: bool = True
         """Rows with the same query image, or video with the same seconds per frame, become turns of one
         sample, wherever they are in the tables."""
@@ -57,7 +60,9 @@ class Pairs(Source):
     def __init__(self, config: Config) -> None:
         self.config = config
         path = Path(config.path).expanduser()
-        self.images = ImageFiles.below(config.images, path if path.is_dir() else path.parent)
+        self.folder = path if path.is_dir() else path.parent
+        decoding = config.columns.image_decoding
+        self.images = ImageFiles.below(config.images, self.folder, decoding=decoding)
 
     def tables(self) -> Sequence[Path]:
         path = existing(self.config.path, hint="Name your table, or the folder that holds it.")
@@ -90,7 +95,12 @@ class Pairs(Source):
 
     def sample(self, record: Group) -> Sample:
         pairs = [
-            pair_from(self.config.columns, row.checked().values, self._image, self.images.names_in)
+            pair_from(
+                self.config.columns,
+                row.checked().values,
+                partial(self._image, near=_near(row)),
+                partial(self.images.names_in, near=_near(row)),
+            )
             for row in record.rows
         ]
         first = record.rows[0]
@@ -103,29 +113,32 @@ class Pairs(Source):
         return ", ".join(row.location for row in record.rows)
 
     def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
-        for value in self._images_of(record, self.images.names_in):
-            data = _embedded(value)
-            if data is not None:
-                yield blake2b(data, digest_size=16).hexdigest(), len(data)
-            else:
-                yield _name(value), self.images.size(_name(value))
+        for row in record.rows:
+            near = _near(row)
+            for value in self._images_of(row, partial(self.images.names_in, near=near)):
+                data = _embedded(value)
+                if data is not None:
+                    yield blake2b(data, digest_size=16).hexdigest(), len(data)
+                else:
+                    name = _name(value)
+                    yield self.images.location(name, near=near), self.images.size(name, near=near)
 
     def image_names(self, record: Group) -> Iterator[str]:
         # A folder of frames is not a URL, so its frames need not be listed.
-        for value in self._images_of(record, lambda folder: [folder]):
-            if _embedded(value) is None:
-                yield _name(value)
-
-    def _images_of(self, record: Group, list_frames: ListFrames) -> Iterator[Any]:
-        columns = self.config.columns
         for row in record.rows:
-            values = [row.values.get(name) for name in (columns.query_image, columns.target_image) if name]
-            if columns.negative_image:
-                values += image_list(row.values.get(columns.negative_image))
-            for name in (columns.query_video, columns.target_video):
-                if name and row.values.get(name):
-                    values += frame_list(row.values[name], list_frames)
-            yield from filter(None, values)
+            for value in self._images_of(row, lambda folder: [folder]):
+                if _embedded(value) is None:
+                    yield _name(value)
+
+    def _images_of(self, row: Row, list_frames: ListFrames) -> Iterator[Any]:
+        columns = self.config.columns
+        values = [row.values.get(name) for name in (columns.query_image, columns.target_image) if name]
+        if columns.negative_image:
+            values += image_list(row.values.get(columns.negative_image))
+        for name in (columns.query_video, columns.target_video):
+            if name and row.values.get(name):
+                values += frame_list(row.values[name], list_frames)
+        yield from filter(None, values)
 
     def revision(self) -> str:
         tables, columns = revision_of(self.tables()), self.config.columns
@@ -133,9 +146,11 @@ class Pairs(Source):
             return f"{tables}-{self.images.revision()}"
         return tables
 
-    def _image(self, value: Any) -> EncodedImage:
+    def _image(self, value: Any, *, near: str) -> EncodedImage:
         data = _embedded(value)
-        return EncodedImage(data) if data is not None else self.images.image(_name(value))
+        if data is None:
+            return self.images.image(_name(value), near=near)
+        return EncodedImage(data).decoded_as(self.images.decoding)
 
     @cached_property
     def _spool(self) -> sqlite3.Connection:
@@ -153,7 +168,7 @@ class Pairs(Source):
         )
         used = self.config.columns.used()
         unseen, any_row = set(used), False
-        for position, row in enumerate(row for path in self.tables() for row in rows(path, used)):
+        for position, row in enumerate(row for path in self.tables() for row in self._rows(path, used)):
             unseen, any_row = unseen - row.values.keys(), any_row or not row.fault
             first = self._first(spool, row, position)
             values = (first, position, row.file, row.number, row.line, *_pack(row))
@@ -165,6 +180,11 @@ class Pairs(Source):
         spool.execute("CREATE INDEX by_image ON rows (first, position)")
         spool.commit()
         return spool
+
+    def _rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
+        """Yield a table's rows; their file is relative to the folder of the tables, so ids are unique."""
+        file = path.relative_to(self.folder).as_posix()
+        return (replace(row, file=file) for row in rows(path, columns))
 
     def _first(self, spool: sqlite3.Connection, row: Row, position: int) -> int:
         """Return the position of the first row with this row's query image, video and seconds per frame.
@@ -178,10 +198,39 @@ class Pairs(Source):
             return position
         has_video = columns.query_video and row.values.get(columns.query_video)
         seconds = row.values.get(columns.seconds_column) if has_video and columns.seconds_column else None
-        key = _key(shown) + str(seconds or "").encode()
+        key = self._key(shown, row) + str(seconds or "").encode()
         spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, position))
         (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
         return first
+
+    def _key(self, shown: Sequence[Any], row: Row) -> bytes:
+        """Return a hash of where a query's image and video are, or of their bytes."""
+        digest = blake2b(digest_size=16)
+        for value in shown:
+            parts = value if isinstance(value, list) else [value]
+            for part in parts if value else []:
+                location = _embedded(part) or self._location(_name(part), _near(row)).encode()
+                digest.update(blake2b(location, digest_size=16).digest())
+            digest.update(b".")
+        return digest.digest()
+
+    def _location(self, name: str, near: str) -> str:
+        """Return where an image is. Names are enough if all tables are in one folder."""
+        if not self._several_folders:
+            return name
+        try:
+            return self.images.location(name, near=near)
+        except DataError:
+            return f"{near}/{name}"  # missing, or the folder of a video's frames
+
+    @cached_property
+    def _several_folders(self) -> bool:
+        return len({path.parent for path in self.tables()}) > 1
+
+
+def _near(row: Row) -> str:
+    """Return the folder of a row's table, relative to the folder of the tables."""
+    return str(PurePosixPath(row.file).parent)
 
 
 def _makes_pair(columns: PairColumns, row: Row) -> bool:
@@ -195,17 +244,6 @@ def _makes_pair(columns: PairColumns, row: Row) -> bool:
     except (DataError, ValueError):
         return False
     return True
-
-
-def _key(shown: Sequence[Any]) -> bytes:
-    """Return a hash of a query's image and video."""
-    digest = blake2b(digest_size=16)
-    for value in shown:
-        parts = value if isinstance(value, list) else [value]
-        for part in parts if value else []:
-            digest.update(blake2b(_embedded(part) or _name(part).encode(), digest_size=16).digest())
-        digest.update(b".")
-    return digest.digest()
 
 
 def _embedded(value: Any) -> bytes | None:

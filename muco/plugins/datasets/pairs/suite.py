@@ -10,6 +10,7 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.table_text import text_list, text_of
@@ -33,6 +34,9 @@ class PairsSuite(Suite):
         """The table of candidates, below `data`."""
         images: str | None = None
         """The folder or archive that image paths start from; by default `data`."""
+        image_decoding: ImageDecoding = "faithful"
+        """`faithful`: transparency on white, 16-bit grey scaled to 8 bits, EXIF orientation applied; `plain`:
+        Pillow's `convert("RGB")`."""
         text: str = "text"
         """The column of texts, in both tables."""
         image: str = "image"
@@ -55,7 +59,7 @@ class PairsSuite(Suite):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = Path(config.data).expanduser()
-        self.images = ImageFiles.below(config.images, self.folder)
+        self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
         self._unseen: list[str] = []
 
     def verify_data(self) -> None:

@@ -207,8 +207,8 @@ class ImageFiles:
             if path.is_relative_to(root):
                 return path.relative_to(root)
         raise DataError(
-            f"image {_short(str(path))!r} would lie outside its folder: an absolute path must be below {roots[0]}; "
-            "set `images` to a folder above it, or write paths relative to that folder"
+            f"image {_short(str(path))!r} would lie outside its folder: an absolute path must be below "
+            f"{roots[0]}; set `images` to a folder above it, or write paths relative to that folder"
         )
 
     def _missing(self, name: str) -> str:

@@ -512,7 +512,7 @@ def stepper(reader, *, cached=False, budget=None, dtype=torch.float64, packer=No
         chunk_tokens=budget,
     )
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
-    step = Stepper(encoder, loss, torch.device("cpu"), cached=cached)
+    step = Stepper(encoder, loss, torch.device("cpu"), grad_cache=cached)
     return encoder, lambda: step(batches[0])
 
 

@@ -70,8 +70,9 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
         updated by their orthogonalized momentum, all other weights by AdamW.
 
     Raises:
-        MucoError: no weight is trainable.
+        MucoError: no weight is trainable, or one is in 16 bits.
     """
+    _refuse_16_bits(modules)
     linear, matrices, rest = _split(modules)
     if not linear + matrices + rest:
         raise MucoError(
@@ -87,6 +88,18 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
     if linear + matrices + rest:
         parts.append((_adamw(linear + matrices, rest, settings), settings.learning_rate))
     return Optimizers(settings, tuple(parts))
+
+
+def _refuse_16_bits(modules: nn.Module) -> None:
+    """Raise MucoError if a trained weight has 16 bits, which rounds most updates to nothing."""
+    for name, weight in modules.named_parameters():
+        if weight.requires_grad and weight.dtype.itemsize < 4:
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise MucoError(
+                f"backbone.dtype: {name} is trained in {dtype}, which rounds most updates to nothing. Set "
+                "`backbone.dtype: float32`, with `train.precision: bfloat16` to compute in bfloat16, or "
+                "train adapters, which are float32: `backbone.adapter: {}`"
+            )
 
 
 def learning_rate_share(settings: TrainSettings, step: int) -> float:

@@ -39,6 +39,8 @@ class Task:
     """Further averages that include this task, besides those of all tasks and of its `meta_task`."""
     in_mean: bool = True
     """Whether the averages of all tasks and of `meta_task` include this task; those of `groups` always do."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the data; reported with the scores."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.queries), len(self.relevant)}

@@ -51,8 +51,10 @@ def run_suite(
     """
     scores: dict[str, TaskScore] = {}
     gallery: list[GalleryTask] = []
+    warnings: list[str] = []
     meter = CoherenceMeter()
     for task in suite.tasks():
+        warnings += task.warnings
         queries = embedder.encode(task.queries, track(f"{task.name}: queries"))
         pool = embedder.encode(task.pool, track(f"{task.name}: candidates"))
         embedder.forget(task.queries)
@@ -81,7 +83,7 @@ def run_suite(
         averages=averages,
         partial_averages=partial,
         coherence=meter.result(),
-        warnings=tuple(_warnings(scores, partial)),
+        warnings=(*_warnings(scores, partial), *warnings),
         depends_on=dict(depends_on),
     )
     return result, Gallery(1, name, tuple(gallery))

@@ -29,6 +29,12 @@ def image_bytes(seed: int, size: tuple[int, int] = (60, 60), kind: str = "JPEG")
     return buffer.getvalue()
 
 
+def transparent_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (60, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def bomb() -> bytes:
     """Return a PNG of a few bytes that claims 100,000 x 100,000 pixels."""
 

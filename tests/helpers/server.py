@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.helpers.outside_data import bomb, image_bytes
+from tests.helpers.outside_data import bomb, image_bytes, transparent_png
 
 
 class Server(ThreadingHTTPServer):
@@ -88,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, data, {"Content-Length": str(10**12)})
         elif kind == "html":
             self.send(200, b"<html>not here any more</html>")
+        elif kind == "transparent":
+            self.send(200, transparent_png())
         elif kind == "bomb":
             self.send(200, bomb())
         elif kind == "to":

@@ -316,7 +316,10 @@ class _Downloader:
         return bytes(body)
 
     def _checked(self, data: bytes) -> bytes:
-        """Return the image, resized if needed; raise DataError if it is broken or too large."""
+        """Return the image, resized if needed; raise DataError if it is broken or too large.
+
+        An image with transparency, 16-bit grey or an EXIF orientation is not resized: JPEG would lose them.
+        """
         image = EncodedImage(data)
         width, height = image.size
         if width * height > self.limits.max_pixels:
@@ -324,6 +327,8 @@ class _Downloader:
                 f"image of {width} x {height} pixels; at most {self.limits.max_pixels:,} are kept"
             )
         image.decode()
+        if image.faithful() is not image:
+            return data
         return Limits(max_shorter_side_pixels=self.limits.max_shorter_side_pixels).fit(image).data
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from muco.core import DataError
 from muco.core.ids import url_name
+from muco.core.image import EncodedImage
 from muco.data.prepare.download import (
     FAILURES_FILE,
     DownloadLimits,
@@ -26,7 +27,7 @@ from muco.data.prepare.download import (
     retry_after_seconds,
 )
 from muco.io.image_files import ImageFiles
-from tests.helpers.outside_data import image_bytes, write_jsonl
+from tests.helpers.outside_data import image_bytes, transparent_png, write_jsonl
 from tests.helpers.server import Server
 
 QUICK = {"first_wait_seconds": 0.01, "tries": 3, "timeout_seconds": 1.0}
@@ -61,6 +62,14 @@ def test_images_lie_under_the_hash_of_their_url_each_once(server, tmp_path):
     assert (done.num_new, done.num_failed) == (20, 0)
     assert had(tmp_path) == {url_name(url): image_bytes(number) for number, url in enumerate(urls)}
     assert set(server.asked.values()) == {1}
+
+
+def test_large_images_are_reduced_unless_that_would_lose_how_they_are_shown(server, tmp_path):
+    urls = [server.url("image/1"), server.url("transparent")]
+    fetch(urls, tmp_path, max_shorter_side_pixels=20)
+    stored = had(tmp_path)
+    assert EncodedImage(stored[url_name(urls[0])]).size == (20, 20)
+    assert stored[url_name(urls[1])] == transparent_png()
 
 
 def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path):

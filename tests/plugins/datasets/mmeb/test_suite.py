@@ -86,7 +86,6 @@ def changed(key, value):
         (changed("tgt_text", ["a"]), r"row 1: 1 texts and 6 image paths"),
         (changed("tgt_text", "[1, 2"), "row 1: tgt_text must be a list of texts"),
         (changed("tgt_text", "__import__('os')"), "tgt_text must be a list of texts"),
-        (changed("tgt_text", [""] * 6), "candidate 0 has neither text nor image"),
         (changed("qry_text", True), "row 1: qry_text is a bool, not text"),
         (changed("qry_img_path", ["a.png"]), "row 1: qry_img_path is a list, not text"),
         (changed("qry_img_path", "../outside.png"), "would lie outside"),
@@ -105,6 +104,14 @@ def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
         list(suite.tasks())
     with pytest.raises(DataError, match=told):  # before training too: it is the first row
         suite.verify_data()
+
+
+def test_an_empty_candidate_is_counted_and_scored(tmp_path):
+    write_mmeb(tmp_path, ["OK-VQA"])
+    changed("tgt_text", ["right", "", "a", "b", "", "c"])(tmp_path)
+    task = next(iter(suite_of(tmp_path).tasks()))
+    assert task.warnings == ("OK-VQA: 2 candidates have neither text nor image",)
+    assert "" in [content.text for content in task.pool]
 
 
 def test_a_query_without_candidates_and_an_empty_image_are_told(tmp_path):

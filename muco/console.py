@@ -24,14 +24,14 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
 
-def tell(metrics: dict[str, float], console: Console) -> None:
+def print_metrics(metrics: dict[str, float], console: Console) -> None:
     """Print averages and tasks by name."""
     for name, value in metrics.items():
         console.print(f"{name:<36} {value:.3f}", highlight=False)
 
 
 def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Console) -> Iterable[Item]:
-    """Show a bar on a terminal, else a line at the start."""
+    """Yield the items while a bar shows their progress; where no terminal is, print one line first."""
     if not number:
         return items
     if not console.is_terminal:
@@ -42,3 +42,11 @@ def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Cons
 
     description = escape(printable(what))
     return track(items, description=description, total=number, console=console, transient=True)
+
+
+def quiet_libraries() -> None:
+    """Turn off the progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
@@ -24,6 +24,9 @@ from muco.io.atomic import write_text
 from muco.io.json_text import parse_json
 
 R = TypeVar("R")
+
+Only = Literal["train", "evaluate"]
+"""One part of a run."""
 
 _REPORTED = (
     "muco",
@@ -116,12 +119,14 @@ class RunFolder:
         text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True, width=100)
         write_text(self.path / "recipe.yaml", text)
 
-    def write_environment(self, *, device: str, num_threads: int) -> None:
+    def write_environment(self) -> None:
         """Write versions, device, threads, git commit and command."""
+        import torch
+
         values = {
             "versions": versions(),
-            "device": device,
-            "num_threads": num_threads,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "num_threads": torch.get_num_threads(),
             "git_commit": git_commit(),
             "command": sys.argv,
         }
@@ -130,6 +135,40 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write the run's result; from here on the run counts as ended."""
         write_text(self.path / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
+
+    def check(self, recipe: Recipe, *, resume: bool, only: Only | None) -> Summary | None:
+        """Return the summary of a finished run of the recipe; None where the run can start or go on.
+
+        Args:
+            recipe: of the run that is to start.
+            resume: whether it goes on from the last checkpoint.
+            only: the part of the run that is to be done.
+
+        Raises:
+            MucoError: the folder holds another run, or an unfinished one that is not resumed; or there is
+                none to evaluate.
+        """
+        old = self.recipe()
+        if old is None:
+            if only == "evaluate":
+                raise MucoError(f"{self.path}: no run to evaluate; train it first, without --only evaluate")
+            return None
+        changed = differences(old, recipe.dump())
+        if not changed and only is None and (summary := self.summary()) and _covers(summary, recipe):
+            return summary
+        blocking = [each for each in changed if _blocks_resume(each, recipe)]
+        if blocking:
+            raise MucoError(
+                f"{self.path} holds another run. Its recipe differs in\n  "
+                + "\n  ".join(blocking[:12])
+                + "\nGive this run another `--set name=...`, or remove the old one with --fresh."
+            )
+        if not resume and only != "evaluate":
+            raise MucoError(
+                f"{self.path} holds an unfinished run of this recipe, or one with other suites. "
+                "Go on with --resume, or start over with --fresh."
+            )
+        return None
 
     def clear(self) -> None:
         """Remove the run in the folder; a folder that holds no run is left alone.
@@ -162,11 +201,19 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return told
 
 
-def blocks_resume(difference: str, recipe: Recipe) -> bool:
-    """Say whether a difference between recipes makes the steps already done another run's."""
+def _blocks_resume(difference: str, recipe: Recipe) -> bool:
+    """Return whether the steps already done depend on a difference between two recipes."""
     if difference.startswith("train.num_steps") and recipe.train.schedule == "cosine":
         return True
     return not difference.startswith(_FREE_ON_RESUME)
+
+
+def _covers(summary: Summary, recipe: Recipe) -> bool:
+    """Return whether a summary holds all steps and suites of a recipe."""
+    return summary.steps >= recipe.train.num_steps and all(
+        any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
+        for suite in recipe.evaluate.suites
+    )
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ ENGINE = (
     "muco.data",
     "muco.distributed",
     "muco.evaluation",
+    "muco.job",
     "muco.model",
     "muco.report",
     "muco.run_folder",

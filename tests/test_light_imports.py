@@ -85,3 +85,11 @@ def test_checking_a_recipe_takes_less_than_a_second_beside_the_import_of_torch()
         cpu_seconds(ANSWER, "muco-run", "quickstart", "--check") < cpu_seconds("import torch") + 1
         for _ in range(3)
     )
+
+
+@pytest.mark.parametrize(
+    "first", ["from muco import run", "import muco.commands.run", "from muco.commands import run as _"]
+)
+def test_muco_run_is_the_function_whatever_was_imported_first(first):
+    code = f"{first}\nimport muco\nfrom muco import run\nassert muco.run is run\nassert callable(run)\n"
+    subprocess.run([sys.executable, "-c", code], check=True)

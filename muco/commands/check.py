@@ -13,9 +13,9 @@ from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError, Problem, RecipeError
 from muco.core.registry import default_registry
 from muco.data.shards.reader import ShardReader
+from muco.evaluation.suites import make_suites, missing_suites
 from muco.io.checkpoint_name import is_missing_path
-from muco.model.build import make
-from muco.training.build import check_last_batch, missing_shards, missing_suites
+from muco.training.data import check_last_batch, missing_shards
 
 
 def check(recipe: Recipe, title: str) -> list[str]:
@@ -28,8 +28,9 @@ def check(recipe: Recipe, title: str) -> list[str]:
     Raises:
         RecipeError: something is missing on this machine, or the settings do not fit the data. It lists all.
     """
-    problems = {**_package_problems(recipe), **_missing_checkpoints(recipe), **missing_suites(recipe)}
-    missing = missing_shards(recipe)
+    suites = make_suites(recipe.evaluate)
+    problems = {**_package_problems(recipe), **_missing_checkpoints(recipe), **missing_suites(suites)}
+    missing = missing_shards(recipe.data)
     sizes: dict[str, int | None] = {}
     for name, settings in recipe.data.items():
         try:
@@ -40,7 +41,7 @@ def check(recipe: Recipe, title: str) -> list[str]:
     catalog = {name: size for name, size in sizes.items() if size is not None}
     if catalog.keys() == recipe.data.keys():
         try:
-            check_last_batch(recipe, make(recipe.sampler), catalog)
+            check_last_batch(recipe, recipe.sampler.make(), catalog)
         except MucoError as error:
             problems[""] = str(error)
     if problems:
@@ -51,7 +52,7 @@ def check(recipe: Recipe, title: str) -> list[str]:
 def _num_samples(name: str, settings: DatasetSettings) -> int | None:
     """Return how many samples a data set has; None for shards at a URL."""
     if settings.source is not None:
-        return len(make(settings.source))
+        return len(settings.source.make())
     shards = settings.shards or ""
     if "://" in shards:
         _check_protocol(shards)

@@ -1,4 +1,4 @@
-"""`muco mine`: which samples a teacher finds alike, for the `mined` sampler and as hard negatives."""
+"""`muco mine`: rank each sample's nearest others, for the sampler `mined` and as hard negatives."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from rich.console import Console
 
-from muco.config.load import validate_evaluation, validate_recipe
+from muco.config.load import validate_recipe
 from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
+from muco.data.shards.reader import ShardReader
+from muco.data.shards.writer import write_shards
+from muco.distributed.ranks import Ranks
+from muco.evaluation.encode import CachedEmbedder, Embedded
 from muco.evaluation.score import open_embedder
+from muco.evaluation.search.search import top_k
+from muco.evaluation.search.vectors import TensorVectors, Vectors
 from muco.io.lazy import LazyContents
 from muco.io.neighbor_graph import NeighbourGraph
-from muco.model.source import Parts, find_model
+from muco.job import verify_data
+from muco.model.source import find_model
 from muco.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from muco.data.shards.reader import ShardReader
-    from muco.evaluation.encode import CachedEmbedder, Embedded
-    from muco.evaluation.search.vectors import Vectors
+from muco.training.data import open_data
 
 _MOST_EQUAL = 1024
-"""Samples of one answer or of the same images that a search looks past."""
-_QUERIES = 2048
+"""Samples with the same answer or the same images that a search ranks beyond those that are kept."""
+_BLOCK = 2048
+"""Samples that are searched at once."""
 
 
 def mine(
@@ -47,10 +51,11 @@ def mine(
     overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Path]:
-    """Write the neighbour graph of each data set, and shards with hard negatives where asked for.
+    """Write the neighbour graph of each data set and, if asked for, shards with hard negatives.
 
-    A sample's neighbours are the others whose answers the teacher finds nearest to its query; several pairs
-    of a sample count by their mean. Left out are samples of the same images, and those of equal answers.
+    The neighbours of a sample are the samples whose answers are nearest to its query by the teacher's
+    embeddings; a sample with several pairs counts by their mean. Samples with the same images or with equal
+    answers are left out.
 
     Args:
         model: the teacher: a run folder, a model folder, or a backbone's name.
@@ -60,55 +65,57 @@ def mine(
         range_max: keep neighbours up to this rank.
         num_negatives: hard negatives of each pair; 0 writes no shards.
         overrides: `KEY=VALUE` each, of `packer`, `backbone`, `pooler` and `evaluate`.
-        console: what is told; by default the terminal.
+        console: where messages go; by default the terminal.
 
     Returns:
-        The graph's file by data set; empty in a process that only helps the main one.
+        The graph's file by data set; empty in all processes but the main one.
 
     Raises:
-        MucoError: something that the user can mend.
+        MucoError: something that the user can fix.
     """
-    from muco.distributed.ranks import Ranks
-
     ranks = Ranks.join()
     console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
     source = find_model(model)
-    values = {"evaluate": {}, **source.values}
-    asked = validate_evaluation(
-        {**values, "evaluate": {**values["evaluate"], "suites": []}}, overrides, title=f"muco mine {model}"
-    )
-    folder = to or (source.results and source.results / "mined")
+    evaluation = source.evaluation(f"muco mine {model}", overrides=overrides)
+    folder = to or (source.run and source.run / "mined")
     if folder is None:
         raise MucoError(f"{model} is no run folder; say where the graph goes with --to")
-    readers = _readers(source.results, shards)
-    _check_room(readers, folder, range_min, range_max, num_negatives)
-    encoder, weights = source.load(Parts.of(asked))
+    readers = _readers(source.run, shards)
+    _check(readers, folder, range_min, range_max, num_negatives)
+    teacher = source.load(evaluation.model)
     written: dict[str, Path] = {}
-    opened = open_embedder(
-        encoder, Parts.of(asked), weights, asked.evaluate, folder / "vectors", console, ranks
-    )
-    with opened as (embedder, _):
+    with open_embedder(teacher, evaluation.evaluate, folder / "vectors", console, ranks) as (embedder, _):
         for name, reader in readers.items():
             neighbours = _neighbours(reader, embedder, range_max, name, console)
             if neighbours is None:
                 continue
-            graph = NeighbourGraph(neighbours, reader.index.fingerprint, weights["weights"])
+            graph = NeighbourGraph(neighbours, reader.index.fingerprint, teacher.weights)
             written[name] = folder / f"{name}.safetensors"
             graph.write(written[name])
             console.print(
                 f"{name}: {len(reader):,} samples, {written[name]}", highlight=False, soft_wrap=True
             )
             if num_negatives:
-                with_them = folder / f"{name}-negatives"
-                _write_negatives(reader, graph, with_them, range_min, num_negatives)
-                console.print(f"{name}: the same with hard negatives, {with_them}", soft_wrap=True)
+                with_negatives = folder / f"{name}-negatives"
+                _write_negatives(reader, graph, with_negatives, range_min, num_negatives)
+                console.print(f"{name}: the same with hard negatives, {with_negatives}", soft_wrap=True)
     return written
 
 
-def _check_room(
+def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
+    if shards is not None:
+        return {shards.resolve().name: ShardReader(shards)}
+    if run is None:
+        raise MucoError("say which samples to mine with --shards; a run folder would name its own")
+    recipe = validate_recipe(RunFolder(run).recipe() or {}, title=f"{run / 'recipe.yaml'}")
+    verify_data(recipe.name, recipe.data, [])
+    return open_data(recipe.data, lambda samples, _, __: samples)
+
+
+def _check(
     readers: Mapping[str, ShardReader], folder: Path, range_min: int, range_max: int, num_negatives: int
 ) -> None:
-    """Raise MucoError for what would only be found after hours of encoding."""
+    """Raise MucoError for what else would fail after hours of encoding."""
     if range_max <= range_min:
         raise MucoError(f"--range-max {range_max} must be greater than --range-min {range_min}")
     if num_negatives > range_max - range_min:
@@ -126,154 +133,130 @@ def _check_room(
             raise MucoError(f"{folder / name}-negatives is there already; remove it, or take another --to")
 
 
-def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
-    from muco.data.shards.reader import ShardReader
-
-    if shards is not None:
-        return {shards.resolve().name: ShardReader(shards)}
-    if run is None:
-        raise MucoError("say which samples to mine with --shards; a run folder would name its own")
-    from muco.training.build import open_data
-
-    recipe = validate_recipe(RunFolder(run).recipe() or {}, title=f"{run / 'recipe.yaml'}")
-    return open_data(recipe, lambda samples, _, __: samples)
-
-
-def _side(reader: ShardReader, owners: NDArray[np.int64], *, is_query: bool) -> LazyContents:
-    """Return the queries or answers of all pairs."""
-    import numpy as np
-
-    @lru_cache(maxsize=1)
-    def sample(number: int) -> Sample:
-        return reader[number]
-
-    def content(place: int) -> Content:
-        owner = int(owners[place])
-        pair = sample(owner).pairs[place - int(np.searchsorted(owners, owner))]
-        if not is_query:
-            return pair.target
-        return Content(pair.queries[0].text, sample(owner).images + pair.queries[0].images)
-
-    return LazyContents(content, range(len(owners)))
-
-
 def _neighbours(
-    reader: ShardReader, embedder: CachedEmbedder, num_ranks: int, name: str, console: Console
+    reader: ShardReader, embedder: CachedEmbedder, num_neighbours: int, name: str, console: Console
 ) -> NDArray[np.int32] | None:
-    """Return the ranked neighbours, int32 [samples, ranks]; None in a process that only encodes."""
-    import numpy as np
+    """Return each sample's neighbours, nearest first, int32 [samples, num_neighbours], -1 where none is left.
 
-    from muco.evaluation.search.search import top_k
-
-    numbers = [len(reader[number].pairs) for number in range(len(reader))]
-    owners = np.repeat(np.arange(len(reader)), numbers)
-    sides: list[Embedded] = [
+    Returns None in all processes but the main one.
+    """
+    num_pairs = [len(reader[index].pairs) for index in range(len(reader))]
+    sample_of_pair = np.repeat(np.arange(len(reader)), num_pairs)
+    queries, answers = (
         embedder.encode(
-            _side(reader, owners, is_query=is_query),
+            _contents(reader, sample_of_pair, are_queries=are_queries),
             lambda windows, number, what=what: progress_bar(windows, number, f"{name}: {what}", console),
         )
-        for is_query, what in ((True, "queries"), (False, "answers"))
-    ]
+        for are_queries, what in ((True, "queries"), (False, "answers"))
+    )
     if not embedder.is_main:
         return None
-    images, answers = _alike(sides, owners, len(reader))
-    alike = _most_equal(answers) + _most_equal(images[images != 0])
-    wanted = min(len(reader), num_ranks + min(alike, _MOST_EQUAL) + 1)
-    found = np.full((len(reader), num_ranks), -1, dtype=np.int32)
+    image_ids, answer_ids = _ids(queries, answers, sample_of_pair, len(reader))
+    num_equal = _most_equal(answer_ids) + _most_equal(image_ids[image_ids != 0])
+    num_ranked = min(len(reader), num_neighbours + min(num_equal, _MOST_EQUAL) + 1)
+    neighbours = np.full((len(reader), num_neighbours), -1, dtype=np.int32)
     with TemporaryDirectory() as folder:
-        query, answer = (
-            _means(side.vectors, owners, len(reader), Path(folder) / str(place))
-            for place, side in enumerate(sides)
+        query_means, answer_means = (
+            _means(side.vectors, sample_of_pair, len(reader), Path(folder) / str(number))
+            for number, side in enumerate((queries, answers))
         )
-        for first in range(0, len(reader), _QUERIES):
-            stop = min(first + _QUERIES, len(reader))
-            _, rows = top_k(query.block(first, stop), answer, wanted, device=embedder.device)
-            for sample, near in zip(range(first, stop), rows.numpy(), strict=True):
-                others = (near != sample) & (answers[near] != answers[sample])
-                others &= (images[near] != images[sample]) | (images[sample] == 0)
-                kept = near[others][:num_ranks]
-                found[sample, : len(kept)] = kept
-    return found
+        for first in range(0, len(reader), _BLOCK):
+            stop = min(first + _BLOCK, len(reader))
+            _, ranked = top_k(
+                query_means.block(first, stop), answer_means, num_ranked, device=embedder.device
+            )
+            for sample, nearest in zip(range(first, stop), ranked.numpy(), strict=True):
+                other = (nearest != sample) & (answer_ids[nearest] != answer_ids[sample])
+                other &= (image_ids[nearest] != image_ids[sample]) | (image_ids[sample] == 0)
+                row = nearest[other][:num_neighbours]
+                neighbours[sample, : len(row)] = row
+    return neighbours
 
 
-def _alike(
-    sides: Sequence[Embedded], owners: NDArray[np.int64], number: int
+def _contents(reader: ShardReader, sample_of_pair: NDArray[np.int64], *, are_queries: bool) -> LazyContents:
+    """Return the queries or the answers of all pairs."""
+
+    @lru_cache(maxsize=1)
+    def read(index: int) -> Sample:
+        return reader[index]
+
+    def content(pair_index: int) -> Content:
+        index = int(sample_of_pair[pair_index])
+        pair = read(index).pairs[pair_index - int(np.searchsorted(sample_of_pair, index))]
+        if not are_queries:
+            return pair.target
+        return Content(pair.queries[0].text, read(index).images + pair.queries[0].images)
+
+    return LazyContents(content, range(len(sample_of_pair)))
+
+
+def _ids(
+    queries: Embedded, answers: Embedded, sample_of_pair: NDArray[np.int64], num_samples: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a key of each sample's images and of its answers; 0 for no image."""
-    import numpy as np
-
-    starts = np.searchsorted(owners, np.arange(number))
-    answers = np.split(sides[1].content_ids, starts[1:])
-    keys = [stable_id(*map(str, each.tolist())) for each in answers]
-    return sides[0].image_ids[starts], np.asarray(keys, dtype=np.int64)
+    """Return an id of each sample's images, 0 for none, and an id of its answers."""
+    first_pairs = np.searchsorted(sample_of_pair, np.arange(num_samples))
+    by_sample = np.split(answers.content_ids, first_pairs[1:])
+    answer_ids = [stable_id(*map(str, ids.tolist())) for ids in by_sample]
+    return queries.image_ids[first_pairs], np.asarray(answer_ids, dtype=np.int64)
 
 
-def _most_equal(keys: NDArray[np.int64]) -> int:
-    """Return how often the most frequent key comes."""
-    import numpy as np
-
-    return int(np.unique(keys, return_counts=True)[1].max(initial=0))
+def _most_equal(ids: NDArray[np.int64]) -> int:
+    """Return how often the most frequent id occurs."""
+    return int(np.unique(ids, return_counts=True)[1].max(initial=0))
 
 
-def _means(vectors: Vectors, owners: NDArray[np.int64], number: int, file: Path) -> Vectors:
-    """Return one vector a sample, unit length; beside the store where a sample has several."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    from muco.evaluation.search.vectors import TensorVectors
-
-    if len(owners) == number:
+def _means(vectors: Vectors, sample_of_pair: NDArray[np.int64], num_samples: int, file: Path) -> Vectors:
+    """Return the mean vector of each sample, unit length; in `file` where a sample has several."""
+    if len(sample_of_pair) == num_samples:
         return vectors
-    means = np.memmap(file, dtype=np.float32, mode="w+", shape=(number, vectors.dim))
-    for first in range(0, number, _QUERIES):
-        stop = min(first + _QUERIES, number)
-        begin, end = np.searchsorted(owners, [first, stop])
-        np.add.at(means[first:stop], owners[begin:end] - first, vectors.block(int(begin), int(end)).numpy())
-    whole = TensorVectors(torch.from_numpy(means))
-    for first in range(0, number, _QUERIES):
-        block = whole.block(first, min(first + _QUERIES, number))
+    means = np.memmap(file, dtype=np.float32, mode="w+", shape=(num_samples, vectors.dim))
+    for first in range(0, num_samples, _BLOCK):
+        stop = min(first + _BLOCK, num_samples)
+        begin, end = map(int, np.searchsorted(sample_of_pair, [first, stop]))
+        np.add.at(means[first:stop], sample_of_pair[begin:end] - first, vectors.block(begin, end).numpy())
+    mapped = TensorVectors(torch.from_numpy(means))
+    for first in range(0, num_samples, _BLOCK):
+        block = mapped.block(first, min(first + _BLOCK, num_samples))
         means[first : first + len(block)] = F.normalize(block, dim=1).numpy()
-    return whole
+    return mapped
 
 
 def _write_negatives(
-    reader: ShardReader, graph: NeighbourGraph, folder: Path, range_min: int, number: int
+    reader: ShardReader, graph: NeighbourGraph, folder: Path, range_min: int, num_negatives: int
 ) -> None:
-    """Write the samples again, each pair with answers of its sample's neighbours as hard negatives.
-
-    Nearest first, from rank `range_min` on; beside the shards goes their graph.
-    """
-    from muco.data.shards.reader import ShardReader
-    from muco.data.shards.writer import write_shards
-
-    metadata: dict[str, Any] = {
+    """Write the samples with hard negatives, nearest first from rank `range_min` on, and their graph."""
+    metadata = {
         **reader.index.metadata,
-        "negatives": {"teacher": graph.teacher, "data": graph.data, "range_min": range_min, "number": number},
+        "negatives": {
+            "teacher": graph.teacher,
+            "data": graph.data,
+            "range_min": range_min,
+            "number": num_negatives,
+        },
     }
 
     def samples() -> Iterator[Sample]:
-        for place in range(len(reader)):
-            sample = reader[place]
-            near = [reader[int(row)] for row in graph.neighbours[place, range_min:] if row >= 0]
-            pairs = tuple(
-                replace(pair, negatives=(*pair.negatives, *islice(_wrong(pair, turn, near), number)))
-                for turn, pair in enumerate(sample.pairs)
-            )
-            yield replace(sample, pairs=pairs)
+        for index in range(len(reader)):
+            sample = reader[index]
+            neighbours = [reader[int(row)] for row in graph.neighbours[index, range_min:] if row >= 0]
+            pairs: list[Pair] = []
+            for turn, pair in enumerate(sample.pairs):
+                negatives = islice(_wrong_answers(pair, turn, neighbours), num_negatives)
+                pairs.append(replace(pair, negatives=(*pair.negatives, *negatives)))
+            yield replace(sample, pairs=tuple(pairs))
 
     write_shards(samples(), folder, metadata=metadata)
-    # The positions are the same, and the sampler wants a graph of the very data that it plans.
+    # Row numbers are the same; the sampler refuses a graph of other data than it plans.
     data = ShardReader(folder).index.fingerprint
     NeighbourGraph(graph.neighbours, data, graph.teacher).write(folder.with_suffix(".safetensors"))
 
 
-def _wrong(pair: Pair, turn: int, near: Sequence[Sample]) -> Iterator[Content]:
-    """Yield the neighbours' answers to the same question that are no answer of this pair, each once."""
+def _wrong_answers(pair: Pair, turn: int, neighbours: Sequence[Sample]) -> Iterator[Content]:
+    """Yield the neighbours' answers to the same question, each once, without those of the pair itself."""
     seen = {pair.target, *pair.negatives}
-    for other in near:
-        same = [each for each in other.pairs if each.task == pair.task]
-        answer = (same[0] if same else other.pairs[min(turn, len(other.pairs) - 1)]).target
+    for neighbour in neighbours:
+        same_task = [each for each in neighbour.pairs if each.task == pair.task]
+        answer = (same_task or [neighbour.pairs[min(turn, len(neighbour.pairs) - 1)]])[0].target
         if answer not in seen:
             seen.add(answer)
             yield answer

@@ -1,27 +1,29 @@
-"""A run from its recipe to its report."""
+"""`muco run`: train, evaluate and report what a recipe says."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from muco.config.recipe import Recipe
-from muco.console import Terminal, progress_bar, tell
-from muco.core.errors import MucoError
+from muco.console import Terminal, print_metrics, quiet_libraries
+from muco.distributed.failure import explain_failed_exchange
+from muco.distributed.fsdp import check_launch
+from muco.distributed.ranks import Ranks
+from muco.evaluation.score import score
 from muco.io.atomic import atomic_folder
-from muco.run_folder import RunFolder, Summary, blocks_resume, differences, with_scores
-
-if TYPE_CHECKING:
-    from muco.distributed.ranks import Ranks
-
-Only = Literal["train", "evaluate"]
+from muco.job import Training, assemble
+from muco.model.folder import load_model
+from muco.report.page import write_report
+from muco.run_folder import Only, RunFolder, Summary, with_scores
+from muco.training.checkpoint import Progress, checkpoints
+from muco.training.trainer import Trainer
 
 
 def run(
@@ -37,213 +39,110 @@ def run(
 
     Args:
         recipe: a validated recipe.
-        folder: where the run goes; by default `runs/<name>` of the working folder.
+        folder: the run folder; by default `runs/<name>` in the working folder.
         resume: go on from the last checkpoint.
-        fresh: remove the run that is there.
+        fresh: remove the run that is in the folder first.
         only: one part of the run.
-        console: what is told; by default the terminal.
+        console: where messages go; by default the terminal.
 
     Returns:
-        The contents of summary.json; None in a process that only helps the main one.
+        The contents of summary.json; None in all processes but the main one.
 
     Raises:
-        MucoError: something that the user can mend; another run in the folder among them.
+        MucoError: something that the user can fix; another run in the folder among it.
     """
-    console = console or Terminal()
-    place = RunFolder(folder or Path("runs") / recipe.name)
-    began = time.perf_counter()
-    with _join_ranks(recipe) as ranks:
-        if ranks.is_main:
-            if fresh:
-                place.clear()
-        else:
-            console = Terminal(quiet=True)
-        ranks.wait()
-        done = _look_around(place, recipe, resume, only)
-        ranks.wait()
-        if done is not None:
-            console.print(f"{place.path}: this run is done; --fresh runs it again", highlight=False)
-        else:
-            done = _run(recipe, place, only, console, began, ranks)
-        if done is not None and ranks.is_main:
-            _tell(done, place, console)
-        return None if done is None else asdict(done)
-
-
-@contextmanager
-def _join_ranks(recipe: Recipe) -> Iterator[Ranks]:
-    """Join the processes that a launcher started; where one of them ends, all end with an error."""
-    from muco.distributed.failure import explain_failed_exchange
-    from muco.distributed.fsdp import check_launch
-    from muco.distributed.ranks import Ranks
-
+    start = time.perf_counter()
+    run_folder = RunFolder(folder or Path("runs") / recipe.name)
     check_launch(recipe)
     ranks = Ranks.join()
     with explain_failed_exchange(ranks):
-        yield ranks
-
-
-def _look_around(place: RunFolder, recipe: Recipe, resume: bool, only: Only | None) -> Summary | None:
-    """Return the summary of a run that is done; raise where another run is in the way."""
-    old = place.recipe()
-    if old is None:
-        if only == "evaluate":
-            raise MucoError(f"{place.path}: no run to evaluate; train it first, without --only evaluate")
-        return None
-    changed = differences(old, recipe.dump())
-    if not changed and only is None and _covers(place.summary(), recipe):
-        return place.summary()
-    blocking = [each for each in changed if blocks_resume(each, recipe)]
-    if blocking:
-        raise MucoError(
-            f"{place.path} holds another run. Its recipe differs in\n  "
-            + "\n  ".join(blocking[:12])
-            + "\nGive this run another `--set name=...`, or remove the old one with --fresh."
-        )
-    if not resume and only != "evaluate":
-        raise MucoError(
-            f"{place.path} holds an unfinished run of this recipe, or one with other suites. "
-            "Go on with --resume, or start over with --fresh."
-        )
-    return None
-
-
-def _covers(summary: Summary | None, recipe: Recipe) -> bool:
-    """Say whether a summary holds all that the recipe asks for."""
-    if summary is None or summary.steps < recipe.train.num_steps:
-        return False
-    return all(
-        any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
-        for suite in recipe.evaluate.suites
-    )
+        console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
+        if fresh and ranks.is_main:
+            run_folder.clear()
+        ranks.wait()
+        summary = run_folder.check(recipe, resume=resume, only=only)
+        ranks.wait()
+        if summary is not None:
+            console.print(f"{run_folder.path}: this run is done; --fresh runs it again", highlight=False)
+        else:
+            summary = _run(recipe, run_folder, only, console, ranks, start)
+        if summary is not None and ranks.is_main:
+            print_metrics(summary.metrics, console)
+            console.print(
+                f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "
+                f"Report: {run_folder.path / 'report.html'}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return None if summary is None else asdict(summary)
 
 
 def _run(
-    recipe: Recipe, place: RunFolder, only: Only | None, console: Console, began: float, ranks: Ranks
+    recipe: Recipe, run_folder: RunFolder, only: Only | None, console: Console, ranks: Ranks, start: float
 ) -> Summary | None:
-    import torch
-
-    from muco.model.source import quiet_libraries
-    from muco.training.build import verify_data
-    from muco.training.checkpoint import Progress, checkpoints
-
-    verify_data(recipe, shards=only != "evaluate", suites=only != "train")
     quiet_libraries()
-    place.path.mkdir(parents=True, exist_ok=True)
-    ran_on = place.environment()
-    if ran_on is not None and "num_threads" in ran_on:
+    environment = run_folder.environment()
+    if environment is not None and "num_threads" in environment:
         # Sums split over another number of threads round differently.
-        torch.set_num_threads(ran_on["num_threads"])
+        torch.set_num_threads(environment["num_threads"])
+    train, evaluate = only != "evaluate", only != "train"
+    job = assemble(recipe, run_folder.path, train=train, evaluate=evaluate, console=console, ranks=ranks)
     if ranks.is_main:
-        place.write_recipe(recipe)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        place.write_environment(device=device, num_threads=torch.get_num_threads())
-
-    saved = checkpoints(place.path)
-    progress = saved[-1].progress() if saved else Progress()
-    if only != "evaluate":
-        progress = _train(recipe, place, console, ranks)
+        run_folder.write_recipe(recipe)
+        run_folder.write_environment()
+    if job.training is not None:
+        _train(recipe, job.training, job.progress, run_folder, console, ranks)
+        job.training = None  # Its weights make room for those that are evaluated.
     scores: dict[str, float] = {}
-    if only != "train":
+    if evaluate:
         ranks.wait()
-        scores = _evaluate(recipe, place, console, ranks) or {}
+        model = load_model(recipe.model, run_folder.model)
+        scores = score(model, job.suites, recipe.evaluate, run_folder, console, ranks) or {}
     if not ranks.is_main:
         return None
-    before = place.summary()
-    if before is not None and only is not None and before.steps == progress.step:
+    before = run_folder.summary()
+    if before is not None and only is not None and before.steps == job.progress.step:
         scores = with_scores(before.metrics, scores)
     earlier = before.wall_seconds if before is not None and only == "evaluate" else 0.0
     summary = Summary(
         name=recipe.name,
-        steps=progress.step,
-        samples_seen=progress.samples_seen,
-        pairs_seen=progress.pairs_seen,
-        train_seconds=round(progress.train_seconds, 2),
-        wall_seconds=round(earlier + time.perf_counter() - began, 2),
+        steps=job.progress.step,
+        samples_seen=job.progress.samples_seen,
+        pairs_seen=job.progress.pairs_seen,
+        train_seconds=round(job.progress.train_seconds, 2),
+        wall_seconds=round(earlier + time.perf_counter() - start, 2),
         metrics=scores,
     )
-    place.write_summary(summary)
-
-    from muco.report.page import write_report
-
-    write_report(place.path)
+    run_folder.write_summary(summary)
+    write_report(run_folder.path)
     return summary
 
 
-def _train(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> Any:
-    from muco.model.build import build_model, make
-    from muco.model.folder import load_pretrained_pooler
-    from muco.training.batches import StepBatches
-    from muco.training.build import build_packer, build_sampler, open_data
-    from muco.training.checkpoint import Progress, checkpoints, restore
-    from muco.training.trainer import Trainer
-
-    def show_progress(items: Iterable[Any], number: int, what: str) -> Iterable[Any]:
-        return progress_bar(items, number, what, console)
-
-    if ranks.is_main:  # the shards that are missing are made once
-        open_data(recipe, show_progress)
-    ranks.wait()
-    readers = open_data(recipe, show_progress)
-    sampler = build_sampler(recipe, readers)
-    saved = checkpoints(place.path)
-    optimizer_state = None
-    if saved:
-        progress = saved[-1].progress()
-        model, optimizer_state = restore(saved[-1], recipe, make(recipe.loss))
+def _train(
+    recipe: Recipe,
+    training: Training,
+    progress: Progress,
+    run_folder: RunFolder,
+    console: Console,
+    ranks: Ranks,
+) -> None:
+    """Train to the last step and copy the last checkpoint's model to where the run's model is."""
+    if progress.step:
         console.print(f"resuming after step {progress.step}", highlight=False)
-    else:
-        progress = Progress()
-        model = build_model(recipe, readers)
-        load_pretrained_pooler(recipe, model.encoder)
-    batches = StepBatches(
-        readers=readers,
-        sampler=sampler,
-        packer=build_packer(recipe),
-        processor=model.encoder.backbone.processor,
-        global_batch_size=recipe.train.global_batch_size,
-        seed=recipe.seed,
-        max_dialogue_tokens=recipe.train.max_dialogue_tokens,
-        rank=ranks.rank,
-        num_ranks=ranks.world_size,
-    )
-    size = sum(weight.numel() for weight in model.encoder.parameters())
-    samples = sum(map(len, readers.values()))
-    console.print(
-        f"{recipe.name}: {size / 1e6:.1f}M parameters, {samples:,} samples, "
-        f"{batches.steps_per_epoch} steps an epoch",
-        highlight=False,
-    )
+    console.print(f"{recipe.name}: {training.describe()}", highlight=False)
     if progress.step < recipe.train.num_steps:
-        Trainer(recipe, place.path, model, batches, progress, console, ranks, optimizer_state).train()
+        Trainer(
+            recipe.train,
+            recipe.seed,
+            run_folder.path,
+            training.model,
+            training.batches,
+            progress,
+            console,
+            ranks,
+            training.optimizer_state,
+        ).train()
     if ranks.is_main:
-        _publish(place)
-    return progress
-
-
-def _publish(place: RunFolder) -> None:
-    """Put the last checkpoint's model where the run's model is looked for."""
-    from muco.training.checkpoint import checkpoints
-
-    with atomic_folder(place.model, replace=True) as partial:
-        shutil.copytree(checkpoints(place.path)[-1].folder / "model", partial, dirs_exist_ok=True)
-
-
-def _evaluate(recipe: Recipe, place: RunFolder, console: Console, ranks: Ranks) -> dict[str, float] | None:
-    from muco.evaluation.score import score
-    from muco.model.folder import load_encoder, trained_steps, weights_hash
-    from muco.model.source import Parts
-
-    encoder = load_encoder(recipe, place.model)
-    weights = {"weights": weights_hash(place.model), "step": trained_steps(place.model)}
-    return score(encoder, Parts.of(recipe), weights, recipe.evaluate, place, console, ranks)
-
-
-def _tell(summary: Summary, place: RunFolder, console: Console) -> None:
-    tell(summary.metrics, console)
-    console.print(
-        f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "
-        f"Report: {place.path / 'report.html'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        with atomic_folder(run_folder.model, replace=True) as partial:
+            last = checkpoints(run_folder.path)[-1]
+            shutil.copytree(last.folder / "model", partial, dirs_exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -156,6 +157,19 @@ class EvaluateSettings(ComponentConfig):
     """Queries of each task that the report shows with their results."""
 
 
+@dataclass(frozen=True)
+class ModelSettings:
+    """The components that decide an embedding. `Recipe.model` and `Evaluation.model` return them."""
+
+    packer: ComponentRef[Literal["packer"]]
+    backbone: ComponentRef[Literal["backbone"]]
+    pooler: ComponentRef[Literal["pooler"]]
+
+    def dump(self) -> dict[str, Any]:
+        """Return them as plain data by kind, with every default filled in."""
+        return {kind: getattr(self, kind).dump() for kind in ("packer", "backbone", "pooler")}
+
+
 class Recipe(ComponentConfig):
     """A whole run: everything that decides its outcome."""
 
@@ -187,6 +201,11 @@ class Recipe(ComponentConfig):
         _check_compatible({**sources, **{kind: getattr(self, kind) for kind in kinds}}, self.evaluate)
         return self
 
+    @property
+    def model(self) -> ModelSettings:
+        """The components that decide an embedding."""
+        return ModelSettings(self.packer, self.backbone, self.pooler)
+
     def dump(self) -> dict[str, Any]:
         """Return the recipe as plain data with every default filled in; it validates to itself."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -207,6 +226,11 @@ class Evaluation(ComponentConfig):
         # What a packer needs is for training; a single content is packed alike for every backbone.
         _check_compatible({"backbone": self.backbone, "pooler": self.pooler}, self.evaluate)
         return self
+
+    @property
+    def model(self) -> ModelSettings:
+        """The components that decide an embedding."""
+        return ModelSettings(self.packer, self.backbone, self.pooler)
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain data with every default filled in; it validates to itself."""

@@ -21,7 +21,7 @@ class ComponentRef(Generic[T]):
     stands for a mapping without other keys.
     """
 
-    def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Component]) -> None:
+    def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Any]) -> None:
         self.kind = kind
         self.name = name
         self.config = config
@@ -36,9 +36,9 @@ class ComponentRef(Generic[T]):
     def __repr__(self) -> str:
         return f"{self.kind}:{self.name}({self.config!r})"
 
-    def make(self) -> T:
-        """Build the component; only for kinds that are built from their settings alone."""
-        return cast(Any, self.cls)(self.config)
+    def make(self, **arguments: Any) -> Any:
+        """Build the component from its settings and what else its kind takes: `hidden_dim` for a pooler."""
+        return self.cls(self.config, **arguments)
 
     def dump(self) -> dict[str, Any]:
         """Return the mapping that validates to this reference, with defaults filled in."""

@@ -3,72 +3,73 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from muco.config.recipe import EvaluateSettings
 from muco.console import progress_bar
-from muco.model.build import make
-from muco.model.source import Parts, device_of_this_process
+from muco.distributed.ranks import Ranks
+from muco.evaluation.embedding_store import EmbeddingStore
+from muco.evaluation.encode import CachedEmbedder
+from muco.evaluation.results import write_results
+from muco.evaluation.suite import run_suite
+from muco.evaluation.suites import NamedSuite
+from muco.model.folder import LoadedModel
 from muco.run_folder import RunFolder, versions
-
-if TYPE_CHECKING:
-    from muco.core.encoder import TurnEncoder
-    from muco.distributed.ranks import Ranks
-    from muco.evaluation.encode import CachedEmbedder
 
 
 def score(
-    encoder: TurnEncoder,
-    parts: Parts,
-    weights: dict[str, Any],
+    model: LoadedModel,
+    suites: Iterable[NamedSuite],
     settings: EvaluateSettings,
-    place: RunFolder,
+    run_folder: RunFolder,
     console: Console,
     ranks: Ranks,
 ) -> dict[str, float] | None:
-    """Run the suites of `settings`, write their results to `place`, and return averages and tasks by name.
+    """Run suites, write their results, and return averages and tasks by name.
 
     Args:
-        encoder: the model; it is moved to this process's device.
-        parts: what it is made of.
-        weights: `weights`, a hash, and what else says which they are.
-        settings: which suites, and how.
-        place: the folder of the results; embeddings are kept there too.
-        console: what is told.
+        model: its encoder is moved to this process's device.
+        suites: their data was verified.
+        settings: how they are run.
+        run_folder: results and embeddings are written to its `eval`.
+        console: shows progress and warnings.
         ranks: the processes that share the work; None is returned in all but the main one.
 
     Raises:
-        MucoError: something that the user can mend.
+        MucoError: something that the user can fix.
     """
-    from muco.evaluation.results import write_results
-    from muco.evaluation.suite import run_suite
-
     metrics: dict[str, float] = {}
-    with open_embedder(encoder, parts, weights, settings, place.eval / "vectors", console, ranks) as (
-        embedder,
-        about,
-    ):
-        for ref in settings.suites:
+    vectors = run_folder.eval / "vectors"
+    with open_embedder(model, settings, vectors, console, ranks) as (embedder, metadata):
+        for each in suites:
             results = run_suite(
-                ref.name,
-                make(ref),
+                each.name,
+                each.suite,
                 embedder,
                 ties=settings.ties,
                 gallery_queries=settings.gallery_queries,
-                depends_on={**weights, "suite": ref.dump(), "ties": settings.ties, **about},
+                depends_on={
+                    "weights": model.weights,
+                    "step": model.step,
+                    "suite": each.settings,
+                    "ties": settings.ties,
+                    **metadata,
+                },
                 track=lambda task: lambda windows, number: progress_bar(windows, number, task, console),
             )
             if results is None:
                 continue
             scores, gallery = results
-            write_results(place.eval, scores, gallery)
+            write_results(run_folder.eval, scores, gallery)
             metrics |= scores.metrics()
             for warning in scores.warnings:
                 console.print(f"warning: {warning}", style="yellow", highlight=False)
@@ -77,55 +78,54 @@ def score(
 
 @contextmanager
 def open_embedder(
-    encoder: TurnEncoder,
-    parts: Parts,
-    weights: dict[str, Any],
-    settings: EvaluateSettings,
-    folder: Path,
-    console: Console,
-    ranks: Ranks,
-) -> Iterator[tuple[CachedEmbedder, dict[str, Any]]]:
-    """Yield what embeds contents, with a store of its own in `folder`, and what its vectors depend on.
+    model: LoadedModel, settings: EvaluateSettings, folder: Path, console: Console, ranks: Ranks
+) -> Generator[tuple[CachedEmbedder, dict[str, Any]]]:
+    """Yield an embedder with a store of its own in `folder`, and what its vectors depend on.
 
     Raises:
         MucoError: the store is damaged, or another process is writing it.
     """
-    from muco.evaluation.embedding_store import EmbeddingStore
-    from muco.evaluation.encode import CachedEmbedder
-
-    device = device_of_this_process()
-    join_turns = settings.join_turns and "isolated_turns" in parts.backbone.cls.offers(parts.backbone.config)
-    about = {
-        "weights": weights["weights"],
-        **parts.dump(),
+    device = _device()
+    backbone = model.settings.backbone
+    join_turns = settings.join_turns and "isolated_turns" in backbone.cls.offers(backbone.config)
+    metadata = {
+        "weights": model.weights,
+        **model.settings.dump(),
         "join_turns": join_turns,
         "store": settings.embedding_dtype,
         "device": device.type,
         "versions": versions(),
     }
-    key = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
-    dim = encoder.pooler.embedding_dim
+    key = blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=8).hexdigest()
+    dim = model.encoder.pooler.embedding_dim
     ranks.wait()
     with EmbeddingStore(
-        folder / key, about, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank
+        folder / key, metadata, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank
     ) as store:
-        ranks.wait()  # no process adds before all have seen what there was
+        ranks.wait()  # No process adds before all have read what the store holds.
         embedder = CachedEmbedder(
-            encoder.to(device),
-            make(parts.packer),
+            model.encoder.to(device),
+            model.packer,
             store,
             batch_tokens=settings.batch_tokens,
             join_turns=join_turns,
             ranks=ranks,
         )
-        yield embedder, about
+        yield embedder, metadata
     passes = ranks.sums(asdict(embedder.passes), device)
-    _tell_cuts(passes, console)
-    _tell_passes(passes, console)
+    _print_cut_texts(passes, console)
+    _print_saved_passes(passes, console)
 
 
-def _tell_cuts(passes: dict[str, float], console: Console) -> None:
-    """Say how many texts the model saw no more than the beginning of."""
+def _device() -> torch.device:
+    """Return this process's CUDA device, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _print_cut_texts(passes: dict[str, float], console: Console) -> None:
+    """Warn how many texts were cut to the context of the backbone."""
     if passes["cut_texts"]:
         console.print(
             f"warning: of {passes['num_contents']:,.0f} encoded contents {passes['cut_texts']:,.0f} have a "
@@ -136,8 +136,8 @@ def _tell_cuts(passes: dict[str, float], console: Console) -> None:
         )
 
 
-def _tell_passes(passes: dict[str, float], console: Console) -> None:
-    """Say what one pass an image saved, counted in what was encoded: seconds depend on more."""
+def _print_saved_passes(passes: dict[str, float], console: Console) -> None:
+    """Print what `join_turns` saved, in tokens and patches; the time saved depends on more than these."""
     if passes["num_passes"] == passes["num_contents"]:
         return
     ratios = [

@@ -1,55 +1,38 @@
-"""From a recipe to the untrained model."""
+"""Build an untrained encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, cast
 
 import torch
 
-from muco.config.recipe import Recipe
-from muco.core.backbone import Backbone
-from muco.core.component_ref import ComponentRef
+from muco.config.recipe import ModelSettings
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
-from muco.core.pooler import Pooler
-from muco.data.shards.reader import ShardReader
-
-_TEXTS_FROM = 2000
-"""Samples of each data set that a backbone may learn its tokenizer from."""
-
-
-def make(ref: ComponentRef[Any]) -> Any:
-    """Return the component of a kind that is built from its settings alone."""
-    return ref.make()
+from muco.model.folder import load_pretrained_pooler
 
 
 @dataclass(frozen=True)
 class Model:
     """What is trained: the encoder, and the loss where it has parameters."""
 
+    settings: ModelSettings
+    """Saved with the weights."""
     encoder: TurnEncoder
     loss: Loss
 
 
-def build_model(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Model:
-    """Return the untrained model; random weights follow from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    backbone: Backbone = cast(Any, recipe.backbone.cls).build(recipe.backbone.config, texts=_texts(readers))
-    return Model(with_pooler(recipe, backbone), make(recipe.loss))
+def build_encoder(settings: ModelSettings, *, texts: Iterable[str], seed: int) -> TurnEncoder:
+    """Return an encoder whose random weights follow from the seed, which is set as torch's seed.
 
-
-def with_pooler(recipe: Recipe, backbone: Backbone) -> TurnEncoder:
-    """Return the encoder of a backbone and the recipe's pooler."""
-    pooler: Pooler = cast(Any, recipe.pooler.cls)(recipe.pooler.config, hidden_dim=backbone.hidden_dim)
-    return TurnEncoder(backbone, pooler)
-
-
-def _texts(readers: Mapping[str, ShardReader]) -> Iterator[str]:
-    for reader in readers.values():
-        for number in islice(range(len(reader)), _TEXTS_FROM):
-            for pair in reader[number].pairs:
-                yield from (query.text for query in pair.queries)
-                yield pair.target.text
+    Args:
+        settings: a backbone that is `pretrained` by a model folder brings the pooler of that folder along.
+        texts: the training texts, for a backbone that trains its tokenizer on them.
+        seed: of the random weights.
+    """
+    torch.manual_seed(seed)
+    backbone = settings.backbone.cls.build(settings.backbone.config, texts=texts)
+    encoder = TurnEncoder(backbone, settings.pooler.make(hidden_dim=backbone.hidden_dim))
+    load_pretrained_pooler(settings, encoder)
+    return encoder

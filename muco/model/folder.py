@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from muco.config.recipe import Recipe
+from muco.config.recipe import ModelSettings
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError
+from muco.core.packer import Packer
 from muco.io.json_text import parse_json
-from muco.model.build import with_pooler
 
 METADATA_FILE = "muco.json"
 """A folder with this file is a model folder."""
@@ -21,8 +22,8 @@ _FORMAT = 1
 _POOLER = "pooler.safetensors"
 
 
-def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: int) -> None:
-    """Write backbone, processor, pooler, and the settings of the recipe that inference needs."""
+def save_encoder(encoder: TurnEncoder, settings: ModelSettings, folder: Path, *, step: int) -> None:
+    """Write backbone, processor, pooler, and the settings that they were built from."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
     pooler = encoder.pooler.state_dict()
@@ -31,9 +32,7 @@ def save_encoder(encoder: TurnEncoder, recipe: Recipe, folder: Path, *, step: in
     metadata = {
         "format": _FORMAT,
         "step": step,
-        "packer": recipe.packer.dump(),
-        "backbone": recipe.backbone.dump(),
-        "pooler": recipe.pooler.dump(),
+        **settings.dump(),
         "files": {name: file.stat().st_size for name, file in _files(folder).items()},
     }
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
@@ -66,27 +65,51 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def load_encoder(recipe: Recipe, folder: Path) -> TurnEncoder:
+@dataclass(frozen=True)
+class LoadedModel:
+    """An encoder and what identifies it in a result."""
+
+    settings: ModelSettings
+    packer: Packer
+    """Makes a dialogue of a content, as in training."""
+    encoder: TurnEncoder
+    weights: str
+    """A hash of weights and processor: models of equal hash give equal embeddings."""
+    step: int
+    """Number of updates after which it was saved; 0 for a backbone that was not trained here."""
+
+
+def load_model(settings: ModelSettings, folder: Path) -> LoadedModel:
+    """Return the model that `save_encoder` wrote.
+
+    Raises:
+        DataError: a file is missing or damaged, or the weights do not fit the settings.
+    """
+    encoder = load_encoder(settings, folder)
+    return LoadedModel(settings, settings.packer.make(), encoder, weights_hash(folder), trained_steps(folder))
+
+
+def load_encoder(settings: ModelSettings, folder: Path) -> TurnEncoder:
     """Return the encoder that `save_encoder` wrote.
 
     Raises:
-        DataError: a file is missing or damaged, or the weights do not fit the recipe.
+        DataError: a file is missing or damaged, or the weights do not fit the settings.
     """
     read_metadata(folder)
-    backbone = cast(Any, recipe.backbone.cls).load(recipe.backbone.config, folder)
-    encoder = with_pooler(recipe, backbone)
+    backbone = settings.backbone.cls.load(settings.backbone.config, folder)
+    encoder = TurnEncoder(backbone, settings.pooler.make(hidden_dim=backbone.hidden_dim))
     _load_pooler(encoder, folder)
     return encoder
 
 
-def load_pretrained_pooler(recipe: Recipe, encoder: TurnEncoder) -> None:
-    """Load the pooler's weights if `backbone.pretrained` is a model folder with the recipe's pooler.
+def load_pretrained_pooler(settings: ModelSettings, encoder: TurnEncoder) -> None:
+    """Load the pooler's weights if `backbone.pretrained` is a model folder with an equal pooler.
 
     Raises:
         DataError: a file of that folder is missing or damaged.
     """
-    folder = Path(getattr(recipe.backbone.config, "pretrained", None) or "").expanduser()
-    if (folder / METADATA_FILE).is_file() and read_metadata(folder)["pooler"] == recipe.pooler.dump():
+    folder = Path(getattr(settings.backbone.config, "pretrained", None) or "").expanduser()
+    if (folder / METADATA_FILE).is_file() and read_metadata(folder)["pooler"] == settings.pooler.dump():
         _load_pooler(encoder, folder)
 
 

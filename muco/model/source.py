@@ -1,45 +1,26 @@
-"""Where a model comes from: a run folder, a model folder, or the name of a backbone."""
+"""Find and load a model: a run folder, a model folder, or a backbone's name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from muco.config.recipe import Evaluation, Recipe
-from muco.core.component_ref import ComponentRef, is_mapping
+import torch
+
+from muco.config.load import validate_evaluation
+from muco.config.recipe import Evaluation, ModelSettings
+from muco.console import quiet_libraries
+from muco.core.component_ref import is_mapping
+from muco.core.encoder import TurnEncoder
 from muco.core.errors import MucoError, did_you_mean
 from muco.core.registry import default_registry
+from muco.model.build import build_encoder
+from muco.model.folder import METADATA_FILE, LoadedModel, load_model, read_metadata
 from muco.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    import torch
-
-    from muco.core.encoder import TurnEncoder
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What of a recipe decides an embedding."""
-
-    packer: ComponentRef[Any]
-    backbone: ComponentRef[Any]
-    pooler: ComponentRef[Any]
-
-    @classmethod
-    def of(cls, recipe: Recipe | Evaluation) -> Parts:
-        """Return a recipe's parts."""
-        return cls(recipe.packer, recipe.backbone, recipe.pooler)
-
-    def dump(self) -> dict[str, Any]:
-        """Return them as plain data."""
-        return {
-            "packer": self.packer.dump(),
-            "backbone": self.backbone.dump(),
-            "pooler": self.pooler.dump(),
-        }
 
 
 @dataclass(frozen=True)
@@ -47,22 +28,39 @@ class ModelSource:
     """Where a model comes from."""
 
     values: dict[str, Any]
-    """The keys of its `Evaluation`."""
+    """The keys of its `Evaluation`, without suites."""
     folder: Path | None
     """The model folder; None for a backbone that is built."""
-    results: Path | None
-    """The run folder that the results belong to."""
+    run: Path | None
+    """The run folder that the model is in."""
 
-    def load(self, parts: Parts) -> tuple[TurnEncoder, dict[str, Any]]:
-        """Return the encoder, and a hash of its weights with the step that they are of."""
-        from muco.model.folder import load_encoder, trained_steps, weights_hash
+    def evaluation(
+        self, title: str, *, suites: Sequence[dict[str, Any]] = (), overrides: Sequence[str] = ()
+    ) -> Evaluation:
+        """Return the validated settings of an evaluation of this model.
 
+        Args:
+            title: begins an error's message.
+            suites: as in a recipe.
+            overrides: `KEY=VALUE` each, of the evaluation's keys.
+
+        Raises:
+            MucoError: a key or value that is not allowed.
+        """
+        values = {**self.values, "evaluate": {**self.values["evaluate"], "suites": list(suites)}}
+        return validate_evaluation(values, overrides, title=title)
+
+    def load(self, settings: ModelSettings) -> LoadedModel:
+        """Return the model; a backbone without a folder is built, its random weights from seed 0.
+
+        Raises:
+            DataError: the folder is damaged, or its weights do not fit the settings.
+        """
         quiet_libraries()
-        if self.folder is None:
-            encoder = _built(parts)
-            return encoder, {"weights": _hash_of(encoder), "step": 0}
-        encoder = load_encoder(cast(Any, parts), self.folder)
-        return encoder, {"weights": weights_hash(self.folder), "step": trained_steps(self.folder)}
+        if self.folder is not None:
+            return load_model(settings, self.folder)
+        encoder = build_encoder(settings, texts=(), seed=0)
+        return LoadedModel(settings, settings.packer.make(), encoder, _hash_of(encoder), step=0)
 
 
 def find_model(model: str) -> ModelSource:
@@ -71,8 +69,6 @@ def find_model(model: str) -> ModelSource:
     Raises:
         MucoError: it is none of them.
     """
-    from muco.model.folder import METADATA_FILE
-
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         recipe = RunFolder(path).recipe() or {}
@@ -89,42 +85,24 @@ def find_model(model: str) -> ModelSource:
         raise MucoError(
             f"{model}: neither a run folder (it has no recipe.yaml) nor a model folder (it has no muco.json)"
         )
-    registry = default_registry()
-    known = [entry.name for entry in registry.entries("backbone")]
+    known = [entry.name for entry in default_registry().entries("backbone")]
     if model not in known:
         raise MucoError(
             f"{model}: no such folder, and no backbone of that name.{did_you_mean(model, known)}\n"
             f"Give a run folder, a model folder, or a backbone: {', '.join(known)}."
         )
     parts = {"packer": "single_turn", "backbone": {"name": model}, "pooler": "last_token"}
-    return ModelSource({"name": model, **parts}, None, None)
+    return ModelSource({"name": model, **parts, "evaluate": {}}, None, None)
 
 
 def _values(folder: Path, name: str, evaluate_settings: dict[str, Any]) -> dict[str, Any]:
-    from muco.model.folder import read_metadata
-
     saved = read_metadata(folder)
-    return {
-        "name": name,
-        **{part: saved[part] for part in ("packer", "backbone", "pooler")},
-        "evaluate": evaluate_settings,
-    }
-
-
-def _built(parts: Parts) -> TurnEncoder:
-    import torch
-
-    from muco.model.build import with_pooler
-
-    torch.manual_seed(0)
-    backbone = cast(Any, parts.backbone.cls).build(parts.backbone.config, texts=())
-    return with_pooler(cast(Any, parts), backbone)
+    settings = {kind: saved[kind] for kind in ("packer", "backbone", "pooler")}
+    return {"name": name, **settings, "evaluate": evaluate_settings}
 
 
 def _hash_of(encoder: TurnEncoder) -> str:
     """Return a hash of weights and processor: equal hash, equal embeddings."""
-    import torch
-
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
@@ -135,22 +113,3 @@ def _hash_of(encoder: TurnEncoder) -> str:
             digest.update(file.relative_to(folder).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def quiet_libraries() -> None:
-    """Keep transformers from drawing bars of its own over ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def device_of_this_process() -> torch.device:
-    """Return this process's CUDA device, or the CPU."""
-    import os
-
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from muco.config.recipe import Recipe
+from muco.config.recipe import ModelSettings
 from muco.core.errors import DataError, MucoError
+from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
 from muco.model.build import Model
@@ -60,16 +61,16 @@ def checkpoints(run_folder: Path) -> list[Checkpoint]:
 
 
 def save_checkpoint(
-    run_folder: Path, recipe: Recipe, model: Model, optimizers: list[dict[str, Any]], progress: Progress
+    run_folder: Path, model: Model, optimizers: list[dict[str, Any]], progress: Progress, *, keep: int
 ) -> Path:
-    """Write a checkpoint and remove those beyond `train.keep_checkpoints`.
+    """Write a checkpoint and remove all but the last `keep`.
 
     Args:
         run_folder: `runs/<name>`.
-        recipe: the run's.
         model: what is trained; its state dicts hold full weights.
         optimizers: the optimizers' states, with full tensors.
         progress: how far the run has come.
+        keep: number of checkpoints to keep.
 
     Raises:
         MucoError: it cannot be written; the earlier ones stay.
@@ -77,7 +78,7 @@ def save_checkpoint(
     folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
         with atomic_folder(folder, replace=True) as partial:
-            save_encoder(model.encoder, recipe, partial / "model", step=progress.step)
+            save_encoder(model.encoder, model.settings, partial / "model", step=progress.step)
             state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
             torch.save(state, partial / "training.pt")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
@@ -88,18 +89,20 @@ def save_checkpoint(
             f"the checkpoint of step {progress.step} cannot be written to {folder.parent}: {error}\n"
             f"{last}. Free some disk space, then continue with --resume."
         ) from error
-    for old in checkpoints(run_folder)[: -recipe.train.keep_checkpoints]:
+    for old in checkpoints(run_folder)[:-keep]:
         remove_folder(old.folder)
     return folder
 
 
-def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, list[dict[str, Any]]]:
+def restore(
+    checkpoint: Checkpoint, settings: ModelSettings, loss: Loss
+) -> tuple[Model, list[dict[str, Any]]]:
     """Return the model of a checkpoint, and its optimizers' states.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    encoder = load_encoder(recipe, checkpoint.folder / "model")
+    encoder = load_encoder(settings, checkpoint.folder / "model")
     try:
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, ValueError, EOFError) as error:
@@ -107,4 +110,4 @@ def restore(checkpoint: Checkpoint, recipe: Recipe, loss: Any) -> tuple[Model, l
             f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to resume from the one before."
         ) from error
     loss.load_state_dict(state["loss"])
-    return Model(encoder, loss), state["optimizers"]
+    return Model(settings, encoder, loss), state["optimizers"]

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from muco.config.recipe import Recipe
+from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.distributed.fsdp import Shards, clip_gradients, fsdp_requested
@@ -45,10 +45,12 @@ _BROKEN_FLOOR = 1000
 
 @dataclass
 class Trainer:
-    """One run's training, from where `progress` stands to `train.num_steps`."""
+    """Trains a model from the step that `progress` names to `train.num_steps`."""
 
-    recipe: Recipe
+    settings: TrainSettings
+    seed: int
     folder: Path
+    """The run folder."""
     model: Model
     batches: StepBatches
     progress: Progress
@@ -63,7 +65,7 @@ class Trainer:
             Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
             MucoError: a loss that is not finite, too many broken samples, a killed data worker, a full disk.
         """
-        settings = self.recipe.train
+        settings = self.settings
         on_cpu = not torch.cuda.is_available()
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=_precision(settings.precision))
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
@@ -130,7 +132,7 @@ class Trainer:
         for weight in stepper.parameters():
             weight.grad = None
         stepper.shards.reshard(stepper.encoder)
-        chunk_tokens = self.recipe.train.chunk_tokens
+        chunk_tokens = self.settings.chunk_tokens
         if chunk_tokens == "auto":
             if singles is not None and memory is not None and self.progress.chunk_tokens is None:
                 self.progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
@@ -149,7 +151,7 @@ class Trainer:
     def _open_log(self, start: int) -> TrainLog | NoLog:
         if not self.ranks.is_main:
             return NoLog()
-        num_steps = self.recipe.train.num_steps
+        num_steps = self.settings.num_steps
         return TrainLog(self.folder, start=start, num_steps=num_steps, console=self.console)
 
     def _wished(self, wish: GracefulShutdown) -> int | None:
@@ -161,7 +163,7 @@ class Trainer:
 
     def _loader(self, start: int) -> Iterator[StepInputs]:
         """Yield the inputs of the steps left, made ahead by the data workers."""
-        settings = self.recipe.train
+        settings = self.settings
         loader = DataLoader(
             self.batches,
             sampler=range(start, settings.num_steps),
@@ -197,7 +199,7 @@ class Trainer:
         found = self.ranks.sums(found, self._stepper.device)
         self._note_unreadable(inputs, found)
         # Dropout draws are a function of the step, so that resuming needs no random state.
-        torch.manual_seed(stable_id("step", str(self.recipe.seed), str(inputs.step), str(self.ranks.rank)))
+        torch.manual_seed(stable_id("step", str(self.seed), str(inputs.step), str(self.ranks.rank)))
         if not found["read"]:
             raise MucoError(
                 f"step {inputs.step + 1}: none of its samples can be read, or has a turn within "
@@ -214,7 +216,7 @@ class Trainer:
                 f"Samples: {_some(inputs.samples)}\nThe last checkpoint is whole; a lower "
                 "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
             )
-        norm = clip_gradients(self._optimizers.weights(), self.recipe.train.max_grad_norm)
+        norm = clip_gradients(self._optimizers.weights(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
                 f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
@@ -232,7 +234,7 @@ class Trainer:
             "padding": sum(chunk.num_padding_tokens for chunk in chunks),
             "cut_texts": sum(chunk.num_cut_texts for chunk in chunks),
         }
-        if self.recipe.train.max_dialogue_tokens is not None:
+        if self.settings.max_dialogue_tokens is not None:
             mine["count/dropped_turns"] = inputs.num_dropped
         all_ranks = self.ranks.sums(mine, self._stepper.device)
         if cut_texts := all_ranks.pop("cut_texts"):
@@ -259,7 +261,7 @@ class Trainer:
     def _log(self, log: TrainLog | NoLog, inputs: StepInputs) -> None:
         """Write a line when one is due, its figures over the steps since the last."""
         log.advance(self.progress.step)
-        settings = self.recipe.train
+        settings = self.settings
         if self.progress.step % settings.log_every and self.progress.step != settings.num_steps:
             return
         sums = self.progress.window
@@ -288,7 +290,9 @@ class Trainer:
         states = self._optimizers.state_dict(keep=self.ranks.is_main)
         with self._shards.full_state_dicts(keep=self.ranks.is_main):
             if self.ranks.is_main:
-                save_checkpoint(self.folder, self.recipe, self.model, states, self.progress)
+                save_checkpoint(
+                    self.folder, self.model, states, self.progress, keep=self.settings.keep_checkpoints
+                )
         self.ranks.wait()
 
     def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:
@@ -302,7 +306,7 @@ class Trainer:
         self.progress.unreadable += int(found["unreadable"])
         seen = self.progress.samples_seen + int(found["read"]) + self.progress.unreadable
         share = self.progress.unreadable / max(seen, _BROKEN_FLOOR)
-        allowed = self.recipe.train.max_broken_share
+        allowed = self.settings.max_broken_share
         if share > allowed:
             first = "".join(f" One of this step: {it.sample}: {it.reason}" for it in inputs.unreadable[:1])
             raise MucoError(

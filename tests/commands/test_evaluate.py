@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
@@ -19,12 +19,11 @@ from rich.console import Console
 
 from muco.commands.evaluate import evaluate
 from muco.commands.main import app
-from muco.config.load import validate_evaluation
 from muco.core.errors import MucoError
 from muco.evaluation.results import Coherence, Gallery, SuiteScores, TaskScore, write_results
 from muco.evaluation.suite import _warnings
 from muco.model.folder import save_encoder
-from muco.model.source import Parts, find_model
+from muco.model.source import find_model
 from muco.report.page import write_report
 from tests.helpers import processes
 from tests.helpers.eval_files import write_lines, write_mbeir, write_mmeb, write_pairs
@@ -196,10 +195,10 @@ def test_what_cannot_be_evaluated_is_told(files, monkeypatch, model, suite, data
 @pytest.fixture(scope="module")
 def model(files) -> Path:
     """A model folder as training leaves it."""
-    values = {**find_model("qwen_vl").values, "evaluate": {}}
-    asked = validate_evaluation(values, [each for each in MODEL if each != "--set"], title="x")
-    encoder, _ = find_model("qwen_vl").load(Parts.of(asked))
-    save_encoder(encoder, cast(Any, asked), files / "model", step=7)
+    overrides = [each for each in MODEL if each != "--set"]
+    source = find_model("qwen_vl")
+    loaded = source.load(source.evaluation("x", overrides=overrides).model)
+    save_encoder(loaded.encoder, loaded.settings, files / "model", step=7)
     return files / "model"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ from transformers import AutoModel
 from muco.commands.export import export
 from muco.config.load import validate_evaluation
 from muco.core import MucoError
-from muco.model.build import with_pooler
+from muco.model.build import build_encoder
 from muco.model.folder import save_encoder
-from muco.model.source import Parts, find_model
+from muco.model.source import find_model
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing.encoding import dialogue_of
 from tests.helpers.small import SMALL, SMALL_CLIP, TEXTS, picture
@@ -38,21 +37,19 @@ def saved(name: str, folder: Path) -> Path:
         "evaluate": {},
     }
     asked = validate_evaluation(values, title="a test")
-    torch.manual_seed(0)
-    encoder = with_pooler(
-        cast(Any, asked), cast(Any, asked.backbone.cls).build(asked.backbone.config, texts=TEXTS)
-    )
+    encoder = build_encoder(asked.model, texts=TEXTS, seed=0)
     for weight in encoder.parameters():
         if weight.requires_grad:
             weight.data += 0.05 * torch.randn_like(weight)
-    save_encoder(encoder, cast(Any, asked), folder, step=7)
+    save_encoder(encoder, asked.model, folder, step=7)
     return folder
 
 
 def embedded(folder: Path) -> torch.Tensor:
     source = find_model(str(folder))
-    encoder, about = source.load(Parts.of(validate_evaluation(source.values, title="a test")))
-    assert about["step"] == 7
+    loaded = source.load(source.evaluation("a test").model)
+    encoder = loaded.encoder
+    assert loaded.step == 7
     with torch.no_grad():
         return encoder.eval()(encoder.backbone.processor.prepare(DIALOGUES)).vectors
 
@@ -73,7 +70,7 @@ def test_transformers_and_another_run_start_from_it(tmp_path):
     settings = {**SMALL, "random_init": None, "pretrained": str(whole)}
     started = QwenVL.build(QwenVL.Config.model_validate(settings), texts=())
     source = find_model(str(whole))
-    encoder, _ = source.load(Parts.of(validate_evaluation(source.values, title="a test")))
+    encoder = source.load(source.evaluation("a test").model).encoder
     for name, weight in started.state_dict().items():
         assert torch.equal(weight, encoder.backbone.state_dict()[name]), name
 

@@ -10,13 +10,12 @@ from rich.console import Console
 
 from muco.commands.main import app
 from muco.commands.mine import mine
-from muco.config.load import validate_evaluation
 from muco.core.errors import MucoError
 from muco.core.sample import Content, Pair, Sample
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
 from muco.io.neighbor_graph import NeighbourGraph
-from muco.model.source import Parts, find_model
+from muco.model.source import find_model
 from tests.helpers.small import QUICK, SMALL, picture
 
 MODEL = [f"backbone.random_init={json.dumps(SMALL['random_init'])}", "backbone.template=bare",
@@ -36,8 +35,7 @@ def shards(registry, tmp_path_factory):
 def slow_neighbours(reader):
     """Rank by loops: mean query against mean answers, without equal answers and images."""
     source = find_model("qwen_vl")
-    asked = validate_evaluation({**source.values, "evaluate": {}}, MODEL, title="x")
-    encoder, _ = source.load(Parts.of(asked))
+    encoder = source.load(source.evaluation("x", overrides=MODEL).model).encoder
     from muco.plugins.packers.single_turn import SingleTurn
 
     packer = SingleTurn(SingleTurn.Config())

@@ -14,10 +14,11 @@ from transformers import AutoConfig
 from muco.commands.main import app
 from muco.config.load import load_recipe
 from muco.core import DataError
+from muco.job import verify_data
 from muco.model.folder import load_encoder
 from muco.plugins.datasets.mmeb.suite import DATA_SETS
 from muco.report.comparison import published
-from muco.training.build import open_data
+from muco.training.data import open_data
 from tests.helpers import eval_files
 from tests.helpers.outside_data import (
     captioned_rows,
@@ -99,7 +100,7 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     summary = json.loads((second / "summary.json").read_text())
     assert (summary["steps"], summary["samples_seen"]) == (3, 12)
     assert not (second / "unreadable.jsonl").exists()
-    one = load_encoder(load_recipe(str(first / "recipe.yaml")), first / "model").backbone
+    one = load_encoder(load_recipe(str(first / "recipe.yaml")).model, first / "model").backbone
     one.merge_adapters()
     base = load_file(second / "model/model.safetensors")
     assert base.keys() == one.model.state_dict().keys()
@@ -179,7 +180,7 @@ def test_pairs_of_ones_own(folder):
 def test_data_that_is_not_there_is_told_with_the_command_that_gets_it(tmp_path, monkeypatch, recipe, told):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
-        open_data(load_recipe(recipe), lambda items, number, what: items)
+        verify_data("a run", load_recipe(recipe).data, [])
     for part in told:
         assert part in str(caught.value)
 
@@ -188,7 +189,7 @@ def test_all_data_that_is_missing_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("pairs", ["data={a: {shards: x}, b: {shards: y, how_to_get: ask for it}}"])
     with pytest.raises(DataError, match=r"(?s)data\.a: x is not there.*data\.b: y is not there.*ask for it"):
-        open_data(recipe, lambda items, number, what: items)
+        verify_data("a run", recipe.data, [])
 
 
 def test_a_source_in_a_recipe_is_made_once_and_anew_when_its_files_change(tmp_path, monkeypatch):
@@ -201,7 +202,7 @@ def test_a_source_in_a_recipe_is_made_once_and_anew_when_its_files_change(tmp_pa
         shown.append(what)
         return items
 
-    assert [len(open_data(recipe, show)["m"]) for _ in range(2)] == [3, 3]
+    assert [len(open_data(recipe.data, show)["m"]) for _ in range(2)] == [3, 3]
     assert shown == ["writing shards"]
     write_m3t(tmp_path / "M3T", 4)
-    assert len(open_data(recipe, show)["m"]) == 4
+    assert len(open_data(recipe.data, show)["m"]) == 4

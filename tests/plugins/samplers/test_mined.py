@@ -21,7 +21,7 @@ from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.communities import communities
 from muco.plugins.samplers.mined import Mined
 from muco.testing import check_sampler
-from muco.training.build import build_sampler
+from muco.training.data import make_sampler
 
 
 def planted(num_communities: int, size: int, *, seed: int = 0) -> np.ndarray:
@@ -196,12 +196,12 @@ def test_a_graph_of_other_data_is_refused(shards, tmp_path):
         f"sampler={DEFAULTS | {'name': 'mined', 'graphs': {'scenes': f'{tmp_path}/g'}}}",
     ]
     NeighbourGraph(rows, data=reader.index.fingerprint, teacher="t").write(tmp_path / "g")
-    build_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
+    make_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
     NeighbourGraph(rows, data="0123456789abcdef", teacher="t").write(tmp_path / "g")
     with pytest.raises(
         MucoError, match=r"sampler\.graphs\.scenes: .*g was made of other data .*0123456789abcdef"
     ):
-        build_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
+        make_sampler(load_recipe("quickstart", recipe), {"scenes": reader})
 
 
 @pytest.mark.parametrize(

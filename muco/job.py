@@ -1,0 +1,125 @@
+"""Turn a recipe into the objects of a run: data, batches, model and suites."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from muco.config.recipe import DatasetSettings, Recipe
+from muco.console import progress_bar
+from muco.core.errors import DataError
+from muco.core.loss import Loss
+from muco.distributed.ranks import Ranks
+from muco.evaluation.suites import NamedSuite, make_suites, missing_suites
+from muco.model.build import Model, build_encoder
+from muco.training.batches import StepBatches
+from muco.training.checkpoint import Progress, checkpoints, restore
+from muco.training.data import make_sampler, missing_shards, open_data, texts_of
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run trains, and on what."""
+
+    model: Model
+    batches: StepBatches
+    optimizer_state: list[dict[str, Any]] | None
+    """Of the last checkpoint; None where training starts."""
+
+    def describe(self) -> str:
+        """Return the sizes of model, data and epoch in words."""
+        size = sum(weight.numel() for weight in self.model.encoder.parameters())
+        samples = sum(self.batches.catalog.values())
+        steps = self.batches.steps_per_epoch
+        return f"{size / 1e6:.1f}M parameters, {samples:,} samples, {steps} steps an epoch"
+
+
+@dataclass
+class Job:
+    """The objects of one run."""
+
+    progress: Progress
+    """Of the last checkpoint; training updates it."""
+    training: Training | None
+    """None for a run that only evaluates."""
+    suites: list[NamedSuite]
+    """Empty for a run that only trains."""
+
+
+def assemble(
+    recipe: Recipe, run_folder: Path, *, train: bool, evaluate: bool, console: Console, ranks: Ranks
+) -> Job:
+    """Open the data and build what a run needs. Nothing is written but shards in the cache folder.
+
+    Args:
+        recipe: the run's.
+        run_folder: training goes on from the last checkpoint in it.
+        train: whether the run trains.
+        evaluate: whether it evaluates.
+        console: shows progress.
+        ranks: the processes of the run; the main one converts data sets to shards.
+
+    Raises:
+        DataError: data is missing; the message names all of it and how to get it.
+        MucoError: components, data and checkpoint do not fit together.
+    """
+    suites = make_suites(recipe.evaluate) if evaluate else []
+    verify_data(recipe.name, recipe.data if train else {}, suites)
+    saved = checkpoints(run_folder)
+    progress = saved[-1].progress() if saved else Progress()
+    if not train:
+        return Job(progress, None, suites)
+
+    with _main_first(ranks):  # The main process makes the shards; the others find them.
+        readers = open_data(recipe.data, partial(progress_bar, console=console))
+    sampler = make_sampler(recipe, readers)
+    texts = texts_of(readers.values())
+    loss: Loss = recipe.loss.make()
+    optimizer_state = None
+    if saved:
+        model, optimizer_state = restore(saved[-1], recipe.model, loss)
+    else:
+        encoder = build_encoder(recipe.model, texts=texts, seed=recipe.seed)
+        model = Model(recipe.model, encoder, loss)
+    batches = StepBatches(
+        readers=readers,
+        sampler=sampler,
+        packer=recipe.packer.make(),
+        processor=model.encoder.backbone.processor,
+        global_batch_size=recipe.train.global_batch_size,
+        seed=recipe.seed,
+        max_dialogue_tokens=recipe.train.max_dialogue_tokens,
+        rank=ranks.rank,
+        num_ranks=ranks.world_size,
+    )
+    return Job(progress, Training(model, batches, optimizer_state), suites)
+
+
+def verify_data(title: str, data: Mapping[str, DatasetSettings], suites: Sequence[NamedSuite]) -> None:
+    """Raise DataError that names all missing shards and suites' data, and how to get them.
+
+    Args:
+        title: begins the message.
+        data: training data sets by name.
+        suites: in the order of the recipe.
+    """
+    missing = missing_shards(data) | missing_suites(suites)
+    if missing:
+        lines = [f"  {path}: {message}".replace("\n", "\n    ") for path, message in missing.items()]
+        raise DataError(f"{title}: data is missing\n" + "\n".join(lines))
+
+
+@contextmanager
+def _main_first(ranks: Ranks) -> Generator[None]:
+    """Run the block in the main process, then in all others."""
+    if not ranks.is_main:
+        ranks.wait()
+    yield
+    if ranks.is_main:
+        ranks.wait()

@@ -1,0 +1,93 @@
+"""The training data of a recipe: which is missing, a reader for each data set, and the sampler over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from muco.config.recipe import DatasetSettings, Recipe
+from muco.core.errors import MucoError
+from muco.core.sampler import Catalog, Sampler
+from muco.core.source import Source
+from muco.data.prepare.cached import cached_shards
+from muco.data.progress import ShowProgress
+from muco.data.shards.reader import ShardReader
+
+_SAMPLES_FOR_TOKENIZER = 2000
+"""Samples of each data set whose texts a backbone may train its tokenizer on."""
+
+
+def missing_shards(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
+    """Return, by key of the recipe, which folders of shards are missing and how to get them."""
+    missing: dict[str, str] = {}
+    for name, settings in data.items():
+        shards = settings.shards or ""
+        if shards and "://" not in shards and not Path(shards).expanduser().is_dir():
+            how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
+            missing[f"data.{name}"] = f"{shards} is not there.\n{how.strip()}"
+    return missing
+
+
+def open_data(data: Mapping[str, DatasetSettings], progress: ShowProgress) -> dict[str, ShardReader]:
+    """Return a reader for each data set; a source is converted to shards first, unless they are cached.
+
+    Raises:
+        MucoError: shards do not fit their index, or a source cannot be converted.
+    """
+    return {
+        name: ShardReader(
+            _shards_of(settings, progress),
+            columns=settings.columns,
+            cache_bytes=int(settings.cache_gib * 2**30),
+            dataset=name,
+        )
+        for name, settings in data.items()
+    }
+
+
+def make_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:
+    """Return the sampler.
+
+    Raises:
+        MucoError: it was made for other data or does not fit the data.
+    """
+    sampler: Sampler = recipe.sampler.make()
+    sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
+    check_last_batch(recipe, sampler, {name: len(reader) for name, reader in readers.items()})
+    return sampler
+
+
+def check_last_batch(recipe: Recipe, sampler: Sampler, catalog: Catalog) -> None:
+    """Raise MucoError if the sampler does not fit the data, or an epoch ends in a batch of one sample.
+
+    Args:
+        recipe: the run's.
+        sampler: its sampler.
+        catalog: samples by data set.
+    """
+    size = recipe.train.global_batch_size
+    last = sampler.num_batches(catalog, batch_size=size) - 1
+    plan = sampler.plan(catalog, batch_size=size, seed=recipe.seed, epoch=0, position=last)
+    if len(plan.samples) == 1 and recipe.train.num_steps > last:
+        raise MucoError(
+            f"train.global_batch_size: {sum(catalog.values()):,} samples in batches of {size} leave one for "
+            "the last batch of an epoch, and one sample has no negatives. Take another batch size."
+        )
+
+
+def texts_of(readers: Iterable[ShardReader]) -> Iterator[str]:
+    """Yield the texts that a backbone may train its tokenizer on."""
+    for reader in readers:
+        for index in islice(range(len(reader)), _SAMPLES_FOR_TOKENIZER):
+            for pair in reader[index].pairs:
+                yield from (query.text for query in pair.queries)
+                yield pair.target.text
+
+
+def _shards_of(settings: DatasetSettings, progress: ShowProgress) -> Path | str:
+    if settings.source is None:
+        assert settings.shards is not None
+        return settings.shards
+    source: Source = settings.source.make()
+    return cached_shards(settings.source.name, settings.source.config, source, progress)

@@ -31,8 +31,9 @@ def test_float32_weights_all_move_where_the_compute_is_bfloat16():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_trained_in_16_bits_are_refused(dtype):
-    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False).to(dtype), nn.Linear(4, 4))
+    frozen = nn.Linear(4, 4).requires_grad_(False).to(dtype)
+    model = nn.Sequential(frozen, nn.Linear(4, 4))
     assert len(make_optimizers(model, SETTINGS).weights()) == 2
-    model[0].bias.requires_grad = True
+    frozen.bias.requires_grad = True
     with pytest.raises(MucoError, match=r"0\.bias is trained in b?float16.*dtype: float32.*adapter: "):
         make_optimizers(model, SETTINGS)

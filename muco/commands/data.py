@@ -57,6 +57,9 @@ def prepare(
         int | None, typer.Option(min=1, help="Reduce larger images; by default all are copied unchanged.")
     ] = None,
     max_shorter_side: MaxShorterSide = None,
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge", help="Also enlarge images to --max-shorter-side, as the paper does.")
+    ] = False,
     max_skipped_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when a larger share of the records makes no sample.")
     ] = 0.01,
@@ -71,7 +74,9 @@ def prepare(
 
     if engine not in ("local", "ray"):
         raise MucoError(f"--engine {engine}: choose local or ray")
-    layout = Layout(shard_mib * 2**20, max_pixels, max_shorter_side, repeat_images)
+    if enlarge and max_shorter_side is None:
+        raise MucoError("--enlarge needs --max-shorter-side, the size that images are enlarged to")
+    layout = Layout(shard_mib * 2**20, max_pixels, max_shorter_side, enlarge, repeat_images)
     conversion = conversion_of(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from muco.core.errors import MucoError
 from muco.core.suite import Suite, Task
 from muco.evaluation import metrics
 from muco.evaluation.encode import CachedEmbedder, Embedded, Track
@@ -53,7 +54,8 @@ def run_suite(
     gallery: list[GalleryTask] = []
     warnings: list[str] = []
     meter = CoherenceMeter()
-    for task in suite.tasks():
+    num_tasks = 0
+    for num_tasks, task in enumerate(suite.tasks(), 1):
         warnings += task.warnings
         queries = embedder.encode(task.queries, track(f"{task.name}: queries"))
         pool = embedder.encode(task.pool, track(f"{task.name}: candidates"))
@@ -70,6 +72,8 @@ def run_suite(
             scores[task.name] = _score(task, rankings, ties, _data_hash(task, queries, pool))
             gallery.append(gallery_task(task, rankings[:gallery_queries]))
             meter.add(queries, pool, rankings)
+    if not num_tasks:
+        raise MucoError(f"suite {name} has no task. Look at its settings and its data")
     turns = [content for each in suite.turns() for content in each]
     if turns:
         meter.add_turns(embedder.encode(turns, track("turns of one image")))

@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,9 @@ def test_images_are_reduced_to_a_shorter_side_and_never_enlarged(folder):
     assert made[2].images[0].data == files["small.jpg"]
     with Image.open(io.BytesIO(made[1].images[0].data)) as image:
         assert image.format == "JPEG"
+    shutil.rmtree("shards")
+    made = prepare("t.jsonl", PICTURES, "--max-shorter-side", "40", "--enlarge")
+    assert [sample.images[0].size for sample in made] == [(100, 40), (40, 80), (60, 40)]
 
 
 def test_a_thin_image_keeps_within_its_pixels(folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muco.core import TurnEmbeddings, TurnEncoder
+from muco.core import Content, MucoError, Suite, Task, TurnEmbeddings, TurnEncoder
 from muco.evaluation.embedding_store import EmbeddingStore
 from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.suite import run_suite
@@ -26,15 +26,16 @@ class OnePoint(nn.Module):
         return TurnEmbeddings.join(vectors, states.ids)
 
 
-def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
+@pytest.fixture
+def run(tmp_path):
     backbone = QwenVL.build(QwenVL.Config(**SMALL), texts=TEXTS)
     packer = MultiTurn(MultiTurn.Config(system=""))
-    suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
     with EmbeddingStore(tmp_path / "vectors", {}, dim=8) as store:
         model = TurnEncoder(backbone, OnePoint())
         encoder = CachedEmbedder(model, packer, store, batch_tokens=4096, join_turns=True)
-        shared, first = (
-            run_suite(
+
+        def run(suite, ties="share"):
+            return run_suite(
                 "scenes",
                 suite,
                 encoder,
@@ -43,8 +44,13 @@ def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
                 depends_on={},
                 track=lambda task: lambda windows, _: windows,
             )
-            for ties in ("share", "first")
-        )
+
+        yield run
+
+
+def test_a_collapsed_model_scores_chance_on_every_task(run):
+    suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
+    shared, first = run(suite), run(suite, "first")
     for (result, _), expected in ((shared, 0.1), (first, 1.0)):
         assert set(result.tasks) == set(TASKS)
         for task in result.tasks.values():
@@ -53,3 +59,25 @@ def test_a_collapsed_model_scores_chance_on_every_task(tmp_path):
             assert task.tied_share == 1
     assert len(shared[0].warnings) == len(TASKS)
     assert shared[0].metrics()["scenes/mean"] == pytest.approx(0.1)
+
+
+class GivenTasks(Suite):
+    """A suite of the tasks that it is given."""
+
+    def __init__(self, *tasks):
+        self._tasks = tasks
+
+    def tasks(self):
+        return self._tasks
+
+
+def test_a_suite_without_task_is_an_error_in_words(run):
+    with pytest.raises(MucoError, match="suite scenes has no task"):
+        run(GivenTasks())
+
+
+def test_an_empty_candidate_is_scored_and_named(run):
+    pool = [Content("red"), Content("")]
+    result, _ = run(GivenTasks(Task("t", "m", [Content("q")], pool, None, [[0]], warnings=("one is empty",))))
+    assert result.tasks["t"].score == 0.5
+    assert "one is empty" in result.warnings

@@ -45,9 +45,11 @@ def mmeb_row(name: str, number: int, *, second: bool = False) -> tuple[dict[str,
     # A doublet of the right answer, as Visual7W and ChartQA have them.
     texts, paths = [*texts, texts[0]], [*paths, paths[0]]
     instruction, body = f"Represent the {name} query: ", f"question {number}"
+    # WebQA and EDIS carry the placeholder without an image.
+    marked = has_query_image or name in ("WebQA", "EDIS")
     if second:
         row = {
-            "qry_inst": f"{IMG}\n{instruction.strip()}" if has_query_image else instruction.strip(),
+            "qry_inst": f"{IMG}\n{instruction.strip()}" if marked else instruction.strip(),
             "qry_text": body,
             "qry_img_path": f"images/{query_image}" if query_image else "",
             "tgt_inst": f"{IMG} {target_inst}" if target_inst else "",
@@ -55,8 +57,6 @@ def mmeb_row(name: str, number: int, *, second: bool = False) -> tuple[dict[str,
             "tgt_img_path": [f"images/{path}" if path else "" for path in paths],
         }
     else:
-        # WebQA and EDIS carry the placeholder without an image.
-        marked = has_query_image or name in ("WebQA", "EDIS")
         row = {
             "qry_text": (f"{IMG}\n" if marked else "") + f"{instruction}{body}\n",
             "qry_img_path": query_image,

@@ -50,13 +50,15 @@ class Layout:
     """Larger images are reduced; None copies every image unchanged."""
     max_shorter_side_pixels: int | None = None
     """Images with a longer shorter side are reduced to it."""
+    enlarge: bool = False
+    """Images with a shorter side below it are enlarged to it."""
     repeat_images: bool = False
     """Write an image into every sample that uses it, so that each sample can be read without the others."""
 
     @property
     def limits(self) -> Limits:
         """Limits of images."""
-        return Limits(self.max_pixels, self.max_shorter_side_pixels)
+        return Limits(self.max_pixels, self.max_shorter_side_pixels, self.enlarge)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,17 @@ class Limits:
 
     max_pixels: int | None = None
     max_shorter_side_pixels: int | None = None
+    enlarge: bool = False
+    """Also enlarge images whose shorter side is below `max_shorter_side_pixels`, as the paper does."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height that an image is reduced to."""
+        """Return the width and height that an image is resized to."""
         scale = 1.0
+        if self.max_shorter_side_pixels is not None:
+            to_side = self.max_shorter_side_pixels / min(width, height)
+            scale = to_side if self.enlarge else min(scale, to_side)
         if self.max_pixels is not None:
             scale = min(scale, (self.max_pixels / (width * height)) ** 0.5)
-        if self.max_shorter_side_pixels is not None:
-            scale = min(scale, self.max_shorter_side_pixels / min(width, height))
         # 1e-6: a side that is a whole number may come out just below it. A thin image keeps one pixel.
         size = max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))
         max_pixels = self.max_pixels if self.max_pixels is not None else size[0] * size[1]

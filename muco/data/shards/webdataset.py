@@ -152,6 +152,6 @@ def _value(members: Mapping[str, bytes], column: str, *, is_image: bool) -> Any:
 
 def _text(data: bytes, suffix: str) -> str:
     try:
-        return data.decode()
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{suffix} is not UTF-8: {error}") from None

@@ -152,7 +152,7 @@ def contrast(
     """Return the softmax loss of each query turn, with counts of what was masked.
 
     With positives P and negatives M of a query, similarities s and temperature t,
-    `loss = mean over p in P of softplus(logsumexp(s_m / t for m in M) - s_p / t)`: the formula of both
+    `loss = mean over p in P of -logsigmoid(s_p / t - logsumexp(s_m / t for m in M))`: the formula of both
     stages of the paper. For one positive it is the cross-entropy.
 
     Args:
@@ -234,7 +234,8 @@ def _terms(
     if margin is not None:
         counts["masked_margin"] = negatives.num_beyond.sum()
         counts["negatives"] = counts["negatives"] - counts["masked_margin"]
-    return _Terms(row_P, F.softplus(negatives_P - logit_P), best_N, negatives.top, counts)
+    # softplus is linear beyond 20.
+    return _Terms(row_P, -F.logsigmoid(logit_P - negatives_P), best_N, negatives.top, counts)
 
 
 def _limit(best_N: Tensor, margin: float) -> Tensor:

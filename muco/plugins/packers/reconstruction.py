@@ -88,11 +88,16 @@ class Reconstruction(BasePacker):
             return _masked_message([None])
         words: list[str | None] = []
         if content.images and self.config.captions and content.caption:
-            words += f"{CAPTION}{content.caption}\n{content.text}".strip("\n").split(" ")
+            words += _ended(f"{CAPTION}{content.caption}\n{content.text}").split(" ")
         else:
-            words += [None] * bool(content.images) + content.text.split(" ") * bool(content.text)
+            words += [None] * bool(content.images) + _ended(content.text).split(" ") * bool(content.text)
         ratio = self.config.mask_ratio
         return _masked_message([None if rng.random() < ratio else word for word in words])
+
+
+def _ended(text: str) -> str:
+    """Return a text with one line break at its end, as in the public code; it belongs to the last word."""
+    return text.strip("\n") + "\n"
 
 
 def _masked_message(words: list[str | None]) -> Message:

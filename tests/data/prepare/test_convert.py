@@ -116,7 +116,7 @@ def test_what_makes_no_sample_is_left_out_counted_and_named(tmp_path):
     assert (made.num_samples, made.num_skipped) == (3, 5)
     lines = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
     assert [line["record"] for line in lines] == [1, 3, 5, 6, 7]
-    assert lines[0]["name"] == "CIRR/original-00000-of-00001.parquet: row 1"
+    assert lines[0]["name"] == "CIRR/original-00000-of-00001.parquet: row 2"
     told = ["no positive", "no image is named", "gone.jpg is missing", "decompression bomb", "no PNG, JPEG"]
     for line, reason in zip(lines, told, strict=True):
         assert reason in line["reason"]
@@ -163,7 +163,7 @@ def test_too_much_left_out_stops_and_goes_on_when_more_is_allowed(tmp_path):
 
 def test_nothing_at_all_is_an_error(tmp_path):
     write_parquet(tmp_path / "M3T.parquet", [m3t_row(0)])
-    with pytest.raises(DataError, match=r"no record makes a sample\. The first one: M3T\.parquet: row 0"):
+    with pytest.raises(DataError, match=r"no record makes a sample\. The first one: M3T\.parquet: row 1"):
         convert("m3t", tmp_path / "M3T.parquet", tmp_path / "shards")
 
 

@@ -21,7 +21,7 @@ from muco.data.shards.check import check_shards
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.statistics import spread_over, summarize
 from muco.data.shards.storage import RemoteStorage
-from muco.data.shards.webdataset import index_folder
+from muco.data.shards.webdataset import foreign_sample, index_folder
 from muco.io.columns import PairColumns
 from muco.report.samples import write_page
 from tests.helpers.outside_data import bomb, image_bytes, write_tar
@@ -335,3 +335,13 @@ def test_showing_tells_the_figures(shards, tmp_path):
     assert "pairs classification" in done.stdout
     assert page.read_text().count("<article>") == 3
     assert Image.MIME["JPEG"] in page.read_text()
+
+
+def test_the_byte_order_mark_and_carriage_returns_of_a_text_are_no_part_of_it():
+    texts = (b"\xef\xbb\xbfred", b"red\r", b"red\r\n", b"red\n", b"red")
+    samples = [
+        foreign_sample({"jpg": image_bytes(1), "txt": text}, CAPTIONS, name="0", dataset="d")
+        for text in texts
+    ]
+    assert {sample.pairs[0].target.text for sample in samples} == {"red"}
+    assert len({sample.pairs[0].target.content_id for sample in samples}) == 1

@@ -253,3 +253,17 @@ def test_large_logits_do_not_overflow():
     query, target = random_turns([2, 2], 0)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=1e-4))(query, target).per_turn
     assert torch.isfinite(loss).all()
+
+
+def test_a_loss_beyond_20_keeps_its_last_digits():
+    """softplus is linear there: 24 instead of 24 + exp(-24)."""
+    vectors = torch.eye(2, dtype=torch.float64)
+    query, target = random_turns([1, 1], 0, dim=2)
+    own = (query.sample_ids[:, None] == target.sample_ids).double().argmax(1)
+    order = own.argsort()
+    query = replace(query, vectors=vectors)
+    target = replace(target, vectors=vectors.flip(0)[order])
+    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=1 / 24))
+    got = loss(query, target).per_turn
+    assert got.tolist() == pytest.approx([24 + math.exp(-24)] * 2, rel=1e-14, abs=0)
+    assert got[0] != 24

@@ -93,23 +93,23 @@ def test_each_side_answers_plainly_and_then_again():
 
 def test_an_image_of_the_counterpart_is_told_by_its_caption():
     assert counterparts(packer(mask_ratio=0, full_mask_share=0)) == (
-        "Image description: A blue disc, rather large.\na red disc",
-        "Image description: A small red disc.\nFind the same place by day.",
+        "Image description: A blue disc, rather large.\na red disc\n",
+        "Image description: A small red disc.\nFind the same place by day.\n",
     )
 
 
 def test_an_image_that_no_caption_tells_is_a_mask():
-    shown = (f"{MASK} a red disc", f"{MASK} Find the same place by day.")
+    shown = (f"{MASK} a red disc\n", f"{MASK} Find the same place by day.\n")
     assert counterparts(packer(mask_ratio=0, full_mask_share=0, captions=False)) == shown
     silent = Sample("1", "data", (RED,), (Pair("t", (Content("what?"),), Content(images=(BLUE,))),))
-    assert counterparts(packer(mask_ratio=0, full_mask_share=0), silent) == (MASK, f"{MASK} what?")
+    assert counterparts(packer(mask_ratio=0, full_mask_share=0), silent) == (MASK, f"{MASK} what?\n")
 
 
 def test_captions_of_the_sample_and_of_the_query_come_in_the_order_of_their_images():
     pair = Pair("t", (Content("which?", (BLUE,), "The second."),), Content("both"))
     sample = Sample("1", "data", (RED,), (pair,), caption="The first.")
     shown = counterparts(packer(mask_ratio=0, full_mask_share=0), sample)
-    assert shown == ("both", "Image description: The first.\nThe second.\nwhich?")
+    assert shown == ("both\n", "Image description: The first.\nThe second.\nwhich?\n")
 
 
 @given(own=st.integers(0, 2**64), ratio=st.floats(0, 1))
@@ -173,7 +173,7 @@ def test_a_mask_is_a_token_and_what_a_text_calls_one_is_not(template):
     pair = Pair("t", (Content("what?"),), Content(f"user's {MASK} text"))
     (query,) = pack(packer(mask_ratio=0, full_mask_share=0), Sample("1", "data", (), (pair,))).queries
     pieces = pieces_of(query, template).turns[1]
-    assert UserText(f"user's {MASK} text") in pieces
+    assert UserText(f"user's {MASK} text\n") in pieces
     assert Markup(MASK) not in pieces
     (query,) = pack(packer(full_mask_share=1)).queries
     assert pieces_of(query, template).turns[1].count(Markup(MASK)) == 1
@@ -236,3 +236,11 @@ def test_training_on_a_batch_lowers_its_loss(encoder, tmp_path, forms):
         optimizer.step()
     assert done.num_turns == 8, "two forms of four queries"
     assert values[-1] < values[0]
+
+
+def test_the_text_keeps_its_last_line_break_unless_its_last_word_is_masked():
+    packed = [pack(packer(mask_ratio=0.5, full_mask_share=0.0), own=own).queries[0] for own in range(20)]
+    shown = [told(dialogue.turns[1].messages[1]) for dialogue in packed]
+    ends = {text.endswith(MASK): text for text in shown}
+    assert set(ends) == {True, False}
+    assert all(text.endswith((MASK, "disc\n")) for text in shown)

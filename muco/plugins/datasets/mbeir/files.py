@@ -63,18 +63,20 @@ KINDS: dict[int, Kind] = {
 the four groups are consistent with them."""
 
 
-def clean_for_training(text: str) -> str:
-    """Return a text stripped of white space and quotes, with a capital first and a full stop last."""
-    return _sentence(text.strip().strip("\"'").strip())
+def clean(text: str) -> str:
+    """Return a text as UniIR cleans it for training and test: a capital first and a full stop last.
 
-
-def clean_for_test(text: str) -> str:
-    """Return a text as UniIR cleans it: like `clean_for_training`, but only double quotes are stripped."""
-    return _sentence(text.replace("\r", "").strip().strip('"'))
-
-
-def _sentence(text: str) -> str:
+    Carriage returns, white space and then double quotes are stripped.
+    """
+    text = text.replace("\r", "").strip().strip('"')
     return text[:1].upper() + text[1:] + ("." if text and text[-1] not in ".?!" else "")
+
+
+def query_text(instruction: str, text: str, *, tidy: bool = True) -> str:
+    """Return an instruction and a query's text, both cleaned as UniIR does, or as they are."""
+    if not tidy:
+        return f"{instruction.strip()} {text}".strip()
+    return clean(f"{instruction} {clean(text)}".strip())
 
 
 def number_of(name: str) -> int:
@@ -166,7 +168,7 @@ class CandidatePool:
     def _list(self) -> sqlite3.Connection:
         revisions = "-".join(revision_of([path.resolve()]) for path in self.paths)
         return cached_database(
-            f"candidates/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
+            f"candidates-2/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
         )
 
     @cached_property
@@ -175,6 +177,12 @@ class CandidatePool:
 
     def __len__(self) -> int:
         ((number,),) = self._list.execute("SELECT count(*) FROM candidates")
+        return number
+
+    @property
+    def num_empty(self) -> int:
+        """How many candidates have neither text nor image."""
+        ((number,),) = self._list.execute("SELECT number FROM empty")
         return number
 
     def check(self) -> None:
@@ -192,14 +200,12 @@ class CandidatePool:
         raise DataError(f"candidate {name} is not in {', '.join(map(str, self.paths))}")
 
     def read(self, index: int) -> TextAndImage:
-        """Return the cleaned text and the image path of a candidate; raise DataError if it has neither."""
+        """Return the cleaned text and the image path of a candidate; both may be empty."""
         query = "SELECT file, offset, size FROM candidates WHERE candidate = ?"
         ((file, offset, size),) = self._list.execute(query, (index,))
         row = json_object(os.pread(self._files[file], size, offset))
         text, image = (text_of(row.get(key), f"candidate {row['did']}: {key}") for key in ("txt", "img_path"))
-        if not ((text := self._clean(text)) or image):
-            raise DataError(f"candidate {row['did']} has neither text nor image")
-        return text, image
+        return self._clean(text), image
 
 
 def _write_list(to: Path, paths: Sequence[Path]) -> None:
@@ -214,7 +220,8 @@ def _write_list(to: Path, paths: Sequence[Path]) -> None:
             "size INT)"
         )
         database.execute("CREATE TABLE faults (fault TEXT)")
-        index, fault = 0, ""
+        database.execute("CREATE TABLE empty (number INT)")
+        index, num_empty, fault = 0, 0, ""
         for file, path in enumerate(paths):
             for number, offset, line in _lines(path):
                 try:
@@ -224,9 +231,13 @@ def _write_list(to: Path, paths: Sequence[Path]) -> None:
                     if not database.execute(insert, values).rowcount:
                         raise DataError(f"a second candidate {row['did']}")
                     index += 1
-                    text_and_image(row, "txt", "img_path", "modality")
+                    if row.get("txt") or row.get("img_path"):
+                        text_and_image(row, "txt", "img_path", "modality")
+                    else:
+                        num_empty += 1
                 except DataError as error:
                     fault = fault or f"{path}, line {number}: {error}"
+        database.execute("INSERT INTO empty VALUES (?)", (num_empty,))
         if fault:
             database.execute("INSERT INTO faults VALUES (?)", (fault,))
         database.commit()

@@ -22,8 +22,9 @@ from muco.plugins.datasets.mbeir.files import (
     INSTRUCTIONS,
     CandidatePool,
     Instructions,
-    clean_for_training,
+    clean,
     dataset_of,
+    query_text,
 )
 
 _DOWNLOAD = (
@@ -61,7 +62,7 @@ class MBEIR(TableSource):
         num_negatives: NonNegativeInt = 0
         """The number of hard negatives of a query, the first that it has; UniIR trains without."""
         tidy_texts: bool = True
-        """Strip texts and their quotes, begin with a capital, end with a full stop, as UniIR does."""
+        """Strip texts and their double quotes, begin with a capital, end with a full stop, as UniIR does."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -86,7 +87,7 @@ class MBEIR(TableSource):
         if not positives:
             raise DataError(f"query {qid}: no positive")
         image = row.text("query_img_path")
-        text = self._cleaned(row.text("query_txt"))
+        text = row.text("query_txt")
         if not (text or image):
             raise DataError(f"query {qid}: neither text nor image")
         negatives = tuple(self.images.content(*self._candidate(name)) for name in self._negatives(row))
@@ -94,7 +95,8 @@ class MBEIR(TableSource):
             Pair(
                 task=f"task{row.values.get('task_id')}",
                 queries=tuple(
-                    Content(f"{prompt} {text}".strip()) for prompt in self._prompts(row, dataset, candidate)
+                    Content(query_text(prompt, text, tidy=self.config.tidy_texts))
+                    for prompt in self._prompts(row, dataset, candidate)
                 ),
                 target=self.images.content(*candidate),
                 negatives=negatives,
@@ -116,7 +118,7 @@ class MBEIR(TableSource):
         text, image = candidate
         target = ",".join(name for name, part in (("image", image), ("text", text)) if part)
         prompts = self._instructions.prompts(dataset, row.text("query_modality"), target)
-        return [prompt.strip() for prompt in prompts if prompt.strip()]
+        return [prompt for prompt in prompts if prompt.strip()]
 
     @cached_property
     def _instructions(self) -> Instructions:
@@ -130,7 +132,7 @@ class MBEIR(TableSource):
         return self._pool.read(self._pool.index_of(name))
 
     def _cleaned(self, text: str) -> str:
-        return clean_for_training(text) if self.config.tidy_texts else text
+        return clean(text) if self.config.tidy_texts else text
 
 
 def _ids(row: Row, column: str) -> list[str]:

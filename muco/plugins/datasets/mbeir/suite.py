@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
+from muco.core.ids import stable_id
 from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
@@ -22,7 +24,8 @@ from muco.plugins.datasets.mbeir.files import (
     KINDS,
     CandidatePool,
     Instructions,
-    clean_for_test,
+    clean,
+    query_text,
     read_lines,
     text_and_image,
 )
@@ -73,8 +76,11 @@ class MBEIR(Suite):
         names of tasks and averages of the global pool then start with `global_`."""
         datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
         """The test sets to score, such as `cirr_task7`; by default all that are in `data`."""
-        prompt: Annotated[int, Field(ge=1, le=4)] = 1
-        """Which of the four instructions is put before every query."""
+        prompt: Annotated[int, Field(ge=1, le=4)] | Literal["draw"] = 1
+        """Which of the four instructions is put before every query. draw: one is drawn for each query, as
+        UniIR does; equal seeds draw equal ones."""
+        prompt_seed: int = 0
+        """The seed of `prompt: draw`."""
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
@@ -86,6 +92,7 @@ class MBEIR(Suite):
         self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
         self.prompt = config.prompt
         self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
+        self.prompt_seed = config.prompt_seed
 
     def members(self) -> Mapping[str, int]:
         sizes: dict[str, int] = {}
@@ -104,7 +111,7 @@ class MBEIR(Suite):
         if missing:
             raise DataError(f"{', '.join(missing[:6])}: no such file. {self._download}")
         for name in names:
-            self._instruction(name)
+            self._prompts(name)
             for _, row in islice(strict_rows(self._queries_file(name)), 1):
                 self._check_images(name, [row.get("query_img_path") or ""])
 
@@ -133,7 +140,7 @@ class MBEIR(Suite):
         queries, relevant = self._read_queries(name, candidates)
         self._check_images(name, (path for _, path in queries))
         best, more = (10, (20, 50)) if data_set in _SCORED_AT_TEN else (5, (1, 10))
-        prefix = self._prefix(pool)
+        prefix, empty = self._prefix(pool), candidates.num_empty
         # `meta_task` and `in_mean` already give the averages without a prefix.
         groups = (*_averages(name), "mean") if prefix else _averages(name)[1:]
         return Task(
@@ -147,6 +154,7 @@ class MBEIR(Suite):
             more_metrics=tuple(f"hit@{k}" for k in more),
             groups=tuple(f"{prefix}{group}" for group in groups),
             in_mean=not prefix,
+            warnings=(f"{name}: {empty:,} candidates have neither text nor image",) if empty else (),
         )
 
     def _prefix(self, pool: str) -> str:
@@ -166,7 +174,7 @@ class MBEIR(Suite):
         return of_test if of_test.is_file() else folder / f"mbeir_{name}_cand_pool.jsonl"
 
     def _open_pool(self, name: str, pool: str) -> CandidatePool:
-        candidates = CandidatePool([self._pool_file(name, pool)], self.images, clean_for_test)
+        candidates = CandidatePool([self._pool_file(name, pool)], self.images, clean)
         candidates.check()
         return candidates
 
@@ -174,7 +182,7 @@ class MBEIR(Suite):
         self.images.check(paths, hint=f"{name} needs them; they are in mbeir_images.tar.gz.")
 
     def _read_queries(self, name: str, pool: CandidatePool) -> tuple[list[TextAndImage], list[list[int]]]:
-        instruction, positives = self._instruction(name), self._positives(name)
+        prompts, positives = self._prompts(name), self._positives(name)
         queries: list[TextAndImage] = []
         relevant: list[list[int]] = []
         for location, row in strict_rows(self._queries_file(name)):
@@ -187,7 +195,7 @@ class MBEIR(Suite):
                 own = [did for did in positives[qid] if did.split(":")[0] == qid.split(":")[0]]
                 if not own:
                     raise DataError(f"query {qid} has no positive of its own data set in the qrels")
-                queries.append((clean_for_test(f"{instruction} {clean_for_test(text)}".strip()), image))
+                queries.append((query_text(self._prompt_of(prompts, qid), text), image))
                 relevant.append([pool.index_of(did) for did in own])
             except DataError as error:
                 raise DataError(f"{location}: {error}") from None
@@ -213,11 +221,16 @@ class MBEIR(Suite):
     def _instructions(self) -> Instructions:
         return Instructions(self.folder / INSTRUCTIONS)
 
-    def _instruction(self, name: str) -> str:
+    def _prompt_of(self, prompts: Sequence[str], qid: str) -> str:
+        if isinstance(self.prompt, int):
+            return prompts[self.prompt - 1]
+        return Random(stable_id(str(self.prompt_seed), qid)).choice(prompts)
+
+    def _prompts(self, name: str) -> list[str]:
+        """Return the four instructions of a test set."""
         data_set, task_id = TEST_SETS[name]
         kind = KINDS[task_id]
-        prompts = self._instructions.prompts(DATA_SETS.index(data_set), kind.query, kind.target)
-        return prompts[self.prompt - 1]
+        return self._instructions.prompts(DATA_SETS.index(data_set), kind.query, kind.target)
 
 
 def _averages(name: str) -> tuple[str, str]:

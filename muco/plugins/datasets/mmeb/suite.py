@@ -194,13 +194,13 @@ def _read_row(shape: Shape, row: Mapping[str, Any]) -> tuple[TextAndImage, list[
     instruction = text_of(row.get("qry_inst"), "qry_inst")
     if not has_instructions:
         targets = [(strip_image_token(text), path) for text, path in zip(texts, paths, strict=True)]
-        return (strip_image_token(query), image), targets
+        return (strip_image_token(query, has_image=bool(image)), image), targets
     instructions = text_list(row["tgt_inst"], "tgt_inst") or [""]  # one for all, or one each
     targets = [
         (target_text(shape, instructions[min(index, len(instructions) - 1)], text), path)
         for index, (text, path) in enumerate(zip(texts, paths, strict=True))
     ]
-    return (query_text(shape, instruction, query), image), targets
+    return (query_text(shape, instruction, query, has_image=bool(image)), image), targets
 
 
 def _list(row: Mapping[str, Any], column: str) -> list[str]:

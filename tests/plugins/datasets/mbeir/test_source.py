@@ -115,3 +115,10 @@ def test_a_changed_pool_is_listed_anew(folder):
 def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"does not exist\. Fetch it with `hf download.*170 GB"):
         len(source(tmp_path / "nowhere"))
+
+
+def test_training_and_test_clean_a_query_alike(folder):
+    path = folder / QUERIES
+    path.write_text(path.read_text().replace("news of day 0", "'news' of\\r day 0 "))
+    texts = [query.text for query in next(source(folder).samples()).pairs[0].queries]
+    assert texts[0] == "Identify the image. 'news' of day 0."

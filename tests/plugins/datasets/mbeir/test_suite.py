@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from muco.core.errors import DataError
-from muco.plugins.datasets.mbeir.files import KINDS, clean_for_test
+from muco.plugins.datasets.mbeir.files import KINDS, clean
 from muco.plugins.datasets.mbeir.suite import MBEIR, TEST_SETS
 from muco.testing import check_suite
 from tests.helpers.eval_files import write_mbeir
@@ -60,9 +60,10 @@ def test_queries_carry_an_instruction_and_positives_are_the_data_sets_own(tmp_pa
 
 
 def test_texts_are_cleaned_as_the_benchmark_does():
-    assert clean_for_test(' "what is this" ') == "What is this."
-    assert clean_for_test("Is it?") == "Is it?"
-    assert clean_for_test("") == ""
+    assert clean(' "what is this" ') == "What is this."
+    assert clean("'quoted'\r ") == "'quoted'."
+    assert clean("Is it?") == "Is it?"
+    assert clean("") == ""
 
 
 def edit(path, old, new):
@@ -123,3 +124,28 @@ def test_what_is_missing_is_told_before_training(tmp_path, gone, pool):
         suite_of(tmp_path, pool=pool).verify_data()
     with pytest.raises(DataError, match="TIGER-Lab/M-BEIR --local-dir"):
         suite_of(tmp_path / "none").verify_data()
+
+
+def test_an_instruction_drawn_for_each_query_is_the_same_for_equal_seeds(tmp_path):
+    write_mbeir(tmp_path)
+
+    def asked(**settings):
+        (task,) = suite_of(tmp_path, datasets=["oven_task6"], **settings).tasks()
+        return [query.text for query in task.queries]
+
+    fixed = [asked(prompt=prompt) for prompt in range(1, 5)]
+    drawn = [asked(prompt="draw", prompt_seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert all(
+        text in each for texts in drawn for text, each in zip(texts, zip(*fixed, strict=True), strict=True)
+    )
+    assert len({tuple(texts) for texts in drawn}) > 1
+    assert len({fixed_texts[0] for fixed_texts in fixed}) == 4
+
+
+def test_an_empty_candidate_is_counted_and_the_set_goes_on(tmp_path):
+    write_mbeir(tmp_path)
+    edit(POOL, '"\\"passage 5 of oven_task6"', "null")(tmp_path)
+    (task,) = suite_of(tmp_path, datasets=["oven_task6"]).tasks()
+    assert (len(task.pool), task.pool[5].text) == (6, "")
+    assert task.warnings == ("oven_task6: 1 candidates have neither text nor image",)

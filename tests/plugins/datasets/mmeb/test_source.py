@@ -67,7 +67,7 @@ def test_images_are_the_archives_bytes(folder):
 def test_queries_of_webqa_carry_the_token_without_an_image(folder):
     sample = next(source(folder, subsets=("WebQA",)).samples())
     assert sample.images == ()
-    assert sample.pairs[0].queries[0].text.startswith("Find a Wikipedia image")
+    assert sample.pairs[0].queries[0].text.startswith("\nFind a Wikipedia image")
 
 
 def test_diverse_instructions_have_the_token_anywhere(folder):

@@ -45,7 +45,7 @@ def test_both_layouts_and_a_zip_give_the_same_tasks(tmp_path):
 def test_texts_lose_the_placeholder_and_doublets_of_the_right_answer_are_right(tmp_path):
     write_mmeb(tmp_path, ["WebQA", "N24News"])
     news, web = suite_of(tmp_path).tasks()
-    assert web.queries[0].text == "Represent the WebQA query: question 0"
+    assert web.queries[0].text == "\nRepresent the WebQA query: question 0"
     assert web.queries[0].images == ()
     assert web.pool[0].text == "Represent the given image. a red disc"
     assert len(web.pool[0].images) == 1

@@ -54,8 +54,8 @@ def run_suite(
     gallery: list[GalleryTask] = []
     warnings: list[str] = []
     meter = CoherenceMeter()
-    num_tasks = 0
-    for num_tasks, task in enumerate(suite.tasks(), 1):
+    task = None
+    for task in suite.tasks():
         warnings += task.warnings
         queries = embedder.encode(task.queries, track(f"{task.name}: queries"))
         pool = embedder.encode(task.pool, track(f"{task.name}: candidates"))
@@ -72,7 +72,7 @@ def run_suite(
             scores[task.name] = _score(task, rankings, ties, _data_hash(task, queries, pool))
             gallery.append(gallery_task(task, rankings[:gallery_queries]))
             meter.add(queries, pool, rankings)
-    if not num_tasks:
+    if task is None:
         raise MucoError(f"suite {name} has no task. Look at its settings and its data")
     turns = [content for each in suite.turns() for content in each]
     if turns:

@@ -18,8 +18,9 @@ from muco.core.loss import Loss
 from muco.distributed.ranks import Ranks
 from muco.evaluation.suites import NamedSuite, make_suites, missing_suites
 from muco.model.build import Model, build_encoder
+from muco.run_folder import check_same_data, check_same_recipe
 from muco.training.batches import StepBatches
-from muco.training.checkpoint import Progress, checkpoints, restore
+from muco.training.checkpoint import Progress, checkpoints, ignored_checkpoints, restore
 from muco.training.data import make_sampler, missing_shards, open_data, texts_of
 
 
@@ -53,13 +54,21 @@ class Job:
 
 
 def assemble(
-    recipe: Recipe, run_folder: Path, *, train: bool, evaluate: bool, console: Console, ranks: Ranks
+    recipe: Recipe,
+    run_folder: Path,
+    fingerprints: dict[str, str],
+    *,
+    train: bool,
+    evaluate: bool,
+    console: Console,
+    ranks: Ranks,
 ) -> Job:
     """Open the data and build what a run needs. Nothing is written but shards in the cache folder.
 
     Args:
         recipe: the run's.
         run_folder: training goes on from the last checkpoint in it.
+        fingerprints: of its training data.
         train: whether the run trains.
         evaluate: whether it evaluates.
         console: shows progress.
@@ -71,6 +80,8 @@ def assemble(
     """
     suites = make_suites(recipe.evaluate) if evaluate else []
     verify_data(recipe.name, recipe.data if train else {}, suites)
+    for path in ignored_checkpoints(run_folder):
+        console.print(f"note: {path} is no complete checkpoint of this run; it is not used", soft_wrap=True)
     saved = checkpoints(run_folder)
     progress = saved[-1].progress() if saved else Progress()
     if not train:
@@ -83,6 +94,9 @@ def assemble(
     loss: Loss = recipe.loss.make()
     optimizer_state = None
     if saved:
+        saved_origin = saved[-1].origin()
+        check_same_recipe(f"{saved[-1].folder}", saved_origin.recipe, recipe)
+        check_same_data(f"{saved[-1].folder}", saved_origin.data, fingerprints)
         model, optimizer_state = restore(saved[-1], recipe.model, loss)
     else:
         encoder = build_encoder(recipe.model, texts=texts, seed=recipe.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from muco.config.recipe import Evaluation, Recipe
 from muco.config.yaml_lines import read_yaml
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
-from muco.io.atomic import write_text
+from muco.io.atomic import remove_folder, write_text
 from muco.io.json_text import parse_json
 
 R = TypeVar("R")
@@ -99,6 +98,14 @@ class RunFolder:
         """Return the resolved recipe of the run in the folder; None where there is none."""
         return _yaml_mapping(self.path / "recipe.yaml")
 
+    def data(self) -> dict[str, Any] | None:
+        """Return the fingerprint of each data set that the run trained on."""
+        return _mapping(self.path / "data.json", json.loads)
+
+    def write_data(self, fingerprints: dict[str, str]) -> None:
+        """Write the fingerprint of each data set that the run trains on."""
+        write_text(self.path / "data.json", json.dumps(fingerprints, indent=1) + "\n")
+
     def evaluation(self) -> dict[str, Any] | None:
         """Return what is evaluated in the folder, where its model comes from elsewhere."""
         return _yaml_mapping(self.path / "evaluation.yaml")
@@ -136,33 +143,37 @@ class RunFolder:
         """Write the run's result; from here on the run counts as ended."""
         write_text(self.path / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
 
-    def check(self, recipe: Recipe, *, resume: bool, only: Only | None) -> Summary | None:
+    def check(
+        self, recipe: Recipe, data: dict[str, str], *, resume: bool, only: Only | None
+    ) -> Summary | None:
         """Return the summary of a finished run of the recipe; None where the run can start or go on.
 
         Args:
             recipe: of the run that is to start.
+            data: fingerprints of its training data, by data set; those that are not known are left out.
             resume: whether it goes on from the last checkpoint.
             only: the part of the run that is to be done.
 
         Raises:
-            MucoError: the folder holds another run, or an unfinished one that is not resumed; or there is
-                none to evaluate.
+            MucoError: the folder holds another run, other files, a run on other data, or an unfinished one
+                that is not resumed; or there is none to evaluate.
         """
         old = self.recipe()
         if old is None:
             if only == "evaluate":
                 raise MucoError(f"{self.path}: no run to evaluate; train it first, without --only evaluate")
+            if self._has_files():
+                raise MucoError(
+                    f"{self.path} holds files, but no recipe.yaml: it is not known which run they are of. "
+                    "Move them away, or give this run another `--set name=...`."
+                )
             return None
-        changed = differences(old, recipe.dump())
-        if not changed and only is None and (summary := self.summary()) and _covers(summary, recipe):
+        check_same_recipe(f"{self.path}", old, recipe)
+        if only != "evaluate":
+            check_same_data(f"{self.path}", self.data() or {}, data)
+        same = not differences(old, recipe.dump())
+        if same and only is None and (summary := self.summary()) and self._is_done(summary, recipe):
             return summary
-        blocking = [each for each in changed if _blocks_resume(each, recipe)]
-        if blocking:
-            raise MucoError(
-                f"{self.path} holds another run. Its recipe differs in\n  "
-                + "\n  ".join(blocking[:12])
-                + "\nGive this run another `--set name=...`, or remove the old one with --fresh."
-            )
         if not resume and only != "evaluate":
             raise MucoError(
                 f"{self.path} holds an unfinished run of this recipe, or one with other suites. "
@@ -178,9 +189,27 @@ class RunFolder:
         """
         if not self.path.exists():
             return
-        if self.recipe() is None and any(self.path.iterdir()):
+        if self.recipe() is None and self._has_files():
             raise MucoError(f"{self.path} holds no muco run; --fresh will not remove it. Move it away.")
-        shutil.rmtree(self.path)
+        target = self.path.resolve()  # the run may be on another disk, behind a link
+        remove_folder(target)
+        if self.path.is_symlink():
+            target.mkdir()
+
+    def _has_files(self) -> bool:
+        """Return whether files are in the folder; hidden ones, as a killed process leaves, do not count."""
+        return self.path.exists() and any(path.name[0] != "." for path in self.path.iterdir())
+
+    def _is_done(self, summary: Summary, recipe: Recipe) -> bool:
+        """Return whether the model is there, and all steps and suites of a recipe are in a summary."""
+        return (
+            (self.model / "muco.json").is_file()
+            and summary.steps >= recipe.train.num_steps
+            and all(
+                any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
+                for suite in recipe.evaluate.suites
+            )
+        )
 
 
 def with_scores(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
@@ -208,12 +237,38 @@ def _blocks_resume(difference: str, recipe: Recipe) -> bool:
     return not difference.startswith(_FREE_ON_RESUME)
 
 
-def _covers(summary: Summary, recipe: Recipe) -> bool:
-    """Return whether a summary holds all steps and suites of a recipe."""
-    return summary.steps >= recipe.train.num_steps and all(
-        any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
-        for suite in recipe.evaluate.suites
-    )
+def check_same_recipe(title: str, old: dict[str, Any], recipe: Recipe) -> None:
+    """Raise MucoError if the steps already done depend on a difference between two recipes.
+
+    Args:
+        title: begins the message.
+        old: the resolved recipe of the steps done.
+        recipe: of the run that is to go on.
+    """
+    blocking = [each for each in differences(old, recipe.dump()) if _blocks_resume(each, recipe)]
+    if blocking:
+        raise MucoError(
+            f"{title} holds another run. Its recipe differs in\n  "
+            + "\n  ".join(blocking[:12])
+            + "\nGive this run another `--set name=...`, or remove the old one with --fresh."
+        )
+
+
+def check_same_data(title: str, old: dict[str, str], new: dict[str, str]) -> None:
+    """Raise MucoError if the fingerprint of a data set changed; unknown ones are not compared.
+
+    Args:
+        title: begins the message.
+        old: fingerprints by data set, when the steps were done.
+        new: fingerprints by data set now.
+    """
+    changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+    if changed:
+        raise MucoError(
+            f"{title} was trained on other data: {', '.join(f'data.{name}' for name in changed)} changed "
+            "since then. Bring the old data back, give this run another `--set name=...`, or start over "
+            "with --fresh."
+        )
 
 
 def versions() -> dict[str, str]:

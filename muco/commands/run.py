@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from muco.distributed.failure import explain_failed_exchange
 from muco.distributed.fsdp import check_launch
 from muco.distributed.ranks import Ranks
 from muco.evaluation.score import score
-from muco.io.atomic import atomic_folder
+from muco.io.atomic import atomic_folder, remove_leftovers
+from muco.io.lock import locked
 from muco.job import Training, assemble
 from muco.model.folder import load_model
 from muco.report.page import write_report
 from muco.run_folder import Only, RunFolder, Summary, with_scores
-from muco.training.checkpoint import Progress, checkpoints
+from muco.training.checkpoint import Origin, Progress, checkpoints
+from muco.training.data import data_fingerprints
 from muco.training.trainer import Trainer
 
 
@@ -55,17 +59,18 @@ def run(
     run_folder = RunFolder(folder or Path("runs") / recipe.name)
     check_launch(recipe)
     ranks = Ranks.join()
-    with explain_failed_exchange(ranks):
+    with explain_failed_exchange(ranks), _only_command(run_folder, ranks):
         console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
         if fresh and ranks.is_main:
             run_folder.clear()
         ranks.wait()
-        summary = run_folder.check(recipe, resume=resume, only=only)
+        origin = Origin(recipe.dump(), data_fingerprints(recipe.data))
+        summary = run_folder.check(recipe, origin.data, resume=resume, only=only)
         ranks.wait()
         if summary is not None:
             console.print(f"{run_folder.path}: this run is done; --fresh runs it again", highlight=False)
         else:
-            summary = _run(recipe, run_folder, only, console, ranks, start)
+            summary = _run(recipe, origin, run_folder, only, console, ranks, start)
         if summary is not None and ranks.is_main:
             print_metrics(summary.metrics, console)
             console.print(
@@ -77,8 +82,31 @@ def run(
         return None if summary is None else asdict(summary)
 
 
+@contextmanager
+def _only_command(run_folder: RunFolder, ranks: Ranks) -> Generator[None]:
+    """Hold the folder's lock, which is beside it, while the block runs in the main process.
+
+    Raises:
+        MucoError: another command runs in the folder; the message names its host and process id.
+    """
+    if not ranks.is_main:
+        yield
+        return
+    folder = run_folder.path.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    with locked(folder.parent / f".{folder.name}.lock", wait=False):
+        yield
+
+
 def _run(
-    recipe: Recipe, run_folder: RunFolder, only: Only | None, console: Console, ranks: Ranks, start: float
+    recipe: Recipe,
+    origin: Origin,
+    run_folder: RunFolder,
+    only: Only | None,
+    console: Console,
+    ranks: Ranks,
+    start: float,
 ) -> Summary | None:
     quiet_libraries()
     environment = run_folder.environment()
@@ -86,12 +114,16 @@ def _run(
         # Sums split over another number of threads round differently.
         torch.set_num_threads(environment["num_threads"])
     train, evaluate = only != "evaluate", only != "train"
-    job = assemble(recipe, run_folder.path, train=train, evaluate=evaluate, console=console, ranks=ranks)
+    job = assemble(
+        recipe, run_folder.path, origin.data, train=train, evaluate=evaluate, console=console, ranks=ranks
+    )
     if ranks.is_main:
         run_folder.write_recipe(recipe)
         run_folder.write_environment()
+        if train:
+            run_folder.write_data(origin.data)
     if job.training is not None:
-        _train(recipe, job.training, job.progress, run_folder, console, ranks)
+        _train(recipe, origin, job.training, job.progress, run_folder, console, ranks)
         job.training = None  # Its weights make room for those that are evaluated.
     scores: dict[str, float] = {}
     if evaluate:
@@ -120,6 +152,7 @@ def _run(
 
 def _train(
     recipe: Recipe,
+    origin: Origin,
     training: Training,
     progress: Progress,
     run_folder: RunFolder,
@@ -135,6 +168,7 @@ def _train(
             recipe.train,
             recipe.seed,
             run_folder.path,
+            origin,
             training.model,
             training.batches,
             progress,
@@ -143,6 +177,6 @@ def _train(
             training.optimizer_state,
         ).train()
     if ranks.is_main:
-        with atomic_folder(run_folder.model, replace=True) as partial:
+        with atomic_folder(run_folder.model, replace=True, inside=run_folder.path) as partial:
             last = checkpoints(run_folder.path)[-1]
             shutil.copytree(last.folder / "model", partial, dirs_exist_ok=True)

@@ -133,7 +133,7 @@ def _partial(path: Path, inside: Path | None) -> Path:
     if inside is not None:
         refuse_links(path.parent, inside)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
+    remove_leftovers(path.parent)
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex}.partial")
 
 
@@ -149,7 +149,8 @@ def refuse_links(folder: Path, inside: Path) -> None:
         folder = folder.parent
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder; each write into the folder does so too."""
     for path in folder.iterdir():
         match = _PARTIAL.fullmatch(path.name)
         if match and _is_abandoned(path, match[1], int(match[2])):

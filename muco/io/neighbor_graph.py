@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from muco.core.errors import DataError
 from muco.io.atomic import atomic_path
+from muco.io.safetensors_header import sort_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ class NeighbourGraph:
             with atomic_path(path) as partial:
                 tensors = {"neighbours": np.ascontiguousarray(self.neighbours)}
                 cast(Any, safetensors).save_file(tensors, partial, metadata=metadata)
+                sort_header(partial)
         except OSError as error:
             raise DataError(f"{path}: the graph cannot be written: {error}") from error
 

@@ -15,11 +15,15 @@ from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError
 from muco.core.packer import Packer
 from muco.io.json_text import parse_json
+from muco.io.safetensors_header import read_header
 
 METADATA_FILE = "muco.json"
 """A folder with this file is a model folder."""
 _FORMAT = 1
 _POOLER = "pooler.safetensors"
+_FILE_KEYS = {"files"}
+_LOADING_KEYS = {"is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version"}
+"""Say where a file was loaded from and by which version."""
 
 
 def save_encoder(encoder: TurnEncoder, settings: ModelSettings, folder: Path, *, step: int) -> None:
@@ -119,14 +123,30 @@ def trained_steps(folder: Path) -> int:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a hash of all files of the folder: models of equal hash give equal embeddings."""
+    """Return a hash of weights, processor and settings: models of equal hash give equal embeddings.
+
+    What does not affect an embedding is left out: the order of a safetensors header, spaces in JSON, and
+    keys that transformers adds when it saves what it loaded from a folder.
+    """
     digest = blake2b(digest_size=16)
-    for name, file in _files(folder).items():
-        with open(file, "rb") as opened:
-            digest.update(name.encode())
-            while block := opened.read(2**24):
+    for name, path in _files(folder).items():
+        digest.update(name.encode())
+        with open(path, "rb") as file:
+            if path.suffix == ".safetensors":
+                digest.update(_canonical(read_header(file)))
+            elif path.suffix == ".json":
+                values = json.loads(file.read())
+                ignored = _FILE_KEYS if name == METADATA_FILE else _LOADING_KEYS
+                if isinstance(values, dict):
+                    values = {key: value for key, value in values.items() if key not in ignored}
+                digest.update(_canonical(values))
+            while block := file.read(2**24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _canonical(values: Any) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
 
 
 def _load_pooler(encoder: TurnEncoder, folder: Path) -> None:

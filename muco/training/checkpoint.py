@@ -1,10 +1,16 @@
-"""Write and read checkpoints: written under another name, renamed when complete."""
+"""Write and read checkpoints: written under another name, renamed when complete.
+
+`checkpoint.json` holds the recipe and the data that the steps depend on, and a digest of every other file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +22,8 @@ from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
+
+_MANIFEST = "checkpoint.json"
 
 
 @dataclass
@@ -36,6 +44,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What the steps of a run depend on."""
+
+    recipe: dict[str, Any]
+    """Resolved."""
+    data: dict[str, str]
+    """Fingerprint of each data set."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder."""
 
@@ -51,17 +69,66 @@ class Checkpoint:
         try:
             return Progress(**parse_json((self.folder / "progress.json").read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{self.folder}: broken checkpoint: {error}") from error
+            raise self.broken(str(error)) from error
+
+    def origin(self) -> Origin:
+        """Return what the steps of the checkpoint depend on, having compared all files with their digests.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        try:
+            saved = json.loads((self.folder / _MANIFEST).read_text())
+            origin, digests = Origin(saved["recipe"], saved["data"]), dict(saved["files"])
+            there = _digests(self.folder)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise self.broken(str(error)) from error
+        if damaged := [name for name, digest in digests.items() if there.get(name) != digest]:
+            raise self.broken(f"{', '.join(damaged)} missing, or changed since the checkpoint was written")
+        return origin
+
+    def broken(self, problem: str) -> DataError:
+        """Return the error of a checkpoint that cannot be used."""
+        return DataError(
+            f"{self.folder}: broken checkpoint: {problem}. Remove it to resume from the one before."
+        )
 
 
 def checkpoints(run_folder: Path) -> list[Checkpoint]:
     """Return the run's checkpoints, oldest first."""
-    paths = (run_folder / "checkpoints").glob("step-[0-9]*")
+    paths = [path for path in (run_folder / "checkpoints").glob("*") if _is_checkpoint(path)]
     return sorted((Checkpoint(path, int(path.name[5:])) for path in paths), key=lambda each: each.step)
 
 
+def ignored_checkpoints(run_folder: Path) -> list[Path]:
+    """Return what looks like a checkpoint and is none: a copy under another name, or an incomplete folder."""
+    paths = (run_folder / "checkpoints").glob("step-*")
+    return sorted(path for path in paths if not _is_checkpoint(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return re.fullmatch(r"step-[0-9]{6,12}", path.name) is not None and (path / _MANIFEST).is_file()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return a digest of each file of a checkpoint by its relative path, the manifest left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    digests: dict[str, str] = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        digests[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return digests
+
+
 def save_checkpoint(
-    run_folder: Path, model: Model, optimizers: list[dict[str, Any]], progress: Progress, *, keep: int
+    run_folder: Path,
+    model: Model,
+    optimizers: list[dict[str, Any]],
+    progress: Progress,
+    origin: Origin,
+    *,
+    keep: int,
 ) -> Path:
     """Write a checkpoint and remove all but the last `keep`.
 
@@ -70,6 +137,7 @@ def save_checkpoint(
         model: what is trained; its state dicts hold full weights.
         optimizers: the optimizers' states, with full tensors.
         progress: how far the run has come.
+        origin: what its steps depend on.
         keep: number of checkpoints to keep.
 
     Raises:
@@ -77,11 +145,13 @@ def save_checkpoint(
     """
     folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
-        with atomic_folder(folder, replace=True) as partial:
+        with atomic_folder(folder, replace=True, inside=run_folder) as partial:
             save_encoder(model.encoder, model.settings, partial / "model", step=progress.step)
             state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
             torch.save(state, partial / "training.pt")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+            manifest = {**asdict(origin), "files": _digests(partial)}
+            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     except Exception as error:
         earlier = checkpoints(run_folder)
         last = f"The last complete one is {earlier[-1].folder}" if earlier else "There is no earlier one"
@@ -105,9 +175,7 @@ def restore(
     encoder = load_encoder(settings, checkpoint.folder / "model")
     try:
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{checkpoint.folder}: broken checkpoint: {error}. Remove it to resume from the one before."
-        ) from error
-    loss.load_state_dict(state["loss"])
-    return Model(settings, encoder, loss), state["optimizers"]
+        loss.load_state_dict(state["loss"])
+        return Model(settings, encoder, loss), state["optimizers"]
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+        raise checkpoint.broken(str(error)) from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from muco.config.recipe import DatasetSettings, Recipe
-from muco.core.errors import MucoError
+from muco.core.errors import DataError, MucoError
 from muco.core.sampler import Catalog, Sampler
 from muco.core.source import Source
-from muco.data.prepare.cached import cached_shards
+from muco.data.prepare.cached import cached_shards, source_fingerprint
 from muco.data.progress import ShowProgress
 from muco.data.shards.reader import ShardReader
 
@@ -27,6 +28,15 @@ def missing_shards(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
             how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
             missing[f"data.{name}"] = f"{shards} is not there.\n{how.strip()}"
     return missing
+
+
+def data_fingerprints(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
+    """Return a hash of each data set that changes with its samples; unreadable data sets are left out."""
+    fingerprints: dict[str, str] = {}
+    for name, settings in data.items():
+        with suppress(DataError):
+            fingerprints[name] = _fingerprint(settings)
+    return fingerprints
 
 
 def open_data(data: Mapping[str, DatasetSettings], progress: ShowProgress) -> dict[str, ShardReader]:
@@ -91,3 +101,12 @@ def _shards_of(settings: DatasetSettings, progress: ShowProgress) -> Path | str:
         return settings.shards
     source: Source = settings.source.make()
     return cached_shards(settings.source.name, settings.source.config, source, progress)
+
+
+def _fingerprint(settings: DatasetSettings) -> str:
+    if settings.source is None:
+        assert settings.shards is not None
+        if "://" not in settings.shards and not Path(settings.shards).expanduser().is_dir():
+            raise DataError(f"{settings.shards} is not there")
+        return ShardReader(settings.shards, columns=settings.columns).index.fingerprint
+    return source_fingerprint(settings.source.name, settings.source.config, settings.source.make())

@@ -25,7 +25,7 @@ from muco.distributed.ranks import Ranks
 from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop_signals
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
-from muco.training.checkpoint import Progress, save_checkpoint
+from muco.training.checkpoint import Origin, Progress, save_checkpoint
 from muco.training.log import (
     UNREADABLE_FILE,
     LoggedStep,
@@ -51,6 +51,8 @@ class Trainer:
     seed: int
     folder: Path
     """The run folder."""
+    origin: Origin
+    """Saved with each checkpoint."""
     model: Model
     batches: StepBatches
     progress: Progress
@@ -291,7 +293,12 @@ class Trainer:
         with self._shards.full_state_dicts(keep=self.ranks.is_main):
             if self.ranks.is_main:
                 save_checkpoint(
-                    self.folder, self.model, states, self.progress, keep=self.settings.keep_checkpoints
+                    self.folder,
+                    self.model,
+                    states,
+                    self.progress,
+                    self.origin,
+                    keep=self.settings.keep_checkpoints,
                 )
         self.ranks.wait()
 

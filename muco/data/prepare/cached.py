@@ -22,8 +22,13 @@ def cached_shards(name: str, config: ComponentConfig, source: Source, progress: 
         source: yields the samples when they are needed.
         progress: shows the samples while they are written.
     """
-    key = blake2b(json.dumps(describe(name, config, source), sort_keys=True).encode(), digest_size=8)
-    folder = cache_folder() / "shards" / f"{name}-{key.hexdigest()}"
+    folder = cache_folder() / "shards" / f"{name}-{source_fingerprint(name, config, source)}"
     if not folder.is_dir():
         Conversion(name, config, source, folder).run(progress=progress)
     return folder
+
+
+def source_fingerprint(name: str, config: ComponentConfig, source: Source) -> str:
+    """Return a hash of a source's name, settings, version and the files it reads."""
+    text = json.dumps(describe(name, config, source), sort_keys=True)
+    return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError, MucoError
+from muco.io.safetensors_header import sort_header
 from muco.plugins.backbones.checkpoint import check_fit, read_weights
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -180,6 +181,7 @@ def save_adapter(
         folder / ADAPTER_FILE,
         metadata={"format": "pt", _SETTINGS: settings.model_dump_json()},
     )
+    sort_header(folder / ADAPTER_FILE)
 
 
 def find_adapter(name: str) -> Path | None:

@@ -21,7 +21,7 @@ from muco.model.build import Model, build_encoder
 from muco.run_folder import check_same_data, check_same_recipe
 from muco.training.batches import StepBatches
 from muco.training.checkpoint import Progress, checkpoints, ignored_checkpoints, restore
-from muco.training.data import make_sampler, missing_shards, open_data, texts_of
+from muco.training.data import check_sample_ids, make_sampler, missing_shards, open_data, texts_of
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def assemble(
 
     with _main_first(ranks):  # The main process makes the shards; the others find them.
         readers = open_data(recipe.data, partial(progress_bar, console=console))
+    for name, reader in readers.items():
+        check_sample_ids(name, recipe.data[name], reader)
     sampler = make_sampler(recipe, readers)
     texts = texts_of(readers.values())
     loss: Loss = recipe.loss.make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -15,8 +16,10 @@ from rich.console import Console
 from muco.commands.run import run
 from muco.config.load import load_recipe
 from muco.core.errors import DataError, MucoError
+from muco.data.shards.writer import write_shards
 from muco.io.lock import locked
 from muco.model.folder import weights_hash
+from muco.run_folder import RunFolder
 from muco.training.checkpoint import checkpoints
 from tests.helpers.small import QUICK
 
@@ -58,8 +61,6 @@ def test_a_checkpoint_of_another_recipe_is_refused(copied):
     assert saved["recipe"]["train"]["num_steps"] == 2
     # As if the folder had another run's recipe: the checkpoint knows better.
     shutil.rmtree(run_folder / "model")
-    from muco.run_folder import RunFolder
-
     other = [*SHORT, "data.pairs.source=null", f"data.pairs.shards={data}", "loss.temperature=0.5"]
     RunFolder(run_folder).write_recipe(load_recipe("quickstart", other))
     with pytest.raises(MucoError, match=r"step-000002 holds another run(.|\n)*loss.temperature"):
@@ -92,8 +93,6 @@ def test_a_checkpoint_of_which_one_byte_changed_is_refused(copied):
 
 def test_changed_shards_are_noticed(copied, registry, tmp_path):
     run_folder, data = copied
-    from muco.data.shards.writer import write_shards
-
     scenes = registry.component("source", "scenes")
     other = tmp_path / "other"
     write_shards(scenes(scenes.Config(num_samples=48, seed=7)).samples(), other, metadata={})
@@ -142,3 +141,12 @@ def test_a_resumed_run_has_the_weights_hash_of_an_uninterrupted_one(finished, co
     shutil.rmtree(run_folder / "checkpoints/step-000002")
     start(run_folder, data, resume=True)
     assert weights_hash(run_folder / "model") == weights_hash(finished[0] / "model")
+
+
+def test_a_source_with_one_id_for_all_is_refused_at_the_start(tmp_path, registry):
+    scenes = registry.component("source", "scenes")
+    drawn = scenes(scenes.Config(num_samples=8)).samples()
+    samples = [dataclasses.replace(sample, sample_id="same") for sample in drawn]
+    write_shards(samples, tmp_path / "same", metadata={})
+    with pytest.raises(MucoError, match=r"data\.pairs: samples 0 and 1 have the same sample_id"):
+        start(tmp_path / "runs/quickstart", tmp_path / "same")

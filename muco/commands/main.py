@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
 
 from muco.commands.data import app as data_app
 from muco.console import Terminal
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, RecipeError
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+"""Full, not writable or broken: for the user to fix."""
 
 app = typer.Typer(
     add_completion=False,
@@ -164,9 +169,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Run `muco` and exit: 2 on what the user can mend, 130 on Ctrl-C."""
     try:
         app(arguments, prog_name="muco")
+    except RecipeError as error:
+        # All processes of a launcher read the same recipe; one on each machine says what is wrong with it.
+        _fail(str(error) if os.environ.get("LOCAL_RANK", "0") == "0" else "")
     except MucoError as error:
-        Terminal(stderr=True).print(str(error), style="red", soft_wrap=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        _fail(str(error), getattr(error, "exit_code", 2))
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _fail(f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}")
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    if message:
+        Terminal(stderr=True).print(message, style="red", soft_wrap=True)
+    sys.exit(code)
 
 
 def run_main() -> None:

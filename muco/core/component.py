@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from muco.core.errors import PluginError
+
 Kind = Literal["source", "sampler", "packer", "backbone", "pooler", "loss", "suite"]
 
 KINDS: tuple[Kind, ...] = ("source", "sampler", "packer", "backbone", "pooler", "loss", "suite")
@@ -43,3 +45,12 @@ class Component:
     def needs(cls, config: Any) -> frozenset[Feature]:
         """Return the features that other components of a recipe must offer."""
         return frozenset()
+
+    def contract_error(self, problem: str) -> PluginError:
+        """Return the error of a component that breaks its contract, with its name and package."""
+        cls = type(self)
+        package = cls.__module__.partition(".")[0]
+        return PluginError(
+            f"{cls.kind} {cls.__name__} of package {package} {problem}. The package must be fixed; "
+            f"`muco.testing.check_{cls.kind}` checks it."
+        )

@@ -60,9 +60,22 @@ class Loss(Component, nn.Module, ABC):
         return 1
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        """Return `per_turn`; raise ValueError if a query turn has no positive or no negative."""
+        """Return `per_turn`.
+
+        Raises:
+            ValueError: a query turn has no positive or no negative.
+            PluginError: the loss returns anything but one number a query turn.
+        """
         check_sides(query, target)
-        return self.per_turn(query, target)
+        terms: Any = self.per_turn(query, target)
+        if not isinstance(terms, LossTerms):
+            raise self.contract_error(f"returns {type(terms).__name__}, not LossTerms")
+        if terms.per_turn.shape != (len(query),):
+            raise self.contract_error(
+                f"returns per_turn of shape {list(terms.per_turn.shape)} for {len(query)} query turns; it "
+                "must be one number a turn, before any average"
+            )
+        return terms
 
     @abstractmethod
     def per_turn(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:

@@ -30,8 +30,16 @@ class Pooler(Component, nn.Module, ABC):
         return None
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:
-        """Return one embedding a turn, of unit length."""
-        return TurnEmbeddings.join(F.normalize(self.pool(states), dim=-1), states.ids)
+        """Return one embedding a turn, of unit length.
+
+        Raises:
+            PluginError: the pooler returns another number of vectors or dimensions.
+        """
+        vectors = self.pool(states)
+        expected = (len(states.ids), self.embedding_dim)
+        if vectors.shape != expected:
+            raise self.contract_error(f"returns vectors of shape {list(vectors.shape)}, not {list(expected)}")
+        return TurnEmbeddings.join(F.normalize(vectors, dim=-1), states.ids)
 
     @abstractmethod
     def pool(self, states: TurnStates) -> Tensor:

@@ -15,6 +15,8 @@ from muco.data.prepare.cached import cached_shards, source_fingerprint
 from muco.data.progress import ShowProgress
 from muco.data.shards.reader import ShardReader
 
+_SAMPLES_CHECKED = 64
+"""Samples of each data set whose ids are compared when a run starts."""
 _SAMPLES_FOR_TOKENIZER = 2000
 """Samples of each data set whose texts a backbone may train its tokenizer on."""
 
@@ -54,6 +56,31 @@ def open_data(data: Mapping[str, DatasetSettings], progress: ShowProgress) -> di
         )
         for name, settings in data.items()
     }
+
+
+def check_sample_ids(name: str, settings: DatasetSettings, reader: ShardReader) -> None:
+    """Raise MucoError if two of the first samples have one id: each would be a positive of the other.
+
+    Args:
+        name: of the data set.
+        settings: say which source or shards it comes from.
+        reader: of its samples.
+    """
+    first: dict[str, int] = {}
+    for index in range(min(len(reader), _SAMPLES_CHECKED)):
+        with suppress(DataError):  # training counts samples that cannot be read
+            sample_id = reader[index].sample_id
+            other = first.setdefault(sample_id, index)
+            if other == index:
+                continue
+            origin = f"The shards {settings.shards}"
+            if settings.source is not None:
+                package = settings.source.cls.__module__.partition(".")[0]
+                origin = f"Source {settings.source.name} of package {package}"
+            raise MucoError(
+                f"data.{name}: samples {other} and {index} have the same sample_id; each would be a positive "
+                f"of the other. {origin} must give each sample an id of its own."
+            )
 
 
 def make_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -200,6 +202,23 @@ def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):
     (tmp_path / "runs/quickstart/thesis.tex").write_text("")
     assert "holds no muco run; --fresh will not remove it" in refused("run", "quickstart", "--fresh")
     assert (tmp_path / "runs/quickstart/thesis.tex").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_cannot_be_written_is_told_in_words(refused, monkeypatch, code):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), "runs/quickstart")
+
+    monkeypatch.setattr("muco.io.atomic.os.open", full)
+    message = refused("run", "quickstart", "--only", "train")
+    assert message == f"runs/quickstart: cannot be read or written: {os.strerror(code)}\n"
+
+
+def test_an_error_of_the_recipe_is_printed_once_a_machine(refused, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert refused("run", "quickstart", "--set", "loss.nam=x") == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "loss.nam" in refused("run", "quickstart", "--set", "loss.nam=x")
 
 
 @pytest.mark.process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,16 @@ def _only_command(run_folder: RunFolder, ranks: Ranks) -> Generator[None]:
         yield
         return
     folder = run_folder.path.absolute()
+    is_new = not folder.parent.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
-    with locked(folder.parent / f".{folder.name}.lock", wait=False):
-        yield
+    try:
+        with locked(folder.parent / f".{folder.name}.lock", wait=False):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it stays if the command wrote something there
+                folder.parent.rmdir()
 
 
 def _run(

@@ -116,6 +116,35 @@ class RunFolder:
         found = {path.stem: (_mapping(path, parse_json) or {}).get("depends_on") for path in sorted(results)}
         return {suite: on.get("weights") if is_mapping(on) else None for suite, on in found.items()}
 
+    def check_settings(self, label: str, settings: dict[str, Any]) -> None:
+        """Raise MucoError if the result of this label is, or is to be, of other settings.
+
+        Args:
+            label: of a suite.
+            settings: what decides its scores: `suite`, `packer` and so on, as in `depends_on` of a result.
+        """
+        stored = (_mapping(self.eval / f"{label}.json", parse_json) or {}).get("depends_on")
+        if not is_mapping(stored):
+            stored = self._planned(label)
+        changed = differences({key: stored.get(key) for key in settings}, settings) if stored else []
+        if changed:
+            raise MucoError(
+                f"{self.path} keeps the result {label!r} of other settings:\n  " + "\n  ".join(changed) + "\n"
+                "Give this result a folder of its own with --to, or a name of its own with "
+                "--set evaluate.suites.0.label=NAME."
+            )
+
+    def _planned(self, label: str) -> dict[str, Any]:
+        """Return what the scores of a suite in the run's recipe will depend on; empty without that suite."""
+        recipe = self.recipe() or {}
+        settings = recipe.get("evaluate")
+        if not is_mapping(settings):
+            return {}
+        for suite in settings.get("suites") or ():
+            if is_mapping(suite) and suite.get("label", suite.get("name")) == label:
+                return {**recipe, "suite": suite, "ties": settings.get("ties")}
+        return {}
+
     def write_evaluation(self, asked: Evaluation) -> None:
         """Write what is evaluated in the folder, every default filled in."""
         text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)
@@ -206,7 +235,7 @@ class RunFolder:
             (self.model / "muco.json").is_file()
             and summary.steps >= recipe.train.num_steps
             and all(
-                any(name.startswith(f"{suite.name}/mean") for name in summary.metrics)
+                any(name.startswith(f"{suite.label}/mean") for name in summary.metrics)
                 for suite in recipe.evaluate.suites
             )
         )

@@ -56,6 +56,9 @@ def evaluate(
     run_folder = RunFolder(to or source.run or Path("runs") / evaluation.name)
     loaded = source.load(evaluation.model)
     if ranks.is_main:
+        for each in suites:
+            settings = {"suite": each.settings, "ties": evaluation.evaluate.ties, **evaluation.model.dump()}
+            run_folder.check_settings(each.name, settings)
         _prepare(run_folder, evaluation, source, loaded.weights)
     ranks.wait()
     metrics = score(loaded, suites, evaluation.evaluate, run_folder, console, ranks)

@@ -10,6 +10,7 @@ from muco.config.recipe import Recipe
 from muco.core.component import KINDS, ComponentConfig, Kind
 from muco.core.component_ref import is_mapping
 from muco.core.errors import PluginError
+from muco.core.names import NAME_PATTERN
 from muco.core.registry import Registry
 
 
@@ -39,7 +40,8 @@ def _definitions(kind: Kind, name: str, config: type[ComponentConfig]) -> dict[s
     option = config.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
     models = {f"{kind}.{name}.{model}": value for model, value in option.pop("$defs", {}).items()}
     option["title"] = name
-    option["properties"] = {"name": {"const": name}, **option.get("properties", {})}
+    label = {"label": {"type": "string", "pattern": NAME_PATTERN}} if kind == "suite" else {}
+    option["properties"] = {"name": {"const": name}, **label, **option.get("properties", {})}
     option["required"] = ["name", *option.get("required", [])]
     return {f"{kind}.{name}": option, **models}
 

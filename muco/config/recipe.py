@@ -137,10 +137,10 @@ class EvaluateSettings(ComponentConfig):
     @field_validator("suites")
     @classmethod
     def _check_unique(cls, suites: tuple[ComponentRef[Any], ...]) -> tuple[ComponentRef[Any], ...]:
-        names = [suite.name for suite in suites]
+        names = [suite.label for suite in suites]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"listed twice: {', '.join(repeated)}; each suite has one result file")
+            raise ValueError(f"listed twice: {', '.join(repeated)}. Give each a `label` of its own")
         return suites
 
     batch_tokens: PositiveInt = 16384

@@ -9,6 +9,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import PydanticCustomError, core_schema
 
 from muco.core.component import Component, ComponentConfig, Kind
+from muco.core.names import check_name
 from muco.core.registry import Registry, default_registry
 
 T = TypeVar("T")
@@ -21,9 +22,13 @@ class ComponentRef(Generic[T]):
     stands for a mapping without other keys.
     """
 
-    def __init__(self, kind: Kind, name: str, config: ComponentConfig, cls: type[Any]) -> None:
+    def __init__(
+        self, kind: Kind, name: str, config: ComponentConfig, cls: type[Any], label: str | None = None
+    ) -> None:
         self.kind = kind
         self.name = name
+        self.label = label or name
+        """Names the results of a suite, so that a recipe can list one suite several times."""
         self.config = config
         self.cls = cls
 
@@ -42,7 +47,8 @@ class ComponentRef(Generic[T]):
 
     def dump(self) -> dict[str, Any]:
         """Return the mapping that validates to this reference, with defaults filled in."""
-        return {"name": self.name, **self.config.model_dump(mode="json")}
+        label = {} if self.label == self.name else {"label": self.label}
+        return {"name": self.name, **label, **self.config.model_dump(mode="json")}
 
     @classmethod
     def _validate(cls, kind: Kind, value: Any, info: ValidationInfo) -> ComponentRef[T]:
@@ -59,8 +65,9 @@ class ComponentRef(Generic[T]):
         except LookupError as error:
             raise PydanticCustomError("component_name", "{message}", {"message": error.args[0]}) from None
         settings = {key: item for key, item in value.items() if key != "name"}
+        label = _checked_label(settings.pop("label", None)) if kind == "suite" else None
         config = component.Config.model_validate(settings, context=info.context)
-        return cls(kind, value["name"], config, component)
+        return cls(kind, value["name"], config, component, label)
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -79,6 +86,13 @@ class ComponentRef(Generic[T]):
     ) -> dict[str, Any]:
         # `recipe_schema` replaces this by the schemas of all components of the kind.
         return {"muco_kind": schema["metadata"]["muco_kind"]}  # type: ignore[typeddict-item]
+
+
+def _checked_label(label: Any) -> str | None:
+    try:
+        return None if label is None else check_name(label if isinstance(label, str) else "")
+    except ValueError as error:
+        raise PydanticCustomError("label", "label {message}", {"message": f"{label!r}: {error}"}) from None
 
 
 def kind_of(argument: Any) -> Kind:

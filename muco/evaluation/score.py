@@ -112,6 +112,7 @@ def open_embedder(
             ranks=ranks,
         )
         yield embedder, metadata
+    ranks.wait()  # This waits for hours, `sums` for minutes.
     passes = ranks.sums(asdict(embedder.passes), device)
     _print_cut_texts(passes, console)
     _print_saved_passes(passes, console)

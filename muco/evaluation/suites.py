@@ -23,7 +23,7 @@ class NamedSuite:
 
 def make_suites(settings: EvaluateSettings) -> list[NamedSuite]:
     """Return the suites of a recipe."""
-    return [NamedSuite(ref.name, ref.dump(), ref.make()) for ref in settings.suites]
+    return [NamedSuite(ref.label, ref.dump(), ref.make()) for ref in settings.suites]
 
 
 def missing_suites(suites: Sequence[NamedSuite]) -> dict[str, str]:

@@ -71,13 +71,8 @@ class NeighbourGraph:
                 if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
                     raise DataError(f"{path}: no neighbour graph of version {_VERSION}")
                 graph = cls(file.get_tensor("neighbours"), metadata["data"], metadata["teacher"])
-        except (
-            SafetensorError,
-            OSError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # a dtype of torch alone
+        # TypeError and AttributeError: a dtype that numpy does not have.
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: the graph is broken: {error}") from None
         if problem := _problem(graph.neighbours):
             raise DataError(f"{path}: {problem}")

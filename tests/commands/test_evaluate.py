@@ -149,13 +149,27 @@ def test_a_run_trains_and_evaluates_in_one_go_and_its_model_on_others(files, mon
     assert set(mine["tasks"]["pairs"]["more"]) == {"recall@1", "recall@5", "recall@10", "ndcg@10", "mrr"}
     assert "pairs/mean" in json.loads((run / "summary.json").read_text())["metrics"]
 
-    # A suite scored again replaces its own scores and no other's.
-    muco("evaluate", "runs/quickstart", "--suite", "mmeb", "--data", "mmeb",
-         "--set", "evaluate.suites.0.datasets=[OK-VQA]")  # fmt: skip
+    # A result is not replaced by one of other settings; that gets a label of its own.
+    before = result(files, "runs/quickstart")
+    same = ["evaluate", "runs/quickstart", "--suite", "mmeb", "--data", str(files / "mmeb"),
+            "--set", "evaluate.suites.0.datasets=[OK-VQA,WebQA]"]  # fmt: skip
+    other = [*same, "--set", "evaluate.suites.0.datasets=[OK-VQA]"]
+    for refused in (other, [*same, "--set", "backbone.max_pixels=6272"]):
+        with pytest.raises(MucoError, match=r"(?s)result 'mmeb' of other settings:.*--to.*label=NAME"):
+            muco(*refused)
+    shutil.move(run / "eval/mmeb.json", files / "moved.json")
+    with pytest.raises(MucoError, match="keeps the result 'mmeb' of other settings"):
+        muco(*other)  # the recipe lists the suite, though its result is not there yet
+    muco(*same)
+    assert result(files, "runs/quickstart") == before
+    muco(*other, "--set", "evaluate.suites.0.label=ok-vqa")
+    assert result(files, "runs/quickstart") == before
+    assert result(files, "runs/quickstart", "ok-vqa")["suite"] == "ok-vqa"
     muco("run", "quickstart", *overrides, "--only", "evaluate")
-    assert "this run is done" not in capsys.readouterr().out
     metrics = json.loads((run / "summary.json").read_text())["metrics"]
-    assert {name for name in metrics if "/mean" in name} == {"pairs/mean", "mmeb/mean (2 of 36)"}
+    assert {name for name in metrics if "/mean" in name} == {
+        "pairs/mean", "mmeb/mean (2 of 36)", "ok-vqa/mean (1 of 36)"
+    }  # fmt: skip
     assert yaml.safe_load(Path("alone/evaluation.yaml").read_text())["packer"]["name"] == "multi_turn"
 
 

@@ -601,3 +601,29 @@ def test_the_schema_explains_its_keys(schema):
     options = schema.schema["$defs"]
     assert options["TrainSettings"]["properties"]["num_steps"]["description"]
     assert options["loss.infonce"]["properties"]["temperature"]["description"]
+
+
+# Labels of suites
+
+
+TWO_SUITES = changed(
+    "num_queries: 8", "num_queries: 8\n    - name: scenes\n      label: hard\n      num_queries: 9"
+)
+
+
+def test_a_recipe_can_list_a_suite_twice_under_labels(load, registry):
+    recipe = load(TWO_SUITES)
+    assert [suite.label for suite in recipe.evaluate.suites] == ["scenes", "hard"]
+    dumped = recipe.dump()["evaluate"]["suites"]
+    assert [(suite["name"], suite.get("label")) for suite in dumped] == [("scenes", None), ("scenes", "hard")]
+    Draft202012Validator(recipe_schema(registry)).validate(recipe.dump())
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [("scenes", "listed twice: scenes. Give each a `label` of its own"),
+     ("../x", "label '../x': use at most"),
+     ("[1]", "label \\[1\\]: use at most")],
+)  # fmt: skip
+def test_a_label_names_a_file_and_one_result(refusal, label, told):
+    assert re.search(told, refusal(TWO_SUITES.replace("hard", label)))

@@ -99,7 +99,10 @@ def _prepare(run_folder: RunFolder, evaluation: Evaluation, source: ModelSource,
                 f"{run_folder.path} holds results of other weights ({', '.join(others)}). Give these results "
                 f"a folder of their own with --to, or remove {run_folder.eval}."
             )
-    elif run_folder.path.is_dir() and any(run_folder.path.iterdir()):
+    # A kill may leave the partial file of evaluation.yaml; the next write removes it.
+    elif run_folder.path.is_dir() and not all(
+        path.name.endswith(".partial") for path in run_folder.path.iterdir()
+    ):
         raise MucoError(
             f"{run_folder.path} holds other files; give the results a folder of their own with --to"
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
+from muco.data.shards.index import read_index
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
 from muco.distributed.ranks import Ranks
@@ -83,6 +86,10 @@ def mine(
     readers = _readers(source.run, shards)
     _check(readers, folder, range_min, range_max, num_negatives)
     teacher = source.load(evaluation.model)
+    if num_negatives:
+        for name, reader in readers.items():
+            metadata = _negatives_metadata(reader, teacher.weights, range_min, num_negatives)
+            _has_shards(folder / f"{name}-negatives", metadata)
     written: dict[str, Path] = {}
     with open_embedder(teacher, evaluation.evaluate, folder / "vectors", console, ranks) as (embedder, _):
         for name, reader in readers.items():
@@ -129,8 +136,6 @@ def _check(
                 f"{name}: {len(reader):,} samples, and --range-min {range_min} leaves out the nearest of "
                 "each: no neighbour is left. Give a smaller --range-min."
             )
-        if num_negatives and (folder / f"{name}-negatives").exists():
-            raise MucoError(f"{folder / name}-negatives is there already; remove it, or take another --to")
 
 
 def _neighbours(
@@ -225,15 +230,9 @@ def _write_negatives(
     reader: ShardReader, graph: NeighbourGraph, folder: Path, range_min: int, num_negatives: int
 ) -> None:
     """Write the samples with hard negatives, nearest first from rank `range_min` on, and their graph."""
-    metadata = {
-        **reader.index.metadata,
-        "negatives": {
-            "teacher": graph.teacher,
-            "data": graph.data,
-            "range_min": range_min,
-            "number": num_negatives,
-        },
-    }
+    metadata = _negatives_metadata(reader, graph.teacher, range_min, num_negatives)
+    # Settings of the teacher decide the neighbours too.
+    metadata["negatives"]["neighbours"] = blake2b(graph.neighbours.tobytes(), digest_size=8).hexdigest()
 
     def samples() -> Iterator[Sample]:
         for index in range(len(reader)):
@@ -245,10 +244,34 @@ def _write_negatives(
                 pairs.append(replace(pair, negatives=(*pair.negatives, *negatives)))
             yield replace(sample, pairs=tuple(pairs))
 
-    write_shards(samples(), folder, metadata=metadata)
+    if not _has_shards(folder, metadata):
+        write_shards(samples(), folder, metadata=metadata)
     # Row numbers are the same; the sampler refuses a graph of other data than it plans.
     data = ShardReader(folder).index.fingerprint
     NeighbourGraph(graph.neighbours, data, graph.teacher).write(folder.with_suffix(".safetensors"))
+
+
+def _negatives_metadata(
+    reader: ShardReader, teacher: str, range_min: int, num_negatives: int
+) -> dict[str, Any]:
+    """Return what decides the shards with hard negatives."""
+    data = reader.index.fingerprint
+    negatives = {"teacher": teacher, "data": data, "range_min": range_min, "number": num_negatives}
+    return {**reader.index.metadata, "negatives": negatives}
+
+
+def _has_shards(folder: Path, metadata: dict[str, Any]) -> bool:
+    """Return whether the folder holds these shards, as after a kill; raise MucoError if it holds others.
+
+    `negatives` of the metadata may lack keys that are not known yet.
+    """
+    if not folder.exists():
+        return False
+    stored = read_index(folder).metadata
+    expected = {**metadata, "negatives": {**stored.get("negatives", {}), **metadata["negatives"]}}
+    if stored != expected:
+        raise MucoError(f"{folder} holds other shards; remove it, or take another --to")
+    return True
 
 
 def _wrong_answers(pair: Pair, turn: int, neighbours: Sequence[Sample]) -> Iterator[Content]:

@@ -283,7 +283,9 @@ def test_results_of_two_models_never_lie_in_one_folder(files, model, tmp_path):
         folder, console = str(tmp_path / name / "model"), Console(quiet=True)
         return evaluate(folder, "pairs", data=files / "pairs", to=tmp_path / to, console=console)
 
-    score("a", "results")
+    (tmp_path / "results").mkdir()
+    (tmp_path / f"results/.evaluation.yaml.0a1b2c3d-1-{'0' * 32}.partial").write_text("name: a")
+    score("a", "results")  # into what a killed process left
     with pytest.raises(MucoError, match=r"results of other weights \(pairs\).*--to"):
         score("b", "results")
     (tmp_path / "a/recipe.yaml").write_text("name: a\n")

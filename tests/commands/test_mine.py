@@ -77,7 +77,17 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
         found = [scores[place] for place in row]
         assert found == pytest.approx([scores[place] for place in order[:6]], abs=1e-5)
 
+    # As after a kill between the shards and their graph: the next start goes on, with equal settings only.
     mined = ShardReader(tmp_path / "mined/scenes-negatives")
+    (tmp_path / "mined/scenes-negatives.safetensors").unlink()
+    shard = tmp_path / "mined/scenes-negatives/shard-000000.tar"
+    made = shard.stat().st_mtime_ns
+    with pytest.raises(MucoError, match="scenes-negatives holds other shards; remove it, or"):
+        mine("qwen_vl", to=tmp_path / "mined", shards=shards, range_min=3, range_max=6, num_negatives=2,
+             overrides=MODEL, console=Console(quiet=True))  # fmt: skip
+    mine("qwen_vl", to=tmp_path / "mined", shards=shards, range_min=2, range_max=6, num_negatives=2,
+         overrides=MODEL, console=Console(quiet=True))  # fmt: skip
+    assert shard.stat().st_mtime_ns == made
     assert mined.index.metadata["negatives"]["teacher"] == graph.teacher
     for place in range(14):
         near = [reader[int(row)] for row in graph.neighbours[place, 2:]]

@@ -125,7 +125,8 @@ def verify_data(title: str, data: Mapping[str, DatasetSettings], suites: Sequenc
         data: training data sets by name.
         suites: in the order of the recipe.
     """
-    missing = missing_shards(data) | missing_suites(suites)
+    suites_data = missing_suites(suites)
+    missing = missing_shards(data) | suites_data
     if missing:
         lines = [f"  {path}: {message}".replace("\n", "\n    ") for path, message in missing.items()]
         raise DataError(f"{title}: data is missing\n" + "\n".join(lines))

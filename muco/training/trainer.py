@@ -1,4 +1,4 @@
-"""The training loop: step, log, checkpoint, stop."""
+"""The training loop: run steps, write the log and checkpoints, stop on a signal."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
 from muco.training.step import StepLoss, Stepper
 
-_BROKEN_FLOOR = 1000
-"""A share of broken samples is a share of at least so many."""
+_MIN_SAMPLES = 1000
+"""The share of samples that cannot be read is of at least this many."""
 
 
 @dataclass
@@ -61,11 +61,12 @@ class Trainer:
     optimizer_state: list[dict[str, Any]] | None = None
 
     def train(self) -> None:
-        """Train to the end and leave a checkpoint there.
+        """Train to the last step and write a checkpoint there.
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
-            MucoError: a loss that is not finite, too many broken samples, a killed data worker, a full disk.
+            MucoError: the loss is not finite, too many samples cannot be read, a data worker was killed, or
+                the disk is full.
         """
         settings = self.settings
         on_cpu = not torch.cuda.is_available()
@@ -91,14 +92,11 @@ class Trainer:
         )
 
         start = self.progress.step
-        self._size_up(start)
+        self._choose_chunks(start)
         if self.ranks.is_main:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
-        with (
-            GracefulShutdown() as wish,
-            self._open_log(start) as log,
-        ):
+        with GracefulShutdown() as shutdown, self._open_log(start) as log:
             began = time.perf_counter()
             for inputs in self._loader(start):
                 self._wait = time.perf_counter() - began
@@ -109,7 +107,7 @@ class Trainer:
                 began = now
                 self._log(log, inputs)
                 step = self.progress.step
-                signum = self._wished(wish)
+                signum = self._signum(shutdown)
                 due = step % settings.checkpoint_every == 0 or step == settings.num_steps
                 if due or signum:
                     self._save()
@@ -121,10 +119,10 @@ class Trainer:
                         signum,
                     )
 
-    def _size_up(self, step: int) -> None:
-        """Settle the size of a chunk, and tell the arithmetic of the first batch.
+    def _choose_chunks(self, step: int) -> None:
+        """Choose the size of a chunk and print the sizes of the first batch.
 
-        The main process measures for all: its share is never empty, and nothing in it communicates.
+        The main process measures for all: it always has samples, and measuring needs no other process.
         """
         stepper = self._stepper
         state_bytes = self._optimizers.state_bytes()
@@ -139,15 +137,15 @@ class Trainer:
             if singles is not None and memory is not None and self.progress.chunk_tokens is None:
                 self.progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
             chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
-            self._say(f"chunk_tokens: auto takes {chunk_tokens:,}")
+            self._print(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
         inputs = self.batches[step]
         for line in describe_step(inputs, stepper, self.ranks):
-            self._say(line)
+            self._print(line)
         if memory is not None:
-            self._say(str(predict_memory(stepper, memory, inputs, state_bytes)))
+            self._print(str(predict_memory(stepper, memory, inputs, state_bytes)))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def _open_log(self, start: int) -> TrainLog | NoLog:
@@ -156,15 +154,12 @@ class Trainer:
         num_steps = self.settings.num_steps
         return TrainLog(self.folder, start=start, num_steps=num_steps, console=self.console)
 
-    def _wished(self, wish: GracefulShutdown) -> int | None:
-        """Return the signal that any process was sent, so that all stop after the same step."""
-        if self.ranks.world_size == 1:
-            return wish.signum
-        found = self.ranks.greatest(wish.signum or 0)
-        return found or None
+    def _signum(self, shutdown: GracefulShutdown) -> int | None:
+        """Return the signal that any process received, so that all stop after the same step."""
+        return self.ranks.greatest(shutdown.signum or 0) or None
 
     def _loader(self, start: int) -> Iterator[StepInputs]:
-        """Yield the inputs of the steps left, made ahead by the data workers."""
+        """Yield the inputs of the remaining steps; data workers prepare them."""
         settings = self.settings
         loader = DataLoader(
             self.batches,
@@ -197,12 +192,12 @@ class Trainer:
         )
 
     def _step(self, inputs: StepInputs) -> None:
-        found = {"read": len(inputs.samples), "unreadable": len(inputs.unreadable)}
-        found = self.ranks.sums(found, self._stepper.device)
-        self._note_unreadable(inputs, found)
+        own = {"read": len(inputs.samples), "unreadable": len(inputs.unreadable)}
+        numbers = self.ranks.sums(own, self._stepper.device)
+        self._log_unreadable(inputs, numbers)
         # Dropout draws are a function of the step, so that resuming needs no random state.
         torch.manual_seed(stable_id("step", str(self.seed), str(inputs.step), str(self.ranks.rank)))
-        if not found["read"]:
+        if not numbers["read"]:
             raise MucoError(
                 f"step {inputs.step + 1}: none of its samples can be read, or has a turn within "
                 f"train.max_dialogue_tokens; see {UNREADABLE_FILE}"
@@ -214,31 +209,31 @@ class Trainer:
         value = result.mean
         if not math.isfinite(value):
             raise MucoError(
-                f"step {inputs.step + 1}: the loss is {value}. No weight was changed by it. "
-                f"Samples: {_some(inputs.samples)}\nThe last checkpoint is whole; a lower "
-                "train.learning_rate or loss.temperature nearer 0.05 are the usual cures."
+                f"step {inputs.step + 1}: the loss is {value}. The weights are unchanged. "
+                f"Samples: {_some(inputs.samples)}\nThe last checkpoint is complete. This usually helps: "
+                "a lower train.learning_rate, or loss.temperature nearer 0.05."
             )
         norm = clip_gradients(self._optimizers.weights(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
                 f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
-                f"No weight was changed by it. Samples: {_some(inputs.samples)}"
+                f"The weights are unchanged. Samples: {_some(inputs.samples)}"
             )
         self._optimizers.step(inputs.step)
-        self._tally(inputs, result, float(norm))
+        self._add_to_progress(inputs, result, float(norm))
 
-    def _tally(self, inputs: StepInputs, result: StepLoss, norm: float) -> None:
-        """Add the step to the run's progress and to the sums of the next logged line."""
+    def _add_to_progress(self, inputs: StepInputs, result: StepLoss, norm: float) -> None:
+        """Add the step to the run's progress and to the sums of the next line of the log."""
         chunks = inputs.queries.chunks + inputs.targets.chunks
-        mine = {
+        own = {
             "samples": len(inputs.samples),
             "tokens": sum(chunk.num_tokens for chunk in chunks),
             "padding": sum(chunk.num_padding_tokens for chunk in chunks),
             "cut_texts": sum(chunk.num_cut_texts for chunk in chunks),
         }
         if self.settings.max_dialogue_tokens is not None:
-            mine["count/dropped_turns"] = inputs.num_dropped
-        all_ranks = self.ranks.sums(mine, self._stepper.device)
+            own["count/dropped_turns"] = inputs.num_dropped
+        all_ranks = self.ranks.sums(own, self._stepper.device)
         if cut_texts := all_ranks.pop("cut_texts"):
             self._count("count/cut_texts", cut_texts)
         self.progress.step = inputs.step + 1
@@ -261,7 +256,7 @@ class Trainer:
         self.progress.window[name] = self.progress.window.get(name, 0.0) + value
 
     def _log(self, log: TrainLog | NoLog, inputs: StepInputs) -> None:
-        """Write a line when one is due, its figures over the steps since the last."""
+        """Write a line if one is due, over the steps since the line before."""
         log.advance(self.progress.step)
         settings = self.settings
         if self.progress.step % settings.log_every and self.progress.step != settings.num_steps:
@@ -302,32 +297,36 @@ class Trainer:
                 )
         self.ranks.wait()
 
-    def _note_unreadable(self, inputs: StepInputs, found: dict[str, float]) -> None:
-        """Name this process's unreadable samples, count those of all, and stop where they are too many."""
-        if not found["unreadable"]:
+    def _log_unreadable(self, inputs: StepInputs, numbers: dict[str, float]) -> None:
+        """Log this process's unreadable samples and count those of all.
+
+        Raises:
+            MucoError: there are too many.
+        """
+        if not numbers["unreadable"]:
             return
         append_unreadable(
             self.folder,
             (UnreadableSample(inputs.step + 1, each.sample, each.reason) for each in inputs.unreadable),
         )
-        self.progress.unreadable += int(found["unreadable"])
-        seen = self.progress.samples_seen + int(found["read"]) + self.progress.unreadable
-        share = self.progress.unreadable / max(seen, _BROKEN_FLOOR)
+        self.progress.unreadable += int(numbers["unreadable"])
+        seen = self.progress.samples_seen + int(numbers["read"]) + self.progress.unreadable
+        share = self.progress.unreadable / max(seen, _MIN_SAMPLES)
         allowed = self.settings.max_broken_share
         if share > allowed:
             first = "".join(f" One of this step: {it.sample}: {it.reason}" for it in inputs.unreadable[:1])
             raise MucoError(
                 f"step {inputs.step + 1}: {self.progress.unreadable} of {seen} samples cannot be read, more "
                 f"than train.max_broken_share {allowed:.2%} allows.{first}\n"
-                f"All are named in {self.folder / UNREADABLE_FILE}."
+                f"They are listed in {self.folder / UNREADABLE_FILE}."
             )
 
 
-def _precision(wanted: str) -> str:
-    if wanted == "auto":
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16" if able else "no"
-    return {"float32": "no", "bfloat16": "bf16"}[wanted]
+def _precision(setting: str) -> str:
+    """Return accelerate's name of `train.precision`."""
+    if setting == "auto":
+        setting = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return {"float32": "no", "bfloat16": "bf16"}[setting]
 
 
 def _start_worker(_worker: int) -> None:

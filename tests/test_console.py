@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.table import Table
 
-from muco.console import Terminal, progress_bar, tell
+from muco.console import Terminal, print_metrics, progress_bar
 from muco.core.printable import printable
 
 FOREIGN = "a\x1b]0;owned\x07\x1b[2Jb\r\x9b31m\u202e[red]c[/x] \ud800\té\n2"
@@ -39,7 +39,7 @@ def print_table(terminal: Terminal) -> None:
         lambda terminal: terminal.print(FOREIGN, style="red", soft_wrap=True),
         lambda terminal: terminal.print("a", FOREIGN, sep=" "),
         print_table,
-        lambda terminal: tell({FOREIGN: 0.5}, terminal),
+        lambda terminal: print_metrics({FOREIGN: 0.5}, terminal),
         lambda terminal: list(progress_bar([1], 1, FOREIGN, terminal)),
     ],
     ids=["error", "print", "table", "scores", "bar"],

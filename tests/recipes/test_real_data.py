@@ -91,7 +91,7 @@ def test_stage_1_on_m3t_then_stage_2_on_mmeb_from_what_it_left(folder):
     write_mmeb(folder / "MMEB-train", 12)
     write_captioned(folder)
     prepare_mmeb(*CAPTIONED, "--to", "data/mmeb")
-    with pytest.raises(DataError, match=r"evaluate\.suites\.0 \(mmeb\): MMEB-eval: .* --local-dir MMEB"):
+    with pytest.raises(DataError, match=r"evaluate\.suites\.0: mmeb: MMEB-eval: .* --local-dir MMEB"):
         run("mmeb_qwen", SMALL_RUN)
     assert not Path("runs/mmeb_qwen").exists(), "nothing was trained, and nothing is in the way"
 

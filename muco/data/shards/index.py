@@ -148,8 +148,8 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
 
 def _shard(values: dict[str, Any]) -> Shard:
     shard = Shard(**values)
-    is_sized = 0 <= shard.num_bytes < 2**63 and 0 <= shard.num_samples < 2**63
-    if list(map(type, vars(shard).values())) != [str, int, int, str] or not is_sized:
+    is_typed = list(map(type, vars(shard).values())) == [str, int, int, str]
+    if not is_typed or not all(0 <= size < 2**63 for size in (shard.num_bytes, shard.num_samples)):
         raise TypeError(f"{values} is no shard")
     return shard
 

@@ -442,7 +442,7 @@ BROKEN = {
     "empty": (EncodedImage(b""), "no PNG, JPEG, WebP, GIF, BMP or TIFF image (0 bytes)"),
     "another format": (encoded("PPM"), "no PNG, JPEG, WebP"),
     "decompression bomb": (png(100_000, 100_000), "decompression bomb"),
-    "too thin": (encoded("PNG", size=(1, 300)), "image of 1 x 300 pixels"),
+    "too thin": (encoded("PNG", size=(30, 6300)), "image of 30 x 6300 pixels"),
 }
 
 

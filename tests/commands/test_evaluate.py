@@ -255,9 +255,7 @@ def test_a_damaged_folder_of_results_is_told_and_a_whole_one_is_used_again(files
     whole = (out / "evaluation.yaml").read_bytes()
     for text in ("a: [b", "- a", ""):
         (out / "evaluation.yaml").write_text(text)
-        with pytest.raises(
-            MucoError, match=r"evaluation\.yaml: (cannot be read|must hold a mapping|1 problem)"
-        ):
+        with pytest.raises(MucoError, match=r"evaluation\.yaml: (cannot be read|must hold|1 problem)"):
             again()
     (out / "evaluation.yaml").write_bytes(whole)
     (vectors / "about.json").write_text("{cut")

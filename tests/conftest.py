@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from muco.data.shards.writer import write_shards
 
 # One thread a process, before torch is imported: pytest-xdist shares the cores, and sums round alike.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background ignores these for all of its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no failure, and a run of the tests is the same every time.
 settings.register_profile("muco", deadline=None, derandomize=True)

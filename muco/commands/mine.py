@@ -22,7 +22,7 @@ from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
 from muco.core.sample import Content, Pair, Sample
-from muco.data.shards.index import read_index
+from muco.data.shards.index import INDEX_JSON, read_index
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
 from muco.distributed.ranks import Ranks
@@ -267,6 +267,8 @@ def _has_shards(folder: Path, metadata: dict[str, Any]) -> bool:
     """
     if not folder.exists():
         return False
+    if not (folder / INDEX_JSON).exists():
+        raise MucoError(f"{folder} is there already and holds no shards; remove it, or take another --to")
     stored = read_index(folder).metadata
     expected = {**metadata, "negatives": {**stored.get("negatives", {}), **metadata["negatives"]}}
     if stored != expected:

@@ -42,7 +42,13 @@ def export(model: str, to: Path) -> Path:
         source = replace(source, values={**source.values, "backbone": {**backbone, "adapter": None}})
     try:
         with atomic_folder(to) as partial:
-            save_encoder(loaded.encoder, source.evaluation(title).model, partial, step=loaded.step)
+            save_encoder(
+                loaded.encoder,
+                source.evaluation(title).model,
+                partial,
+                step=loaded.step,
+                nested_dims=loaded.nested_dims,
+            )
     except OSError as error:
         raise MucoError(f"{to}: the model cannot be written: {error}") from error
     return to

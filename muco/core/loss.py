@@ -53,6 +53,8 @@ class Loss(Component, nn.Module, ABC):
     symmetric: bool = False
     """Whether the step also calls `per_turn` with the sides exchanged (targets of this rank without hard
     negatives, queries of all ranks), and takes the mean of both directions."""
+    nested_dims: tuple[int, ...] = ()
+    """Sizes, ascending, at which the first numbers of an embedding are trained as embeddings of their own."""
 
     @classmethod
     def min_embedding_dim(cls, config: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,8 +27,23 @@ _LOADING_KEYS = {"is_local", "local_files_only", "name_or_path", "_name_or_path"
 """Say where a file was loaded from and by which version."""
 
 
-def save_encoder(encoder: TurnEncoder, settings: ModelSettings, folder: Path, *, step: int) -> None:
-    """Write backbone, processor, pooler, and the settings that they were built from."""
+def save_encoder(
+    encoder: TurnEncoder,
+    settings: ModelSettings,
+    folder: Path,
+    *,
+    step: int,
+    nested_dims: Sequence[int] = (),
+) -> None:
+    """Write backbone, processor, pooler, and the settings that they were built from.
+
+    Args:
+        encoder: its weights are on any device.
+        settings: what it was built from.
+        folder: of the model; made if it is missing.
+        step: number of updates so far.
+        nested_dims: `Loss.nested_dims` of the training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
     pooler = encoder.pooler.state_dict()
@@ -36,6 +52,7 @@ def save_encoder(encoder: TurnEncoder, settings: ModelSettings, folder: Path, *,
     metadata = {
         "format": _FORMAT,
         "step": step,
+        "nested_dims": list(nested_dims),
         **settings.dump(),
         "files": {name: file.stat().st_size for name, file in _files(folder).items()},
     }
@@ -81,6 +98,8 @@ class LoadedModel:
     """A hash of weights and processor: models of equal hash give equal embeddings."""
     step: int
     """Number of updates after which it was saved; 0 for a backbone that was not trained here."""
+    nested_dims: tuple[int, ...] = ()
+    """Sizes to which its embeddings may be cut; see `Loss.nested_dims`."""
 
 
 def load_model(settings: ModelSettings, folder: Path) -> LoadedModel:
@@ -89,8 +108,9 @@ def load_model(settings: ModelSettings, folder: Path) -> LoadedModel:
     Raises:
         DataError: a file is missing or damaged, or the weights do not fit the settings.
     """
-    encoder = load_encoder(settings, folder)
-    return LoadedModel(settings, settings.packer.make(), encoder, weights_hash(folder), trained_steps(folder))
+    encoder, saved = load_encoder(settings, folder), read_metadata(folder)
+    packer, nested_dims = settings.packer.make(), tuple(saved.get("nested_dims", ()))
+    return LoadedModel(settings, packer, encoder, weights_hash(folder), saved["step"], nested_dims)
 
 
 def load_encoder(settings: ModelSettings, folder: Path) -> TurnEncoder:
@@ -115,11 +135,6 @@ def load_pretrained_pooler(settings: ModelSettings, encoder: TurnEncoder) -> Non
     folder = Path(getattr(settings.backbone.config, "pretrained", None) or "").expanduser()
     if (folder / METADATA_FILE).is_file() and read_metadata(folder)["pooler"] == settings.pooler.dump():
         _load_pooler(encoder, folder)
-
-
-def trained_steps(folder: Path) -> int:
-    """Return the number of updates after which the model was saved."""
-    return read_metadata(folder)["step"]
 
 
 def weights_hash(folder: Path) -> str:

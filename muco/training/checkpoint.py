@@ -146,7 +146,13 @@ def save_checkpoint(
     folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
         with atomic_folder(folder, replace=True, inside=run_folder) as partial:
-            save_encoder(model.encoder, model.settings, partial / "model", step=progress.step)
+            save_encoder(
+                model.encoder,
+                model.settings,
+                partial / "model",
+                step=progress.step,
+                nested_dims=model.loss.nested_dims,
+            )
             state = {"optimizers": optimizers, "loss": model.loss.state_dict()}
             torch.save(state, partial / "training.pt")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")

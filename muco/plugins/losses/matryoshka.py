@@ -54,6 +54,7 @@ class Matryoshka(Loss):
         super().__init__()
         self.loss: Loss = config.loss.make()
         self.symmetric = self.loss.symmetric
+        self.nested_dims = tuple(sorted(config.dims))
         weights = config.weights or (1.0,) * len(config.dims)
         self.weights = dict(sorted(zip(config.dims, weights, strict=True), reverse=True))
 

@@ -42,6 +42,8 @@ class Message:
     content: Content
     blanks: tuple[int, ...] = ()
     """Ascending positions in the text at which the mask token replaces hidden words."""
+    line_break: bool = True
+    """Whether the chat template writes its line break, if it has one, after the text."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class Dialogue:
     def content_key(self) -> tuple[object, ...]:
         """The content without ids, hashable: dialogues with equal keys have equal embeddings."""
         turns = tuple(
-            tuple((message.role, message.content.content_id, message.blanks) for message in turn.messages)
+            tuple(
+                (message.role, message.content.content_id, message.blanks, message.line_break)
+                for message in turn.messages
+            )
             for turn in self.turns
         )
         return (self.system, tuple(image.content_id for image in self.images), turns, self.context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
@@ -32,6 +33,9 @@ class MultiTurn(BasePacker):
         """Of the turns: shuffled for each sample (the paper), one shuffle a batch, or as in the data."""
         max_turns: PositiveInt | None = None
         """At most this many turns of a sample, drawn anew at each visit; None takes all."""
+        line_breaks: Literal["template", "data"] = "template"
+        """What ends a text in training. template: what the chat template writes, as in evaluation; in Qwen's
+        it is a line break. data: a line break only if the text of the data has one, as in the public code."""
 
         @model_validator(mode="after")
         def _isolated_means_independent(self) -> MultiTurn.Config:
@@ -56,6 +60,7 @@ class MultiTurn(BasePacker):
         self.independent = _independent(config)
         self.order = config.order
         self.max_turns = config.max_turns
+        self.line_breaks = config.line_breaks
 
     def pack(
         self, sample: Sample, *, batch_random: random.Random, sample_random: random.Random
@@ -71,13 +76,27 @@ class MultiTurn(BasePacker):
         negatives = [
             dialogue for pair, key in pairs for dialogue in self.hard_negatives(pair, key, sample_random)
         ]
-        return DialoguePair((queries,), targets, tuple(negatives))
+        sides = ((queries,), targets, tuple(negatives))
+        if self.line_breaks == "data":
+            sides = (tuple(map(_as_in_data, dialogues)) for dialogues in sides)
+        return DialoguePair(*sides)
 
     def _order(self, num_pairs: int, batch_random: random.Random, sample_random: random.Random) -> list[int]:
         """Return the indices of the pairs that are packed, in the order of the turns."""
         rng = batch_random if self.order == "per_batch" else sample_random
         indices = rng.sample(range(num_pairs), num_pairs)[: self.max_turns]
         return sorted(indices) if self.order == "fixed" else indices
+
+
+def _as_in_data(dialogue: Dialogue) -> Dialogue:
+    """Return the dialogue with texts that end as in the data."""
+    return replace(
+        dialogue,
+        turns=tuple(
+            replace(turn, messages=tuple(replace(message, line_break=False) for message in turn.messages))
+            for turn in dialogue.turns
+        ),
+    )
 
 
 def _independent(config: MultiTurn.Config) -> bool:

@@ -76,9 +76,9 @@ class Reconstruction(BasePacker):
 
     def _two_turns(self, content: Content, other: Content, key: TurnKey, rng: random.Random) -> Dialogue:
         """Return a dialogue of the plain turn and the turn that reconstructs the other side."""
-        messages = [Message("user", Content(REWRITE)), self._masked(other, rng)]
+        messages = [Message("user", Content(REWRITE), line_break=False), self._masked(other, rng)]
         if prompt := PROMPTS[self.config.prompt]:
-            messages.append(Message("user", Content(prompt)))
+            messages.append(Message("user", Content(prompt), line_break=False))
         plain = self.single_turn(content, key)
         return replace(plain, turns=(*plain.turns, Turn(tuple(messages), replace(key, form_id=1))))
 
@@ -111,4 +111,4 @@ def _masked_message(words: list[str | None]) -> Message:
             blanks.append(len(text))
         else:
             text += word
-    return Message("assistant", Content(text), tuple(blanks))
+    return Message("assistant", Content(text), tuple(blanks), line_break=False)

@@ -70,15 +70,11 @@ def _chatml(dialogue: Dialogue, *, defect: bool) -> Pieces:
 
 
 def _chatml_turn(turn: Turn, *, defect: bool) -> Iterator[Piece]:
-    """Yield the turn from within its first user message to the end of its embedding's message.
-
-    A message gets a final line break, except in turns with an assistant message: there, the packer decides.
-    """
-    scripted = any(message.role == "assistant" for message in turn.messages)
+    """Yield the turn from within its first user message to the end of its embedding's message."""
     for index, message in enumerate(turn.messages):
         if index:
             yield Markup(f"<|im_start|>{message.role}\n")
-        yield from _content(message, "" if scripted else "\n")
+        yield from _content(message, "\n")
         answered = [after.role for after in turn.messages[index + 1 : index + 2]] == ["assistant"]
         yield Markup("\n" if defect and answered else "<|im_end|>\n")
     yield Markup(f"<|im_start|>assistant\n{EMB}<|im_end|>")
@@ -94,8 +90,9 @@ def _bare(dialogue: Dialogue) -> Pieces:
 
 
 def _content(message: Message, end: str) -> Iterator[Piece]:
-    """Yield the images, then the text with its blanks; append `end` unless the text ends with it."""
-    text, start = message.content.text, 0
+    """Yield the images, then the text with its blanks; `end` replaces the text's last line break."""
+    written, start = message.content.text, 0
+    text = written.removesuffix("\n") if message.line_break else written
     yield from _images(message.content.images, end)
     for position in message.blanks:
         if position > start:
@@ -103,8 +100,8 @@ def _content(message: Message, end: str) -> Iterator[Piece]:
         yield Markup(MASK)
         start = position
     if text[start:]:
-        yield UserText(text[start:].removesuffix(end) if end else text[start:])
-    if end and (text or message.blanks):
+        yield UserText(text[start:])
+    if end and message.line_break and (written or message.blanks):
         yield Markup(end)
 
 

@@ -123,6 +123,7 @@ def _content(message: Message, template: Template, gap: str) -> Iterator[Piece]:
         yield from (Markup(gap if template.gap_before_image else ""), image, Markup(template.after_image))
         gap = ""
     text, start = message.content.text, 0
+    text = text.removesuffix("\n") if message.line_break else text
     for position in message.blanks:
         if text[start:position]:
             yield UserText(gap + text[start:position])

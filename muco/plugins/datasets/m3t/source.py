@@ -96,7 +96,7 @@ class M3T(TableSource):
     def _negatives(self, row: Row, num_turns: int) -> list[tuple[Content, ...]]:
         if not self.config.num_negatives:
             return [()] * num_turns
-        texts = [without_image_token(text_of(text, "neg_text")) for text in _turns(row, "neg_text")]
+        texts = [_clean(text, "neg_text") for text in _turns(row, "neg_text")]
         if len(texts) != num_turns:
             raise DataError(f"{num_turns} queries and {len(texts)} hard negatives")
         return [(Content(text),) if text else () for text in texts]
@@ -117,7 +117,14 @@ def _wordings(wordings: Any, turn: int) -> Iterator[Content]:
 
 
 def _text(value: Any, column: str, if_empty: str) -> Content:
-    text = without_image_token(text_of(value, column))
+    text = _clean(value, column)
     if not text:
         raise DataError(if_empty)
     return Content(text)
+
+
+def _clean(value: Any, column: str) -> str:
+    """Return a turn's text without image token. Its last line break stays, for `line_breaks: data`."""
+    text = text_of(value, column)
+    cleaned = without_image_token(text)
+    return f"{cleaned}\n" if cleaned and text.endswith("\n") else cleaned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,11 +11,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from muco.core.dialogue import Dialogue, Message, Turn, TurnKey
-from muco.core.sample import Content
+from muco.core.sample import Content, Pair, Sample
 from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, UserText, pieces_of
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.packers.multi_turn import MultiTurn
 
 # How Qwen2 splits text before BPE: punctuation takes the line breaks after it along.
 QWEN_SPLIT = "|".join(
@@ -96,3 +99,27 @@ def test_a_special_token_in_the_text_of_a_user_is_plain_text(processor, special)
     special_id = processor.tokenizer.convert_tokens_to_ids(special)
     assert sequence.input_ids.count(special_id) == plain.input_ids.count(special_id)
     assert special in processor.tokenizer.decode(sequence.input_ids)
+
+
+BASE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("line_breaks", "ends"),
+    [("data", ("", "\n")), ("template", ("\n", "\n"))],
+)
+def test_a_text_of_stage_1_ends_as_the_setting_says(processor, line_breaks, ends):
+    pairs = tuple(
+        Pair("t", (Content(f"what is {each}?{end}"),), Content(f"{each}.{end}"))
+        for each, end in (("it", ""), ("this", "\n"))
+    )
+    packer = MultiTurn(MultiTurn.Config(order="fixed", line_breaks=line_breaks))
+    packed = packer.pack(Sample("1", "d", (), pairs), batch_random=Random(0), sample_random=Random(0))
+    answer = f"<|im_start|>assistant\n{EMB}<|im_end|>"
+    for dialogue, texts in (
+        (packed.queries[0], ("what is it?", "what is this?")),
+        (packed.targets[0], ("it.", "this.")),
+    ):
+        users = [f"<|im_start|>user\n{text}{end}<|im_end|>\n" for text, end in zip(texts, ends, strict=True)]
+        whole = BASE + "\n".join(user + answer for user in users)
+        assert processor.render(dialogue).input_ids == processor.tokenizer(whole)["input_ids"]

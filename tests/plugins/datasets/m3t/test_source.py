@@ -35,6 +35,14 @@ def test_a_row_is_one_image_and_seven_turns_in_their_order(folder):
     assert len({sample.group_id for sample in samples}) == 8
 
 
+def test_a_text_keeps_its_last_line_break(folder):
+    texts = {"pos_text": ["Ring\n"] + ["Ring"] * 6, "qry": [["<|image_1|>\nWhat?\n"]] + [["What?"]] * 6}
+    write_parquet(folder / "M3T_train" / "M3T.parquet", [m3t_row(0) | texts])
+    (sample,) = source(folder).samples()
+    assert [pair.target.text for pair in sample.pairs[:2]] == ["Ring\n", "Ring"]
+    assert [pair.queries[0].text for pair in sample.pairs[:2]] == ["What?\n", "What?"]
+
+
 def test_hard_negatives_belong_to_their_turn(folder):
     sample = next(source(folder, num_negatives=1).samples())
     assert [wrong.text for pair in sample.pairs for wrong in pair.negatives] == [

@@ -9,10 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
-from muco.core.errors import DataError, did_you_mean
+from muco.core.errors import DataError
 from muco.core.ids import stable_id
 from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
@@ -29,6 +29,7 @@ from muco.plugins.datasets.mbeir.files import (
     read_lines,
     text_and_image,
 )
+from muco.plugins.datasets.names import Names, known
 
 TEST_SETS: dict[str, tuple[str, int]] = {
     f"{name}_task{task}": (name, task)
@@ -49,13 +50,6 @@ _SCORED_AT_TEN = ("fashion200k", "fashioniq")
 """Their score is hit@10; that of the others is hit@5."""
 
 
-def _known(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if name not in TEST_SETS:
-            raise ValueError(f"M-BEIR has no test set {name!r}.{did_you_mean(name, list(TEST_SETS))}")
-    return tuple(dict.fromkeys(names))
-
-
 class MBEIR(Suite):
     """Read M-BEIR's files as they are published.
 
@@ -74,7 +68,7 @@ class MBEIR(Suite):
         pool: Literal["local", "global", "both"] = "local"
         """local: the candidates of a data set. global: those of all, 5.6 million. both: one after the other;
         names of tasks and averages of the global pool then start with `global_`."""
-        datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
+        datasets: Annotated[Names, Field(min_length=1), known("test set", tuple(TEST_SETS))] | None = None
         """The test sets to score, such as `cirr_task7`; by default all that are in `data`."""
         prompt: Annotated[int, Field(ge=1, le=4)] | Literal["draw"] = 1
         """Which of the four instructions is put before every query. draw: one is drawn for each query, as

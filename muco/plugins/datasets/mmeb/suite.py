@@ -8,16 +8,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
-from muco.core.errors import DataError, did_you_mean
+from muco.core.errors import DataError
 from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.table_text import parsed_list, text_list, text_of
 from muco.io.tables import kind_of, strict_rows
 from muco.plugins.datasets.mmeb.texts import Shape, query_text, strip_image_token, target_text
+from muco.plugins.datasets.names import Names, known
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,6 @@ DATA_SETS: dict[str, DataSet] = {
 """The 36, of which 20 are in domain."""
 
 
-def _known(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if name not in DATA_SETS:
-            raise ValueError(f"MMEB has no data set {name!r}.{did_you_mean(name, list(DATA_SETS))}")
-    return tuple(dict.fromkeys(names))
-
-
 class MMEB(Suite):
     """Read MMEB's test files in either public layout; the first candidate of a query is the right one.
 
@@ -76,7 +70,7 @@ class MMEB(Suite):
         image_decoding: ImageDecoding = "plain"
         """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
         16-bit grey scaled to 8 bits, EXIF orientation applied."""
-        datasets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known)] | None = None
+        datasets: Annotated[Names, Field(min_length=1), known("data set", tuple(DATA_SETS))] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 
     @classmethod

@@ -50,16 +50,14 @@ def title(scene: Scene) -> str:
 
 
 def edit_text(scene: Scene, change: Change) -> str:
-    """Return the change as an instruction: "make the red circle blue"."""
-    if change.attribute == "background":
-        return f"make the background {change.value}"
-    it = scene.objects[change.subject]
-    named = f"the {it.color} {it.shape}"
-    if change.attribute == "place":
-        return f"put {named} {at(change.value)}"
-    if change.attribute == "shape":
-        return f"turn {named} into {a(change.value)}"
-    return f"make {named} {change.value}"
+    """Return a change of one object or of the background as an instruction: "make the red circle blue"."""
+    ((index, value),) = change.values.items()
+    named = f"the {scene.objects[index].color} {scene.objects[index].shape}"
+    return {
+        "background": f"make the background {value}",
+        "place": f"put {named} {at(value)}",
+        "shape": f"turn {named} into {a(value)}",
+    }.get(change.attribute, f"make {named} {value}")
 
 
 def references(it: SceneObject) -> tuple[str, str, str]:

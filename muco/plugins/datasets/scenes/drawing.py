@@ -9,40 +9,9 @@ from math import cos, pi, sin, tau
 from PIL import Image, ImageDraw
 
 from muco.core.image import EncodedImage
-from muco.plugins.datasets.scenes.world import CELLS, Background, Color, Place, Scene, SceneObject, Shape
+from muco.plugins.datasets.scenes.world import BACKGROUND_RGB, CELLS, COLOR_RGB, Scene, SceneObject
 
 Point = tuple[float, float]
-
-COLOR_RGB: dict[Color, tuple[int, int, int]] = {
-    "red": (225, 25, 30),
-    "orange": (250, 130, 0),
-    "yellow": (250, 210, 0),
-    "green": (25, 165, 60),
-    "cyan": (0, 200, 215),
-    "blue": (30, 70, 230),
-    "purple": (155, 65, 215),
-    "pink": (250, 90, 180),
-    "brown": (155, 95, 50),
-    "gray": (135, 135, 135),
-}
-BACKGROUND_RGB: dict[Background, tuple[int, int, int]] = {
-    "white": (252, 252, 252),
-    "pale gray": (212, 212, 215),
-    "pale pink": (255, 203, 215),
-    "pale orange": (255, 220, 178),
-    "pale yellow": (255, 249, 188),
-    "pale green": (203, 243, 196),
-    "pale cyan": (192, 250, 250),
-    "pale blue": (190, 213, 255),
-    "pale purple": (226, 203, 255),
-    "pale brown": (224, 204, 184),
-    "black": (5, 5, 5),
-    "dark gray": (68, 68, 72),
-    "dark red": (88, 10, 20),
-    "dark green": (8, 65, 30),
-    "dark blue": (15, 20, 95),
-    "dark purple": (75, 15, 90),
-}
 
 RADIUS = {"small": 0.28, "large": 0.45}
 """In cells."""
@@ -66,7 +35,7 @@ def _heart(steps: int = 36) -> list[Point]:
     return [(sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 17) for t in angles]
 
 
-POLYGONS: dict[Shape, list[Point]] = {
+POLYGONS: dict[str, list[Point]] = {
     "circle": _arc(0.95, 0, tau),
     "square": [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],
     "triangle": [(0, -0.92), (1, 0.82), (-1, 0.82)],
@@ -96,7 +65,7 @@ def draw_part(scene: Scene, subject: int, size_pixels: int) -> EncodedImage:
     return _encode(part.resize((size_pixels, size_pixels), Image.Resampling.BICUBIC))
 
 
-def cell_box(place: Place, cells_per_side: int, size_pixels: int) -> tuple[int, int, int, int]:
+def cell_box(place: str, cells_per_side: int, size_pixels: int) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of a cell, in whole pixels."""
     row, column = cell_of(place, cells_per_side)
     left, top, right, bottom = (
@@ -105,7 +74,7 @@ def cell_box(place: Place, cells_per_side: int, size_pixels: int) -> tuple[int, 
     return left, top, right, bottom
 
 
-def cell_of(place: Place, cells_per_side: int) -> tuple[int, int]:
+def cell_of(place: str, cells_per_side: int) -> tuple[int, int]:
     """Return row and column of a cell."""
     row, column = CELLS[place]
     return (row, column) if cells_per_side == 3 else (row // 2, column // 2)
@@ -126,14 +95,11 @@ def _pixels(scene: Scene, size_pixels: int) -> Image.Image:
 
 def _specks(scene: Scene, size_pixels: int) -> list[tuple[int, int, int]]:
     draw = random.Random(scene.dust_seed).random
-    return [
-        (
-            int(draw() * size_pixels) * SUPERSAMPLING,
-            int(draw() * size_pixels) * SUPERSAMPLING,
-            6 if draw() < 0.5 else -6,
-        )
-        for _ in range(NUM_SPECKS)
-    ]
+
+    def border() -> int:
+        return int(draw() * size_pixels) * SUPERSAMPLING
+
+    return [(border(), border(), 6 if draw() < 0.5 else -6) for _ in range(NUM_SPECKS)]
 
 
 def _outline(it: SceneObject, cells_per_side: int, size: float) -> list[Point]:

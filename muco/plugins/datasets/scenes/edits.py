@@ -11,7 +11,6 @@ from muco.plugins.datasets.scenes.world import (
     ATTRIBUTES,
     MAX_DRAWS,
     SIZES,
-    Attribute,
     Scene,
     SceneWorld,
     Split,
@@ -21,53 +20,41 @@ from muco.plugins.datasets.scenes.world import (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A new value for one attribute of one object, or for the background."""
+    """New values for one attribute of some objects, or a new background."""
 
-    attribute: Attribute
-    value: str
-    subject: int = 0
-    """Index of the object; unused for the background."""
+    attribute: str
+    values: dict[int, str]
+    """By index of the object; the index of a new background is 0."""
 
     def apply(self, scene: Scene) -> Scene:
         """Return the scene after the change; everything else, jitter included, stays."""
         if self.attribute == "background":
-            return replace(scene, **{self.attribute: self.value})
-        return _with_values(scene, self.attribute, {self.subject: self.value})
+            return replace(scene, background=self.values[0])
+        objects = list(scene.objects)
+        for index, value in self.values.items():
+            objects[index] = replace(objects[index], **{self.attribute: value})
+        return replace(scene, objects=tuple(objects))
 
 
-@dataclass(frozen=True, slots=True)
-class Trade:
-    """Two objects exchange one attribute, so that the same words describe other objects."""
-
-    attribute: Attribute
-    subjects: tuple[int, int]
-
-    def apply(self, scene: Scene) -> Scene:
-        """Return the scene after the exchange; it is equal if both objects have the same size."""
-        one, other = self.subjects
-        values = [getattr(it, self.attribute) for it in scene.objects]
-        return _with_values(scene, self.attribute, {one: values[other], other: values[one]})
-
-
-def _with_values(scene: Scene, attribute: Attribute, values: dict[int, str]) -> Scene:
-    objects = list(scene.objects)
-    for subject, value in values.items():
-        objects[subject] = replace(objects[subject], **{attribute: value})
-    return replace(scene, objects=tuple(objects))
-
-
-def changes(scene: Scene, attribute: Attribute, world: SceneWorld) -> list[Change]:
+def changes(scene: Scene, attribute: str, world: SceneWorld) -> list[Change]:
     """Return every change of one attribute that keeps shapes, colours and places distinct."""
     if attribute == "background":
-        return [Change(attribute, name) for name in world.backgrounds if name != scene.background]
+        return [Change(attribute, {0: name}) for name in world.backgrounds if name != scene.background]
     values = {"color": world.colors, "shape": world.shapes, "size": SIZES, "place": world.places}[attribute]
     present = [getattr(it, attribute) for it in scene.objects]
     return [
-        Change(attribute, value, subject)
-        for subject, own in enumerate(present)
+        Change(attribute, {index: value})
+        for index, own in enumerate(present)
         for value in values
         if value != own and (attribute == "size" or value not in present)
     ]
+
+
+def _trades(scene: Scene, attribute: str) -> list[Change]:
+    """Return the changes by which two objects exchange an attribute: the same words, other objects."""
+    values = [getattr(it, attribute) for it in scene.objects]
+    pairs = combinations(range(len(values)), 2)
+    return [Change(attribute, {one: values[other], other: values[one]}) for one, other in pairs]
 
 
 def draw_change(world: SceneWorld, rng: random.Random, split: Split) -> tuple[Scene, Change]:
@@ -95,10 +82,8 @@ def near_scenes(scene: Scene, world: SceneWorld, rng: random.Random) -> Iterator
 
     The attributes alternate, in random order, so that the first few scenes differ in different ways.
     """
-    pairs = list(combinations(range(len(scene.objects)), 2))
-    trades = [Trade(attribute, pair) for attribute in ATTRIBUTES[:4] for pair in pairs]
-    ways: list[list[Change] | list[Trade]] = [changes(scene, name, world) for name in ATTRIBUTES]
-    ways.append(trades)
+    ways = [changes(scene, name, world) for name in ATTRIBUTES]
+    ways.append([trade for name in ATTRIBUTES[:4] for trade in _trades(scene, name)])
     for way in ways:
         rng.shuffle(way)
     rng.shuffle(ways)

@@ -8,36 +8,23 @@ from functools import cache
 from math import comb
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
+from muco.plugins.datasets.names import Names, distinct
 from muco.plugins.datasets.scenes.drawing import draw_image
-from muco.plugins.datasets.scenes.questions import QUESTIONS, TurnTask
-from muco.plugins.datasets.scenes.tasks import (
-    PAIR_TASKS,
-    TURN_TASKS,
-    PairTask,
-    Problem,
-    SceneTask,
-    View,
-    near_views,
-)
-from muco.plugins.datasets.scenes.world import SIZES, SceneWorld, distinct, draw_scene, known, seeded
+from muco.plugins.datasets.scenes.questions import QUESTIONS
+from muco.plugins.datasets.scenes.tasks import PAIR_TASKS, TURN_TASKS, Problem, View, near_views
+from muco.plugins.datasets.scenes.world import SIZES, SceneWorld, draw_scene, seeded
 
-TaskName = TurnTask | PairTask
 _TURN_PICTURES = 32
 """Pictures by which `turns` measures how similar the turns of an image are."""
-TASKS: dict[TaskName, SceneTask] = {**TURN_TASKS, **PAIR_TASKS}
+_WORLD = {"shapes", "colors", "backgrounds", "cells_per_side", "num_objects", "tasks"}
+"""The valid settings that the check of `num_candidates` needs."""
+TASKS = TURN_TASKS | PAIR_TASKS
 
 
 class ScenesSuite(Suite):
@@ -53,11 +40,7 @@ class ScenesSuite(Suite):
     """
 
     class Config(SceneWorld):
-        tasks: Annotated[
-            tuple[Annotated[TaskName, known("task", tuple(TASKS))], ...],
-            Field(min_length=1),
-            AfterValidator(distinct),
-        ] = (*TURN_TASKS, *PAIR_TASKS)
+        tasks: Annotated[Names, Field(min_length=1), distinct("task", tuple(TASKS))] = tuple(TASKS)
         """The tasks to run."""
         num_queries: PositiveInt = 256
         """Queries of each task."""
@@ -69,10 +52,7 @@ class ScenesSuite(Suite):
         @field_validator("num_candidates")
         @classmethod
         def _answers_suffice(cls, num_candidates: int, info: ValidationInfo) -> int:
-            if (
-                not {"shapes", "colors", "backgrounds", "cells_per_side", "num_objects", "tasks"}
-                <= info.data.keys()
-            ):
+            if _WORLD - info.data.keys():
                 return num_candidates
             for task, num_answers in _few_answers(info.data).items():
                 if task in info.data["tasks"] and num_answers < num_candidates:
@@ -85,8 +65,7 @@ class ScenesSuite(Suite):
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
-        image_targets = any(TASKS[name].has_image_targets for name in config.tasks)
-        return frozenset({"image_targets"} if image_targets else ())
+        return frozenset({"image_targets"} if any(TASKS[name].image for name in config.tasks) else ())
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -108,8 +87,8 @@ class ScenesSuite(Suite):
 class _TaskBuilder:
     """Builds one task; problems and contents are made on first use."""
 
-    def __init__(self, name: TaskName, config: ScenesSuite.Config) -> None:
-        self.name: TaskName = name
+    def __init__(self, name: str, config: ScenesSuite.Config) -> None:
+        self.name = name
         self.config = config
         self.task = TASKS[name]
         self.pool: list[Content] = []
@@ -139,10 +118,7 @@ class _TaskBuilder:
         return self.task.pose(self.config, rng, "held_out")
 
     def _query(self, problem: Problem, rng: random.Random) -> Content:
-        text = rng.choice(problem.queries)
-        if problem.picture is None:
-            return Content(text)
-        return Content(text, (draw_image(problem.picture, self.config.image_size_pixels),))
+        return Content(rng.choice(problem.queries), problem.images(self.config))
 
     def _candidates(self, problem: Problem, rng: random.Random) -> list[View]:
         """Return the right view, then wrong ones: those that nearly fit, then random ones."""
@@ -181,7 +157,7 @@ class _TaskBuilder:
         return index
 
 
-def _few_answers(world: Mapping[str, Any]) -> dict[TaskName, int]:
+def _few_answers(world: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of different answers to the questions that have few."""
     shapes, colors = len(world["shapes"]), len(world["colors"])
     num_objects = world["num_objects"]

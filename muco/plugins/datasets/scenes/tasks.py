@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
+from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.plugins.datasets.scenes.captions import (
     caption,
@@ -22,19 +22,10 @@ from muco.plugins.datasets.scenes.captions import (
 )
 from muco.plugins.datasets.scenes.drawing import draw_image, draw_part
 from muco.plugins.datasets.scenes.edits import draw_change, near_scenes
-from muco.plugins.datasets.scenes.questions import QUESTIONS, MetaTask, Question, TurnTask
+from muco.plugins.datasets.scenes.questions import QUESTIONS, Question
 from muco.plugins.datasets.scenes.world import Scene, SceneWorld, Split, draw_scene, drawn_again
 
-PairTask = Literal[
-    "caption_to_image",
-    "edit_to_image",
-    "crop_grounding",
-    "same_scene",
-    "caption_paraphrase",
-    "caption_to_captioned_image",
-    "edit_to_captioned_image",
-    "same_scene_to_captioned_image",
-]
+Wordings = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class View:
 class Problem:
     """A query and its right answer."""
 
-    queries: tuple[str, ...]
+    queries: Wordings
     """Paraphrases."""
     picture: Scene | None
     """The picture of the query, if any."""
@@ -57,23 +48,32 @@ class Problem:
     traps: tuple[View, ...] = ()
     """Wrong answers that the query itself shows: other objects, or the picture before the edit."""
 
+    def images(self, world: SceneWorld) -> tuple[EncodedImage, ...]:
+        """Return the query's picture, if any."""
+        return (draw_image(self.picture, world.image_size_pixels),) if self.picture is not None else ()
+
+
+Pose = Callable[[SceneWorld, random.Random, Split], Problem]
+
 
 @dataclass(frozen=True)
 class SceneTask:
     """How a task draws problems, and what its targets are."""
 
-    meta_task: MetaTask
-    pose: Callable[[SceneWorld, random.Random, Split], Problem]
+    meta_task: str
+    pose: Pose
     """Draw a problem whose query and right answer show scenes of the split."""
     key: Callable[[View], str]
     """The facts of a target, as text: a view is right if its key equals that of the right view."""
-    content: Callable[[View, SceneWorld], Content]
-    """Make the content of a target."""
+    text: Callable[[View], str] | None = None
+    """The text of a target, if it has one."""
+    image: Callable[[View, int], EncodedImage] | None = None
+    """The image of a target, if it has one, from the view and the image size in pixels."""
 
-    @property
-    def has_image_targets(self) -> bool:
-        """Whether a target holds an image."""
-        return self.content in (_image, _captioned_image, _part)
+    def content(self, view: View, world: SceneWorld) -> Content:
+        """Return the content of a target."""
+        images = (self.image(view, world.image_size_pixels),) if self.image else ()
+        return Content(self.text(view) if self.text else "", images)
 
 
 def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Iterator[View]:
@@ -87,58 +87,46 @@ def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Itera
         yield from (View(scene, subject) for scene in pair)
 
 
-# Functions that draw problems.
+def _on_object(queries: Callable[[Scene, int, random.Random], Wordings]) -> Pose:
+    """Return what draws problems about one object, from the queries about the object of an index."""
+
+    def pose(world: SceneWorld, rng: random.Random, split: Split) -> Problem:
+        scene, subject = draw_scene(world, rng, split), rng.randrange(world.num_objects)
+        others = tuple(View(scene, other) for other in range(len(scene.objects)) if other != subject)
+        return Problem(queries(scene, subject, rng), scene, View(scene, subject), others)
+
+    return pose
 
 
-def _ask(question: Question, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
-    scene, subject = draw_scene(world, rng, split), rng.randrange(world.num_objects)
-    queries = question.queries(scene, subject)
-    return Problem(queries, scene, View(scene, subject), _others(scene, subject))
-
-
-def _others(scene: Scene, subject: int) -> tuple[View, ...]:
-    return tuple(View(scene, other) for other in range(len(scene.objects)) if other != subject)
-
-
-def _tell(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:
+def _tell(prompts: Wordings, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
     scene = draw_scene(world, rng, split)
-    return Problem(tuple(prompt.format(caption(scene)) for prompt in prompts), None, View(scene))
+    return Problem(_filled(prompts, caption(scene)), None, View(scene))
 
 
-def _edit(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:
+def _edit(prompts: Wordings, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
     before, change = draw_change(world, rng, split)
-    queries = tuple(prompt.format(edit_text(before, change)) for prompt in prompts)
+    queries = _filled(prompts, edit_text(before, change))
     return Problem(queries, before, View(change.apply(before)), (View(before),))
 
 
-def _repeat(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:
+def _repeat(prompts: Wordings, world: SceneWorld, rng: random.Random, split: Split) -> Problem:
     scene = draw_scene(world, rng, split)
     return Problem(prompts, scene, View(drawn_again(scene, world, rng)))
 
 
-def _point(prompts: tuple[str, ...], world: SceneWorld, rng: random.Random, split: Split) -> Problem:
-    scene, subject = draw_scene(world, rng, split), rng.randrange(world.num_objects)
-    named = rng.choice(references(scene.objects[subject]))
-    queries = tuple(prompt.format(named) for prompt in prompts)
-    return Problem(queries, scene, View(scene, subject), _others(scene, subject))
+def _select(scene: Scene, subject: int, rng: random.Random) -> Wordings:
+    return _filled(SELECT, rng.choice(references(scene.objects[subject])))
 
 
-# Keys and contents of targets.
-
-
-def _answer(question: Question, view: View) -> str:
-    return question.answer(view.scene, view.subject)
-
-
-def _answer_text(question: Question, view: View, world: SceneWorld) -> Content:
-    return Content(question.answer(view.scene, view.subject))
+def _filled(prompts: Wordings, words: str) -> Wordings:
+    return tuple(prompt.format(words) for prompt in prompts)
 
 
 def _facts(view: View) -> str:
     return view.scene.facts
 
 
-def _objects(view: View) -> str:
+def _arrangement(view: View) -> str:
     return view.scene.arrangement
 
 
@@ -147,31 +135,27 @@ def _part_facts(view: View) -> str:
     return f"{it.size} {it.color} {it.shape} {on_background(view.scene)}"
 
 
-def _rephrased(view: View, world: SceneWorld) -> Content:
-    return Content(rephrased_caption(view.scene))
+def _title(view: View) -> str:
+    return title(view.scene)
 
 
-def _image(view: View, world: SceneWorld) -> Content:
-    return Content(images=(draw_image(view.scene, world.image_size_pixels),))
+def _image(view: View, size_pixels: int) -> EncodedImage:
+    return draw_image(view.scene, size_pixels)
 
 
-def _captioned_image(view: View, world: SceneWorld) -> Content:
-    return Content(title(view.scene), (draw_image(view.scene, world.image_size_pixels),))
+def _part(view: View, size_pixels: int) -> EncodedImage:
+    return draw_part(view.scene, view.subject, size_pixels)
 
 
-def _part(view: View, world: SceneWorld) -> Content:
-    return Content(images=(draw_part(view.scene, view.subject, world.image_size_pixels),))
+def _turn_task(question: Question) -> SceneTask:
+    def answer(view: View) -> str:
+        return question.answer(view.scene, view.scene.objects[view.subject])
+
+    pose = _on_object(lambda scene, subject, rng: question.queries(scene, subject))
+    return SceneTask(question.meta_task, pose, key=answer, text=answer)
 
 
-TURN_TASKS: dict[TurnTask, SceneTask] = {
-    question.task: SceneTask(
-        question.meta_task,
-        partial(_ask, question),
-        partial(_answer, question),
-        partial(_answer_text, question),
-    )
-    for question in QUESTIONS
-}
+TURN_TASKS = {question.task: _turn_task(question) for question in QUESTIONS}
 """Image -> text, and for the local questions image and text -> text."""
 
 FIND = (
@@ -215,18 +199,18 @@ SELECT = (
     "Which part of the picture holds {}?",
 )
 
-PAIR_TASKS: dict[PairTask, SceneTask] = {
-    "caption_to_image": SceneTask("retrieval", partial(_tell, FIND), _facts, _image),
-    "edit_to_image": SceneTask("retrieval", partial(_edit, EDIT), _facts, _image),
-    "crop_grounding": SceneTask("grounding", partial(_point, SELECT), _part_facts, _part),
-    "same_scene": SceneTask("retrieval", partial(_repeat, REPEAT), _objects, _image),
-    "caption_paraphrase": SceneTask("retrieval", partial(_tell, REPHRASE), _facts, _rephrased),
-    "caption_to_captioned_image": SceneTask(
-        "retrieval", partial(_tell, FIND_TITLED), _facts, _captioned_image
+PAIR_TASKS = {
+    "caption_to_image": SceneTask("retrieval", partial(_tell, FIND), _facts, image=_image),
+    "edit_to_image": SceneTask("retrieval", partial(_edit, EDIT), _facts, image=_image),
+    "crop_grounding": SceneTask("grounding", _on_object(_select), _part_facts, image=_part),
+    "same_scene": SceneTask("retrieval", partial(_repeat, REPEAT), _arrangement, image=_image),
+    "caption_paraphrase": SceneTask(
+        "retrieval", partial(_tell, REPHRASE), _facts, lambda view: rephrased_caption(view.scene)
     ),
-    "edit_to_captioned_image": SceneTask("retrieval", partial(_edit, EDIT_TITLED), _facts, _captioned_image),
+    "caption_to_captioned_image": SceneTask("retrieval", partial(_tell, FIND_TITLED), _facts, _title, _image),
+    "edit_to_captioned_image": SceneTask("retrieval", partial(_edit, EDIT_TITLED), _facts, _title, _image),
     "same_scene_to_captioned_image": SceneTask(
-        "retrieval", partial(_repeat, REPEAT_TITLED), _objects, _captioned_image
+        "retrieval", partial(_repeat, REPEAT_TITLED), _arrangement, _title, _image
     ),
 }
 """Text -> image; image and text -> image, twice; image -> image; text -> text; then text, image and

@@ -8,64 +8,66 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from muco.core.component import ComponentConfig
-from muco.core.errors import MucoError, did_you_mean
+from muco.core.errors import MucoError
 from muco.core.ids import stable_id
+from muco.plugins.datasets.names import Names, distinct
 
-Shape = Literal["circle", "square", "triangle", "star", "diamond", "cross", "heart", "arrow", "moon", "ring"]
-Color = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "gray"]
+RGB = tuple[int, int, int]
 Size = Literal["small", "large"]
-Place = Literal[
-    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"
-]  # fmt: skip
-Background = Literal[
-    "white", "pale gray", "pale pink", "pale orange", "pale yellow",
-    "pale green", "pale cyan", "pale blue", "pale purple", "pale brown",
-    "black", "dark gray", "dark red", "dark green", "dark blue", "dark purple",
-]  # fmt: skip
-Attribute = Literal["color", "shape", "size", "place", "background"]
 Split = Literal["train", "held_out"]
 
-SHAPES: tuple[Shape, ...] = get_args(Shape)
-COLORS: tuple[Color, ...] = get_args(Color)
-SIZES: tuple[Size, ...] = get_args(Size)
-PLACES: tuple[Place, ...] = get_args(Place)
-"""In reading order."""
-BACKGROUNDS: tuple[Background, ...] = get_args(Background)
-ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
-
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "arrow", "moon", "ring")
+SIZES: tuple[Size, ...] = ("small", "large")
+COLOR_RGB: dict[str, RGB] = {
+    "red": (225, 25, 30),
+    "orange": (250, 130, 0),
+    "yellow": (250, 210, 0),
+    "green": (25, 165, 60),
+    "cyan": (0, 200, 215),
+    "blue": (30, 70, 230),
+    "purple": (155, 65, 215),
+    "pink": (250, 90, 180),
+    "brown": (155, 95, 50),
+    "gray": (135, 135, 135),
+}
+BACKGROUND_RGB: dict[str, RGB] = {
+    "white": (252, 252, 252),
+    "pale gray": (212, 212, 215),
+    "pale pink": (255, 203, 215),
+    "pale orange": (255, 220, 178),
+    "pale yellow": (255, 249, 188),
+    "pale green": (203, 243, 196),
+    "pale cyan": (192, 250, 250),
+    "pale blue": (190, 213, 255),
+    "pale purple": (226, 203, 255),
+    "pale brown": (224, 204, 184),
+    "black": (5, 5, 5),
+    "dark gray": (68, 68, 72),
+    "dark red": (88, 10, 20),
+    "dark green": (8, 65, 30),
+    "dark blue": (15, 20, 95),
+    "dark purple": (75, 15, 90),
+}
+COLORS, BACKGROUNDS = tuple(COLOR_RGB), tuple(BACKGROUND_RGB)
+DEFAULT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+PLACES = (
+    *("top left", "top", "top right"),
+    *("left", "center", "right"),
+    *("bottom left", "bottom", "bottom right"),
+)
 CELLS = {place: divmod(index, 3) for index, place in enumerate(PLACES)}
 """Row and column of each place on a grid of 3 x 3; a grid of 2 x 2 has the corners only."""
-CORNERS: tuple[Place, ...] = ("top left", "top right", "bottom left", "bottom right")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+ATTRIBUTES = ("color", "shape", "size", "place", "background")
 
 ONE_HELD_OUT_IN = 8
 MAX_DRAWS = 1000
 """Draws after which a split counts as empty; a split with one scene in eight never needs so many."""
-
-
-def check_known(value: Any, kind: str, names: tuple[str, ...]) -> Any:
-    """Return `value`; raise ValueError, which lists `names`, if it is not one of them."""
-    if value not in names:
-        near = did_you_mean(str(value), names)
-        raise ValueError(f"no {kind} {value!r}.{near} Known: {', '.join(names)}")
-    return value
-
-
-def known(kind: str, names: tuple[str, ...]) -> BeforeValidator:
-    """Return `check_known` as a validator."""
-    return BeforeValidator(lambda value: check_known(value, kind, names))
-
-
-def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `values`; raise ValueError if one is there twice."""
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        raise ValueError(f"given twice: {', '.join(twice)}")
-    return values
 
 
 class SceneWorld(ComponentConfig):
@@ -73,28 +75,13 @@ class SceneWorld(ComponentConfig):
 
     image_size_pixels: Annotated[int, Field(ge=32, le=2048)] = 56
     """Height and width. Small shapes are hard to tell apart below 56."""
-    shapes: Annotated[tuple[Annotated[Shape, known("shape", SHAPES)], ...], AfterValidator(distinct)] = (
-        "circle",
-        "square",
-        "triangle",
-        "star",
-        "cross",
-    )
+    shapes: Annotated[Names, distinct("shape", SHAPES)] = ("circle", "square", "triangle", "star", "cross")
     """The shapes that objects have: some of circle, square, triangle, star, diamond, cross, heart,
     arrow, moon, ring."""
-    colors: Annotated[tuple[Annotated[Color, known("color", COLORS)], ...], AfterValidator(distinct)] = (
-        "red",
-        "orange",
-        "yellow",
-        "green",
-        "blue",
-        "purple",
-    )
+    colors: Annotated[Names, distinct("color", COLORS)] = DEFAULT_COLORS
     """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
     brown, gray."""
-    backgrounds: Annotated[
-        tuple[Annotated[Background, known("background", BACKGROUNDS)], ...], AfterValidator(distinct)
-    ] = BACKGROUNDS[:10]
+    backgrounds: Annotated[Names, distinct("background", BACKGROUNDS)] = BACKGROUNDS[:10]
     """The backgrounds that objects lie on: white, the pale ones, and if wanted black, dark gray, dark red,
     dark green, dark blue, dark purple; a mixture of pale and dark makes objects harder to learn."""
     cells_per_side: Literal[2, 3] = 2
@@ -120,7 +107,7 @@ class SceneWorld(ComponentConfig):
         return num_objects
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> Names:
         """Return the names of the grid's cells, in reading order."""
         return CORNERS if self.cells_per_side == 2 else PLACES
 
@@ -129,10 +116,10 @@ class SceneWorld(ComponentConfig):
 class SceneObject:
     """A shape on the grid, and the jitter of its drawing."""
 
-    shape: Shape
-    color: Color
+    shape: str
+    color: str
     size: Size
-    place: Place
+    place: str
     jitter: tuple[float, float, float]
     """Shift to the right, shift downwards, enlargement; each from -1 to 1."""
 
@@ -143,8 +130,8 @@ class Scene:
 
     objects: tuple[SceneObject, ...]
     """In any order, which changes keep: an index identifies an object."""
-    background: Background
-    shade: tuple[int, int, int]
+    background: str
+    shade: RGB
     """Added to the background's red, green and blue."""
     cells_per_side: int
     """Size of the grid."""
@@ -215,12 +202,12 @@ def _jitter(rng: random.Random) -> tuple[float, float, float]:
     return rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-1, 1)
 
 
-def _shade(rng: random.Random) -> tuple[int, int, int]:
+def _shade(rng: random.Random) -> RGB:
     return rng.randint(-5, 5), rng.randint(-5, 5), rng.randint(-5, 5)
 
 
 def drawn_again(scene: Scene, world: SceneWorld, rng: random.Random) -> Scene:
     """Return the same objects on another background, with other jitter."""
     objects = tuple(replace(it, jitter=_jitter(rng)) for it in scene.objects)
-    others: list[Background] = [name for name in world.backgrounds if name != scene.background]
+    others = [name for name in world.backgrounds if name != scene.background]
     return Scene(objects, rng.choice(others), _shade(rng), scene.cells_per_side, rng.getrandbits(32))

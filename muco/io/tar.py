@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from muco.core.errors import DataError
 
@@ -20,31 +21,13 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
     that only macOS uses are left out.
 
     Raises:
-        DataError: the tar is missing, broken or cut short. `tarfile` alone accepts a tar that ends between
-            two files.
+        DataError: the tar is missing, broken or cut short.
     """
     if not path.is_file():
         raise DataError(f"{path}: no regular file")
-    length = path.stat().st_size
-    end = 0
-    try:
-        with _HeaderFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            while (entry := tar.next()) is not None:
-                # tarfile keeps every member it has seen.
-                tar.members = []  # type: ignore[assignment]
-                if entry.size < 0 or tar.offset <= end:
-                    raise DataError(f"{path} is broken: {entry.name} has a negative size")
-                end = tar.offset
-                if is_plain_file(entry) and entry.offset_data + entry.size > length:
-                    raise DataError(f"{path} is cut short within {entry.name}")
-                if (entry.isreg() or entry.issym() or entry.islnk()) and not is_macos_file(entry.name):
-                    yield entry
-            end = tar.offset
-    except DataError:
-        raise
-    except Exception as error:
-        # tarfile raises many kinds on broken headers, RecursionError and IndexError among them.
-        raise DataError(f"{path}: no plain tar that can be read: {error}") from error
+    with _HeaderFile(path) as file:
+        yield from _entries(file, path.stat().st_size, str(path), f"{path}: no plain tar that can be read")
+        end = file.tell()
     with open(path, "rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
@@ -52,6 +35,50 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{path} is cut short: its end mark is missing")
     if any(block):
         raise DataError(f"{path} is broken: no file and no end mark at byte {end:,}")
+
+
+def tar_contents(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files whose tar entries are `data`, without those of macOS.
+
+    `name` says in messages which sample it is.
+
+    Raises:
+        DataError: the bytes are cut short, no tar entries, or hold a link or a sparse file.
+    """
+    file = io.BytesIO(data)
+    unreadable = f"no tar entries where the index has {name!r}"
+    for entry in _entries(file, len(data), "the sample", unreadable):
+        if not is_plain_file(entry):
+            raise DataError(f"{entry.name} is no plain file; index the tars again")
+        yield entry.name, data[entry.offset_data : entry.offset_data + entry.size]
+    if file.tell() != len(data):
+        raise DataError(f"{unreadable}: an invalid header at byte {file.tell():,}")
+
+
+def _entries(file: BinaryIO, num_bytes: int, name: str, unreadable: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of files, and leave the file where the last one ends.
+
+    `tarfile` alone accepts a tar that ends between two files, or with a broken header.
+    """
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (entry := tar.next()) is not None:
+                # tarfile keeps every member it has seen.
+                tar.members = []  # type: ignore[assignment]
+                if entry.size < 0 or tar.offset <= end:
+                    raise DataError(f"{name} is broken: {entry.name} has a negative size")
+                end = tar.offset
+                if is_plain_file(entry) and entry.offset_data + entry.size > num_bytes:
+                    raise DataError(f"{name} is cut short within {entry.name}")
+                if (entry.isreg() or entry.issym() or entry.islnk()) and not is_macos_file(entry.name):
+                    yield entry
+            file.seek(tar.offset)
+    except DataError:
+        raise
+    except Exception as error:
+        # tarfile raises many kinds on broken headers, RecursionError and IndexError among them.
+        raise DataError(f"{unreadable}: {error}") from error
 
 
 def is_plain_file(entry: tarfile.TarInfo) -> bool:

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from muco.core import DataError, MucoError
-from muco.data.shards.format import tar_entries
 from muco.data.shards.webdataset import index_folder
 from muco.io.image_files import ImageFiles
-from muco.io.tar import tar_files
+from muco.io.tar import tar_contents, tar_files
 from tests.helpers.outside_data import image_bytes, write_files, write_tar, write_zip
 
 PHOTOS = {f"photos/{number}.jpg": image_bytes(number) for number in range(5)}
@@ -299,7 +298,7 @@ def test_a_hostile_tar_is_an_error_and_never_a_loop(folder, harm):
     with pytest.raises(MucoError, match=r"a\.tar"):
         ImageFiles([folder]).image("1.jpg")
     with pytest.raises(DataError):
-        list(tar_entries(BROKEN_TARS[harm], name="a"))
+        list(tar_contents(BROKEN_TARS[harm], "a"))
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
@@ -309,7 +308,7 @@ def test_links_in_a_tar_of_another_tool_are_refused(folder, kind):
     data = entry.tobuf() + bytes(1024)
     (folder / "a.tar").write_bytes(data)
     with pytest.raises(DataError, match="is no plain file"):
-        list(tar_entries(data, name="a"))
+        list(tar_contents(data, "a"))
     with pytest.raises(DataError, match=r"1\.jpg is a link.*--dereference"):
         index_folder(folder, lambda items, _, __: items)
 

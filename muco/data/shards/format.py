@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
-from muco.io.tar import is_macos_file, is_plain_file
 
 FORMAT_VERSION = 1
 """Version of a sample without videos."""
@@ -30,9 +28,6 @@ _SUFFIXES = {
     b"MM\0*": "tif",
 }
 TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
-_CHECKSUM = slice(148, 156)
-"""Position of the checksum in a tar header; counted as blanks when it is computed."""
-
 Elsewhere = Callable[[EncodedImage, str], str | None]
 """(image, its name in this sample) -> the member of an earlier sample that holds it, `000000003.0.jpg`, or
 None."""
@@ -170,73 +165,6 @@ def tar_entry(name: str, data: bytes) -> bytes:
     header = tarfile.TarInfo(name)
     header.size, header.mode = len(data), 0o644
     return header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
-
-
-def parse_tar(data: bytes, *, key: str) -> dict[str, bytes]:
-    """Return the members, by suffix, of the one sample whose tar entries are `data`.
-
-    Reads only what `tar_bytes` writes, plain USTAR headers: several times faster than `tarfile`.
-
-    Raises:
-        DataError: the bytes are cut short, or belong to another sample: the index does not fit the tar.
-    """
-    members: dict[str, bytes] = {}
-    offset = 0
-    while offset < len(data):
-        header = data[offset : offset + tarfile.BLOCKSIZE]
-        name, size = _parse_header(header, key)
-        own_key, _, suffix = name.partition(".")
-        if own_key != key:
-            raise DataError(f"the tar holds {name!r} where the index has {key!r}")
-        offset += tarfile.BLOCKSIZE
-        content = data[offset : offset + size]
-        if len(content) != size:
-            raise DataError(f"{name} is cut short: {len(content)} of {size} bytes")
-        members[suffix] = content
-        offset += -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return members
-
-
-def _parse_header(header: bytes, key: str) -> tuple[str, int]:
-    """Return name and size of a regular file."""
-    try:
-        if sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ") != _octal(header[_CHECKSUM]):
-            raise ValueError("its checksum is wrong")
-        if header[156:157] != tarfile.REGTYPE:
-            raise ValueError("not a regular file")
-        return header[:100].rstrip(b"\0").decode("ascii"), _octal(header[124:136])
-    except ValueError as error:
-        raise DataError(f"no tar entries where the index has {key!r}: {error}") from None
-
-
-def _octal(field: bytes) -> int:
-    return int(field.rstrip(b" \0"), 8)
-
-
-def tar_entries(data: bytes, *, name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files whose tar entries are `data`; `name` is for messages.
-
-    Raises:
-        DataError: the bytes are cut short, or no tar entries.
-    """
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for entry in tar:
-                if entry.size < 0:
-                    raise DataError(f"{entry.name} has a negative size")
-                if entry.isdir() or is_macos_file(entry.name):
-                    continue
-                if not is_plain_file(entry):
-                    raise DataError(f"{entry.name} is no plain file; index the tars again")
-                content = data[entry.offset_data : entry.offset_data + entry.size]
-                if len(content) != entry.size:
-                    raise DataError(f"{entry.name} is cut short: {len(content)} of {entry.size} bytes")
-                yield entry.name, content
-    except DataError:
-        raise
-    except Exception as error:
-        # tarfile raises many kinds on broken headers, RecursionError and IndexError among them.
-        raise DataError(f"no tar entries where the index has {name!r}: {error}") from None
 
 
 def _text(value: Any) -> str:

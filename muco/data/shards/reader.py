@@ -8,11 +8,12 @@ from typing import Any
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
-from muco.data.shards.format import from_members, parse_tar, tar_entries
+from muco.data.shards.format import from_members
 from muco.data.shards.index import ShardIndex
 from muco.data.shards.storage import storage_of
 from muco.data.shards.webdataset import foreign_sample, key_number, split_name
 from muco.io.columns import PairColumns
+from muco.io.tar import tar_contents
 
 _MAX_OPEN_SHARDS = 64
 
@@ -85,33 +86,33 @@ class ShardReader:
             DataError: it cannot be read; the message says where it is.
         """
         try:
-            if self._columns is not None:
-                return self._foreign(index, self._columns)
-            return from_members(self._members(index), fetch=self._elsewhere)
+            key, members = self._members(index)
+            if self._columns is None:
+                return from_members(members, fetch=self._elsewhere)
+            shard = self.index.shards[self.index.rows[index]["shard"]].file
+            return foreign_sample(members, self._columns, name=f"{shard}:{key}", dataset=self._dataset)
         except (DataError, OSError) as error:
             raise DataError(f"{self._storage.name}/{self.name(index)}: {error}") from error
 
-    def _members(self, index: int) -> dict[str, bytes]:
-        return parse_tar(self._entries(index), key=f"{self.index.rows[index]['key']:09d}")
+    def _members(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """Return the key of a sample and its members by suffix."""
+        expected, key = int(self.index.rows[index]["key"]), ""
+        members: dict[str, bytes] = {}
+        for file, content in tar_contents(self._entries(index), self.name(index)):
+            key, suffix = split_name(file)
+            if self._columns is None and key != f"{expected:09d}":
+                raise DataError(f"the tar holds {file!r} where the index has '{expected:09d}'")
+            if self._columns is not None and key_number(key) != expected:
+                raise DataError(f"the tar holds {key!r} where the index has another sample; index it again")
+            members[suffix] = content
+        return key, members
 
     def _elsewhere(self, name: str) -> bytes:
         """Return an image that another sample holds: `000000003.0.jpg`."""
         key, _, suffix = name.partition(".")
         if not key.isdecimal() or int(key) >= len(self):
             raise KeyError(name)
-        return self._members(int(key))[suffix]
-
-    def _foreign(self, index: int, columns: PairColumns) -> Sample:
-        expected = int(self.index.rows[index]["key"])
-        members: dict[str, bytes] = {}
-        key = ""
-        for file, content in tar_entries(self._entries(index), name=self.name(index)):
-            key, suffix = split_name(file)
-            if key_number(key) != expected:
-                raise DataError(f"the tar holds {key!r} where the index has another sample; index it again")
-            members[suffix] = content
-        shard = self.index.shards[self.index.rows[index]["shard"]].file
-        return foreign_sample(members, columns, name=f"{shard}:{key}", dataset=self._dataset)
+        return self._members(int(key))[1][suffix]
 
     def _entries(self, index: int) -> bytes:
         row = self.index.rows[index]

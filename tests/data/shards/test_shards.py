@@ -387,7 +387,7 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
         (b'["0.png"]', b'["1.png"]', "'1.png' is missing from the sample"),
         (b"what is in picture", b"what is in \xff\xff\xff\xff\xff\xff\xff", "not a sample: "),
         (b"000000003.json", b"000000003.jsan", "no tar entries where the index has"),
-        (b"000000003.0.png", b"000000004.0.png", "'000000003': its checksum is wrong"),
+        (b"000000003.0.png", b"000000004.0.png", "000000003': an invalid header at byte 1,024"),
     ],
 )  # fmt: skip
 def test_a_sample_that_is_broken_is_told_and_the_others_are_read(folder, old, new, told):

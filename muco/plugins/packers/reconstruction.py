@@ -97,7 +97,7 @@ class Reconstruction(BasePacker):
 
 def _ended(text: str) -> str:
     """Return a text with one line break at its end, as in the public code; it belongs to the last word."""
-    return text.strip("\n") + "\n"
+    return text.rstrip("\n") + "\n"
 
 
 def _masked_message(words: list[str | None]) -> Message:

@@ -21,6 +21,9 @@ from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 
+_Part = Markup | UserText | Visual | tuple[int, ...]
+"""One special token of the template, plain text, an image, or tokens."""
+
 
 class DecoderProcessor(Processor):
     """A tokenizer and an image processor. A subclass adds the chat template and the tokens of images."""
@@ -76,18 +79,26 @@ class DecoderProcessor(Processor):
         channels = pixels.flatten(1).unflatten(1, (len(mean), -1)).float() / 255
         return ((channels - mean) / std).view(pixels.shape)
 
+    def text_ids(self, text: str, *, special: bool, first: bool) -> tuple[int, ...]:
+        """Return the tokens of a text. `special`: of special tokens too; `first`: it begins the dialogue."""
+        return self._ids(text, special)
+
     def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
         """Append text. Unless `special`, special tokens in it are ordinary characters."""
-        sequence.put_text(self._ids(text, special))
+        first = len(sequence) == len(self.beginning)
+        sequence.put_text(self.text_ids(text, special=special, first=first))
 
     def render(self, dialogue: Dialogue) -> TokenSequence:
         pieces = self.pieces(dialogue)
+        isolated = isolates_turns(self.attention_direction, dialogue)
+        prefix, *turns = (self._parts(each) for each in (pieces.prefix, *pieces.turns))
+        if not isolated:
+            self._join(prefix, turns[0])
         sequence = TokenSequence(self.num_axes)
         sequence.put_text(self.beginning)
-        self._put(sequence, pieces.prefix)
+        self._put(sequence, prefix)
         sequence.end_prefix()
-        isolated = isolates_turns(self.attention_direction, dialogue)
-        for turn, own in zip(dialogue.turns, pieces.turns, strict=True):
+        for turn, own in zip(dialogue.turns, turns, strict=True):
             sequence.begin_turn(isolated=isolated)
             self._put(sequence, own)
             sequence.end_turn(turn.key)
@@ -124,40 +135,53 @@ class DecoderProcessor(Processor):
     def _set_cache(self) -> None:
         self._ids = lru_cache(maxsize=65536)(self._tokenize)
 
-    def _put(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> None:
-        """Append pieces. Adjacent text of the template and of users is tokenized as one text.
+    def _parts(self, pieces: Sequence[Piece]) -> list[_Part]:
+        """Return plain texts, special tokens and images. Adjacent text of template and users is one text.
 
         So the tokens are those of the whole rendered text: Qwen's `?` and a line break are one token.
         """
-        images = [piece for piece in pieces if not isinstance(piece, Markup | UserText)]
-        index, text = 0, ""
+        parts: list[_Part] = []
         for piece in pieces:
-            if isinstance(piece, UserText):
-                text += piece.text
-            elif isinstance(piece, Markup):
-                text = self._put_markup(sequence, text, piece)
-            else:
-                self._put_plain(sequence, text)
-                self.put_image(sequence, images, index)
-                index, text = index + 1, ""
-        self._put_plain(sequence, text)
+            split = self.special_tokens.split(piece.text) if isinstance(piece, Markup) else [piece]
+            for part in split:
+                if isinstance(part, str):
+                    is_special = self.special_tokens.fullmatch(part)
+                    part = Markup(part) if is_special else UserText(part)
+                if isinstance(part, UserText) and parts and isinstance(parts[-1], UserText):
+                    parts[-1] = UserText(parts[-1].text + part.text)
+                else:
+                    parts.append(part)
+        return [part for part in parts if part != UserText("")]
 
-    def _put_markup(self, sequence: TokenSequence, text: str, piece: Markup) -> str:
-        """Append `text` and the markup up to its last special token; return the text after it."""
-        for part in self.special_tokens.split(piece.text):
-            if self.special_tokens.fullmatch(part):
-                self._put_plain(sequence, text)
-                sequence.put_text((self.tokenizer.convert_tokens_to_ids(part),))
-                if part == EMB:
+    def _join(self, prefix: list[_Part], turn: list[_Part]) -> None:
+        """Tokenize the last text of the prefix and the first text of the turn as one text.
+
+        The tokens that the prefix has without the turn stay in the prefix, the others go to the turn.
+        """
+        if not (prefix and turn and isinstance(prefix[-1], UserText) and isinstance(turn[0], UserText)):
+            return
+        first = len(prefix) == 1
+        before, text = prefix[-1].text, prefix[-1].text + turn[0].text
+        own, joined = (self.text_ids(each, special=False, first=first) for each in (before, text))
+        pairs = zip(own, joined, strict=False)
+        end = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(own), len(joined)))
+        prefix[-1], turn[0] = joined[:end], joined[end:]
+
+    def _put(self, sequence: TokenSequence, parts: Sequence[_Part]) -> None:
+        images = [part for part in parts if not isinstance(part, Markup | UserText | tuple)]
+        index = 0
+        for part in parts:
+            if isinstance(part, UserText):
+                self.put_text(sequence, part.text, special=False)
+            elif isinstance(part, tuple):
+                sequence.put_text(part)
+            elif isinstance(part, Markup):
+                sequence.put_text((self.tokenizer.convert_tokens_to_ids(part.text),))
+                if part.text == EMB:
                     sequence.mark_embedding()
-                text = ""
             else:
-                text += part
-        return text
-
-    def _put_plain(self, sequence: TokenSequence, text: str) -> None:
-        if text:
-            self.put_text(sequence, text, special=False)
+                self.put_image(sequence, images, index)
+                index += 1
 
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)

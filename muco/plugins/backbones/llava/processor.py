@@ -56,12 +56,11 @@ class LlavaProcessor(DecoderProcessor):
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
 
-    def put_text(self, sequence: TokenSequence, text: str, *, special: bool) -> None:
-        if not self.adds_space or len(sequence) == len(self.beginning):
-            sequence.put_text(self._ids(text, special))
-        else:
-            # Within a dialogue, the space that the tokenizer puts before a text is not wanted.
-            sequence.put_text(self._ids(_ANCHOR + text, special)[self.anchor_tokens :])
+    def text_ids(self, text: str, *, special: bool, first: bool) -> tuple[int, ...]:
+        if first or not self.adds_space:
+            return self._ids(text, special)
+        # Within a dialogue, the space that the tokenizer puts before a text is not wanted.
+        return self._ids(_ANCHOR + text, special)[self.anchor_tokens :]
 
     def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
         image = images[index]

@@ -76,7 +76,7 @@ def prepare(
         raise MucoError(f"--engine {engine}: choose local or ray")
     if enlarge and max_shorter_side is None:
         raise MucoError("--enlarge needs --max-shorter-side, the size that images are enlarged to")
-    layout = Layout(shard_mib * 2**20, max_pixels, max_shorter_side, enlarge, repeat_images)
+    layout = Layout(max_pixels, max_shorter_side, enlarge, shard_mib * 2**20, repeat_images)
     conversion = conversion_of(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )

@@ -41,24 +41,18 @@ Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Limits):
     """What decides the bytes of the shards besides the samples."""
 
     max_shard_bytes: int = MAX_SHARD_BYTES
     """A shard is closed once it is larger."""
-    max_pixels: int | None = None
-    """Larger images are reduced; None copies every image unchanged."""
-    max_shorter_side_pixels: int | None = None
-    """Images with a longer shorter side are reduced to it."""
-    enlarge: bool = False
-    """Images with a shorter side below it are enlarged to it."""
     repeat_images: bool = False
     """Write an image into every sample that uses it, so that each sample can be read without the others."""
 
     @property
-    def limits(self) -> Limits:
-        """Limits of images."""
-        return Limits(self.max_pixels, self.max_shorter_side_pixels, self.enlarge)
+    def metadata(self) -> dict[str, Any]:
+        """The fields, as the index of the shards stores them."""
+        return {"max_shard_bytes": self.max_shard_bytes} | vars(self)
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ class Conversion:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """What made the shards; stored in their index."""
-        return describe(self.name, self.config, self.source) | {"layout": vars(self.layout)}
+        return describe(self.name, self.config, self.source) | {"layout": self.layout.metadata}
 
     @property
     def work(self) -> Path:
@@ -115,9 +109,8 @@ class Conversion:
     def estimate(self, progress: ShowProgress) -> Estimate:
         """Estimate the size of the shards: texts, tar headers, and each image file once."""
         num_bytes, num_missing = 0, 0
-        seen = bytearray(
-            2**25
-        )  # a bit per hash of an image's name, so that memory does not grow with the data
+        # A bit per hash of an image's name, so that memory does not grow with the data.
+        seen = bytearray(2**25)
         for record in progress(self.source.records(), len(self.source), "looking at records"):
             num_bytes += _RECORD_BYTES + _text_bytes(record)
             try:
@@ -195,21 +188,18 @@ class Conversion:
     def _outcomes(self, engine: Engine, workers: int, start: int) -> Iterator[Outcome]:
         """Return the outcomes of the records from `start` on."""
         records = self.source.records(start)
-        maker = Maker.of(self.name, self.config, self.layout.limits)
+        maker = Maker(self.name, self.config, self.layout)
         if engine == "ray":
             return on_ray(maker, records)
         if workers:
             return in_processes(maker, records, workers)
-        return (maker.make(self.source, record) for record in records)
+        return (maker.outcome(self.source, record) for record in records)
 
     def _write_shards(self, outcomes: Iterator[tuple[int, Outcome]], journal: Journal) -> None:
         position = journal.position
-        with ShardWriter(
-            self.work,
-            self.layout.max_shard_bytes,
-            num_shards=len(journal.shards()),
-            num_samples=journal.num_samples,
-        ) as writer:
+        num_shards, num_samples = len(journal.shards()), journal.num_samples
+        max_bytes = self.layout.max_shard_bytes
+        with ShardWriter(self.work, max_bytes, num_shards=num_shards, num_samples=num_samples) as writer:
             for record, outcome in outcomes:
                 position = record + 1
                 skipped = outcome if isinstance(outcome, Skipped) else self._add(outcome, writer, journal)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, cast
 
@@ -38,25 +40,25 @@ Outcome = Sample | Skipped
 
 @dataclass(frozen=True)
 class Maker:
-    """What a worker needs to make samples; picklable."""
+    """Makes samples of records. A copy in another process builds a source of its own."""
 
-    source: str
-    settings: dict[str, Any]
+    name: str
+    """Of the source in the registry."""
+    config: ComponentConfig
     limits: Limits
     """Larger images are reduced."""
 
-    @classmethod
-    def of(cls, name: str, config: ComponentConfig, limits: Limits) -> Maker:
-        """Return the maker of a source's samples."""
-        return cls(name, config.model_dump(mode="json"), limits)
+    @cached_property
+    def source(self) -> Source:
+        """The source of this process."""
+        return cast(Any, default_registry().component("source", self.name))(self.config)
 
-    def open(self) -> Source:
-        """Return the source."""
-        component = cast(Any, default_registry().component("source", self.source))
-        return component(component.Config.model_validate(self.settings))
+    def make(self, records: Iterable[Any]) -> list[Outcome]:
+        """Return the sample of each record, its images checked and resized; or why there is none."""
+        return [self.outcome(self.source, record) for record in records]
 
-    def make(self, source: Source, record: Any) -> Outcome:
-        """Return the sample of a record, its images checked and resized; or why there is none."""
+    def outcome(self, source: Source, record: Any) -> Outcome:
+        """Return the sample of one record, or why there is none."""
         try:
             return resize_images(source.sample(record), self.limits)
         except (DataError, ValueError) as error:
@@ -102,8 +104,8 @@ def on_ray(maker: Maker, records: Iterator[Any]) -> Iterator[Outcome]:
 
     ray.init(ignore_reinit_error=True)
     num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(_Worker)
-    pool = ActorPool([actor.remote(maker) for _ in range(num_workers)])
+    actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(Maker)
+    pool = ActorPool([actor.remote(maker.name, maker.config, maker.limits) for _ in range(num_workers)])
     num_pending = 0
     for chunk in _chunks(records):
         pool.submit(lambda worker, chunk: worker.make.remote(chunk), chunk)
@@ -120,28 +122,16 @@ def _chunks(records: Iterator[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-class _Worker:
-    """A process with a source of its own."""
-
-    def __init__(self, maker: Maker) -> None:
-        self._maker, self._source = maker, maker.open()
-
-    def make(self, records: list[Any]) -> list[Outcome]:
-        return [self._maker.make(self._source, record) for record in records]
-
-
-_worker: _Worker | None = None
+_maker: Maker | None = None
 """Of this process of a pool."""
 
 
 def _start_process(maker: Maker) -> None:
     """Open the source in a process of a pool; it ends when its parent ends, even by a kill."""
-    import signal
-
-    global _worker
+    global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = _Worker(maker)
+    _maker = maker
 
 
 def _end_with_parent() -> None:
@@ -152,5 +142,5 @@ def _end_with_parent() -> None:
 
 
 def _make(records: list[Any]) -> list[Outcome]:
-    assert _worker is not None
-    return _worker.make(records)
+    assert _maker is not None
+    return _maker.make(records)

@@ -12,10 +12,10 @@ from muco.core.errors import DataError
 from muco.core.ids import stable_id
 from muco.core.image import EncodedImage
 from muco.core.sample import Sample
-from muco.core.video import Video, stills
+from muco.core.video import stills
 from muco.data.progress import ShowProgress
+from muco.data.shards.index import digest_of
 from muco.data.shards.reader import ShardReader
-from muco.data.shards.webdataset import digest_of
 from muco.io.columns import PairColumns
 from muco.io.table_text import IMAGE_TOKEN
 
@@ -84,14 +84,11 @@ def check_shards(
 
 def _check_sample(sample: Sample, result: CheckResult, decode: bool) -> None:
     for visual in sample.visuals():
-        if isinstance(visual, Video):
-            _ = visual.size
+        _ = visual.size
     for image in images_of(sample):
         result.num_images += 1
         if decode:
             image.decode()
-        else:
-            _ = image.size
     if any(IMAGE_TOKEN in content.text for content in sample.contents()):
         raise DataError(f"a text contains {IMAGE_TOKEN}, which stands for an image in tables")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from functools import partial
+from hashlib import blake2b, file_digest
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,6 +65,12 @@ class ShardIndex:
     def fingerprint(self) -> str:
         """A hash of the data: two folders with one fingerprint hold the same samples."""
         return blake2b("".join(shard.blake2b for shard in self.shards).encode(), digest_size=8).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """Return the hex digest of a file, 16 bytes, as an index stores it."""
+    with open(path, "rb") as file:
+        return file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
 
 
 def write_index(

@@ -41,12 +41,7 @@ class ShardReader:
             DataError: no index, a broken one, or shards that do not fit it.
             MucoError: a location that would run a program.
         """
-        self._arguments: dict[str, Any] = {
-            "location": location,
-            "columns": columns,
-            "cache_bytes": cache_bytes,
-            "dataset": dataset,
-        }
+        self._arguments = (location, columns, cache_bytes, dataset)
         self._storage = storage_of(location, cache_bytes=cache_bytes)
         self.index: ShardIndex = self._storage.index()
         if columns is not None and columns.has_videos:
@@ -67,11 +62,8 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._arguments
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, self._arguments
 
     def name(self, index: int) -> str:
         """Return where a sample is, for messages: `shard-000002.tar:000012345`."""
@@ -131,3 +123,7 @@ class ShardReader:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = self._storage.open(self.index.shards[shard])
         return self._files[shard]
+
+
+def _open(location: str | Path, columns: PairColumns | None, cache_bytes: int, dataset: str) -> ShardReader:
+    return ShardReader(location, columns=columns, cache_bytes=cache_bytes, dataset=dataset)

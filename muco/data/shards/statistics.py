@@ -57,16 +57,14 @@ class Summary:
 
     def spreads(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the spread of each statistic."""
-        shorter = [min(size) for size in self.image_pixels]
-        longer = [max(size) for size in self.image_pixels]
         for name, values in (
             ("pairs a sample", self.pairs_a_sample),
             ("words a query", self.query_words),
             ("words a target", self.target_words),
             ("hard negatives a pair", self.negatives_a_pair),
             ("frames a video", self.frames_a_video),
-            ("shorter side, pixels", shorter),
-            ("longer side, pixels", longer),
+            ("shorter side, pixels", [*map(min, self.image_pixels)]),
+            ("longer side, pixels", [*map(max, self.image_pixels)]),
         ):
             if values:
                 yield name, _spread(values)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muco.core.errors import DataError, MucoError
-from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
+from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, digest_of, read_index
 from muco.io.atomic import atomic_path, write_bytes
 from muco.io.cache import cache_folder
 from muco.io.lock import locked
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
-_BLOCK_BYTES = 2**22
 Result = TypeVar("Result")
 
 
@@ -83,7 +82,8 @@ class RemoteStorage:
         with locked(self.folder / ".room.lock"):
             self._make_room(shard.num_bytes)
         with atomic_path(path) as partial:
-            if self._download(shard.file, partial) != shard.blake2b:
+            self._with_retries(shard.file, lambda system, path: system.get_file(path, str(partial)))
+            if digest_of(partial) != shard.blake2b:
                 raise DataError(f"{self.name}/{shard.file} does not have the checksum in its index")
 
     def _make_room(self, num_bytes: int) -> None:
@@ -98,19 +98,6 @@ class RemoteStorage:
 
     def _fetch_bytes(self, name: str) -> bytes:
         return self._with_retries(name, lambda system, path: system.cat_file(path))
-
-    def _download(self, name: str, to: Path) -> str:
-        """Write the file and return its digest."""
-
-        def copy(system: Any, path: str) -> str:
-            digest = blake2b(digest_size=16)
-            with system.open(path, "rb") as source, open(to, "wb") as target:
-                while block := source.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    target.write(block)
-            return digest.hexdigest()
-
-        return self._with_retries(name, copy)
 
     def _with_retries(self, name: str, read: Callable[[Any, str], Result]) -> Result:
         """Return `read(file system, path of the file)`; retry with growing waits where it fails."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,12 +13,11 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage, ImageDecoding
 from muco.core.sample import Sample
 from muco.data.progress import ShowProgress
-from muco.data.shards.index import INDEX_JSON, Row, Shard, write_index
+from muco.data.shards.index import INDEX_JSON, Row, Shard, digest_of, write_index
 from muco.io.columns import PairColumns, pair_from
 from muco.io.json_text import parse_json
 from muco.io.tar import is_plain_file, tar_files
 
-_BLOCK_BYTES = 2**22
 _IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
 
 
@@ -62,54 +60,27 @@ def index_folder(folder: Path, progress: ShowProgress) -> int:
     return len(rows)
 
 
-def digest_of(path: Path) -> str:
-    """Return the hex digest of a file as an index keeps it."""
-    digest = blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@dataclass
-class _Group:
-    """Consecutive members with one key."""
-
-    key: str
-    start: int
-    end: int
-    suffixes: set[str]
-
-
 def _rows(path: Path, shard: int) -> Iterator[Row]:
     seen: set[str] = set()
-    for group in _groups(path):
-        if group.key in seen:
-            raise DataError(f"{path}: the files of {group.key!r} are not consecutive; sort the tar by name")
-        seen.add(group.key)
-        yield shard, key_number(group.key), group.start, group.end - group.start
-
-
-def _groups(path: Path) -> Iterator[_Group]:
-    open_group = None
-    for entry in tar_files(path):
-        if not is_plain_file(entry):
-            raise DataError(
-                f"{path}: {entry.name} is a link or a sparse file. Pack the tar again: "
-                "tar --dereference --hard-dereference"
-            )
-        key, suffix = split_name(entry.name)
-        end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if open_group is None or open_group.key != key:
-            if open_group is not None:
-                yield open_group
-            open_group = _Group(key, entry.offset, end, set())
-        if suffix in open_group.suffixes:
-            raise DataError(f"{path}: two files of {key!r} end in {suffix!r}")
-        open_group.suffixes.add(suffix)
-        open_group.end = end
-    if open_group is not None:
-        yield open_group
+    for key, group in groupby(tar_files(path), key=lambda entry: split_name(entry.name)[0]):
+        entries = list(group)
+        if key in seen:
+            raise DataError(f"{path}: the files of {key!r} are not consecutive; sort the tar by name")
+        seen.add(key)
+        suffixes: set[str] = set()
+        for entry in entries:
+            if not is_plain_file(entry):
+                raise DataError(
+                    f"{path}: {entry.name} is a link or a sparse file. Pack the tar again: "
+                    "tar --dereference --hard-dereference"
+                )
+            suffix = split_name(entry.name)[1]
+            if suffix in suffixes:
+                raise DataError(f"{path}: two files of {key!r} end in {suffix!r}")
+            suffixes.add(suffix)
+        start, last = entries[0].offset, entries[-1]
+        end = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        yield shard, key_number(key), start, end - start
 
 
 def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: str, dataset: str) -> Sample:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import Field
 
 from muco.core.errors import DataError
 from muco.core.ids import url_name
@@ -19,6 +22,10 @@ from muco.io.tar import is_macos_file
 
 TextAndImage = tuple[str, str]
 """A text and the name of an image; either is empty if there is none."""
+
+_PLAIN = "`plain`: Pillow's `convert('RGB')`, as in the public code; `faithful`: as viewers show an image."
+PublicDecoding = Annotated[ImageDecoding, Field(description=_PLAIN)]
+"""How the images of a public data set are decoded."""
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 

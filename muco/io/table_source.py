@@ -33,16 +33,17 @@ class TableSource(Source, ABC):
     """How many rows of each table are read at most; None for all."""
 
     def __init__(self, config: Any) -> None:
-        """Read `config.path`, the folder; `config.images`, None for the folder; and `config.limit`.
+        """Read `config.path`, a folder or a table, and where the config has them the following.
 
-        `config.image_decoding` says how images are decoded; without it, `plain`.
+        `images`: the folder of the images, by default that of the tables; `limit`; `image_decoding`, by
+        default `plain`.
         """
         self.config = config
-        self.folder = Path(config.path).expanduser()
-        self.limit = config.limit
-        self.images = ImageFiles.below(
-            config.images, self.folder, decoding=getattr(config, "image_decoding", "plain")
-        )
+        path = Path(config.path).expanduser()
+        self.folder = path.parent if path.is_file() else path
+        self.limit = getattr(config, "limit", None)
+        decoding: Any = getattr(config, "image_decoding", "plain")
+        self.images = ImageFiles.below(config.images, self.folder, decoding=decoding)
 
     @abstractmethod
     def tables(self) -> Sequence[Path]:

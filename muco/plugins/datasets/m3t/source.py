@@ -10,9 +10,8 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
-from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair, Sample
-from muco.io.image_files import ImageFiles
+from muco.io.image_files import PublicDecoding
 from muco.io.table_source import TableSource, existing
 from muco.io.table_text import text_of, without_image_token
 from muco.io.tables import Row
@@ -49,22 +48,14 @@ class M3T(TableSource):
         """The Parquet file below `path`, if that is a folder."""
         images: str | None = None
         """The folder of the images, as files or in zip and tar archives; by default that of `path`."""
-        image_decoding: ImageDecoding = "plain"
-        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
-        16-bit grey scaled to 8 bits, EXIF orientation applied."""
+        image_decoding: PublicDecoding = "plain"
         image_column: str = "qry_image_path"
         """Names each row's image: a path, or the URL that it was downloaded from."""
         num_negatives: Annotated[int, Field(ge=0, le=1)] = 0
         """1 reads the hard negative of each turn; the paper pre-trains without."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.path = Path(config.path).expanduser()
-        self.folder = self.path if self.path.is_dir() else self.path.parent
-        self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
-
     def tables(self) -> Sequence[Path]:
-        path = existing(self.path, hint=_DOWNLOAD)
+        path = existing(self.config.path, hint=_DOWNLOAD)
         return [existing(path / self.config.file, hint=_DOWNLOAD) if path.is_dir() else path]
 
     def columns(self) -> Sequence[str]:

@@ -168,7 +168,7 @@ class CandidatePool:
     def _list(self) -> sqlite3.Connection:
         revisions = "-".join(revision_of([path.resolve()]) for path in self.paths)
         return cached_database(
-            f"candidates-2/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
+            f"candidates-3/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
         )
 
     @cached_property
@@ -182,12 +182,13 @@ class CandidatePool:
     @property
     def num_empty(self) -> int:
         """How many candidates have neither text nor image."""
-        ((number,),) = self._list.execute("SELECT number FROM empty")
+        ((number, _),) = self._list.execute("SELECT num_empty, fault FROM summary")
         return number
 
     def check(self) -> None:
         """Raise DataError if a line holds no candidate, another one's id, or not what its modality says."""
-        for (fault,) in self._list.execute("SELECT fault FROM faults"):
+        ((_, fault),) = self._list.execute("SELECT num_empty, fault FROM summary")
+        if fault:
             raise DataError(fault)
         if not len(self):
             raise DataError(f"{', '.join(map(str, self.paths))}: no candidate")
@@ -219,8 +220,7 @@ def _write_list(to: Path, paths: Sequence[Path]) -> None:
             "CREATE TABLE candidates (candidate INTEGER PRIMARY KEY, id INT UNIQUE, file INT, offset INT, "
             "size INT)"
         )
-        database.execute("CREATE TABLE faults (fault TEXT)")
-        database.execute("CREATE TABLE empty (number INT)")
+        database.execute("CREATE TABLE summary (num_empty INT, fault TEXT)")
         index, num_empty, fault = 0, 0, ""
         for file, path in enumerate(paths):
             for number, offset, line in _lines(path):
@@ -237,9 +237,7 @@ def _write_list(to: Path, paths: Sequence[Path]) -> None:
                         num_empty += 1
                 except DataError as error:
                     fault = fault or f"{path}, line {number}: {error}"
-        database.execute("INSERT INTO empty VALUES (?)", (num_empty,))
-        if fault:
-            database.execute("INSERT INTO faults VALUES (?)", (fault,))
+        database.execute("INSERT INTO summary VALUES (?, ?)", (num_empty, fault))
         database.commit()
 
 

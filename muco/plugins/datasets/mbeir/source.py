@@ -11,9 +11,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
-from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair, Sample
-from muco.io.image_files import TextAndImage
+from muco.io.image_files import PublicDecoding, TextAndImage
 from muco.io.table_source import TableSource, existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import Row
@@ -52,9 +51,7 @@ class MBEIR(TableSource):
         """The file of instructions, below `path`."""
         images: str | None = None
         """The folder of the images, as files or in zip and tar archives; by default `path`."""
-        image_decoding: ImageDecoding = "plain"
-        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
-        16-bit grey scaled to 8 bits, EXIF orientation applied."""
+        image_decoding: PublicDecoding = "plain"
         limit: PositiveInt | None = None
         """Read this many queries of each file at most."""
         max_positives: PositiveInt = 1

@@ -14,9 +14,8 @@ from pydantic import Field
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.ids import stable_id
-from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
-from muco.io.image_files import ImageFiles, TextAndImage
+from muco.io.image_files import ImageFiles, PublicDecoding, TextAndImage
 from muco.io.tables import strict_rows
 from muco.plugins.datasets.mbeir.files import (
     DATA_SETS,
@@ -62,9 +61,7 @@ class MBEIR(Suite):
         """The folder with `query`, `cand_pool`, `qrels` and `instructions`."""
         images: str | None = None
         """The folder or archive that image paths start from; by default `data` itself."""
-        image_decoding: ImageDecoding = "plain"
-        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
-        16-bit grey scaled to 8 bits, EXIF orientation applied."""
+        image_decoding: PublicDecoding = "plain"
         pool: Literal["local", "global", "both"] = "local"
         """local: the candidates of a data set. global: those of all, 5.6 million. both: one after the other;
         names of tasks and averages of the global pool then start with `global_`."""

@@ -12,8 +12,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.ids import stable_id
-from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair, Sample
+from muco.io.image_files import PublicDecoding
 from muco.io.table_source import TableSource, existing
 from muco.io.table_text import content_of, negatives_of, text_list
 from muco.io.tables import Row
@@ -47,9 +47,7 @@ class MMEB(TableSource):
         """The folder that holds a folder for each data set."""
         images: str | None = None
         """The folder of the images, as files or in zip and tar archives; by default `path`."""
-        image_decoding: ImageDecoding = "plain"
-        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
-        16-bit grey scaled to 8 bits, EXIF orientation applied."""
+        image_decoding: PublicDecoding = "plain"
         split: Literal["original", "diverse_instruction", "captioned", "train"] = "original"
         """original: fixed instructions. diverse_instruction: ten paraphrases of them. captioned: M3T's copy,
         with captions of the images. train: copies with mined hard negatives."""

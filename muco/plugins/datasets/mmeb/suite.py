@@ -12,9 +12,8 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
-from muco.core.image import ImageDecoding
 from muco.core.suite import Suite, Task
-from muco.io.image_files import ImageFiles, TextAndImage
+from muco.io.image_files import ImageFiles, PublicDecoding, TextAndImage
 from muco.io.table_text import parsed_list, text_list, text_of
 from muco.io.tables import kind_of, strict_rows
 from muco.plugins.datasets.mmeb.texts import Shape, query_text, strip_image_token, target_text
@@ -67,9 +66,7 @@ class MMEB(Suite):
         images: str | None = None
         """The folder or archive of the images; by default `data`, its folders `eval_images`, `images` and
         `image-tasks`, and its archives."""
-        image_decoding: ImageDecoding = "plain"
-        """`plain`: Pillow's `convert("RGB")`, as in the public code; `faithful`: transparency on white,
-        16-bit grey scaled to 8 bits, EXIF orientation applied."""
+        image_decoding: PublicDecoding = "plain"
         datasets: Annotated[Names, Field(min_length=1), known("data set", tuple(DATA_SETS))] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 

@@ -19,6 +19,11 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; a line of text is not wrapped, a table is fitted to the terminal."""
+        is_text = all(isinstance(each, str) for each in objects)
+        super().print(*objects, **{"soft_wrap": is_text, **options})
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Return the text as rich prints it; every string goes through here, those of tables too."""
         return super().render_str(printable(text), **options)
@@ -27,7 +32,7 @@ class Terminal(Console):
 def print_metrics(metrics: dict[str, float], console: Console) -> None:
     """Print averages and tasks by name."""
     for name, value in metrics.items():
-        console.print(f"{name:<36} {value:.3f}", highlight=False)
+        console.print(f"{name:<36} {value:.3f}")
 
 
 def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Console) -> Iterable[Item]:
@@ -35,7 +40,7 @@ def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Cons
     if not number:
         return items
     if not console.is_terminal:
-        console.print(f"{what}: {number:,}", highlight=False)
+        console.print(f"{what}: {number:,}")
         return items
     from rich.markup import escape
     from rich.progress import track

@@ -81,7 +81,7 @@ def assemble(
     suites = make_suites(recipe.evaluate) if evaluate else []
     verify_data(recipe.name, recipe.data if train else {}, suites)
     for path in ignored_checkpoints(run_folder):
-        console.print(f"note: {path} is no complete checkpoint of this run; it is not used", soft_wrap=True)
+        console.print(f"note: {path} is no complete checkpoint of this run; it is not used")
     saved = checkpoints(run_folder)
     progress = saved[-1].progress() if saved else Progress()
     if not train:

@@ -206,10 +206,11 @@ def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
 
 
 def test_the_recipe_shown_is_valid():
-    from muco.config.load import validate_recipe
+    from muco.config.load import validate_settings
+    from muco.config.recipe import Recipe
 
     block = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
-    validate_recipe(yaml.safe_load(block), title="recipes.md")
+    validate_settings(Recipe, yaml.safe_load(block), title="recipes.md")
 
 
 def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):

@@ -95,9 +95,9 @@ def _estimate(conversion: Conversion, console: Console) -> None:
     message = f"{len(conversion.source):,} records, about {format_size(estimate.num_bytes)} of shards"
     if estimate.num_missing:
         message += f"; {estimate.num_missing:,} records lack an image"
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message)
     for path in conversion.source.left_out():
-        console.print(f"not read: {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not read: {path}")
     conversion.check_disk(estimate)
 
 
@@ -105,12 +105,10 @@ def _write(conversion: Conversion, engine: Any, workers: int, console: Console) 
     from muco.data.prepare.convert import SKIPPED_FILE
 
     converted = conversion.run(engine=engine, workers=workers, progress=_progress(console))
-    console.print(
-        f"{converted.num_samples:,} samples in {conversion.folder}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{converted.num_samples:,} samples in {conversion.folder}")
     if converted.num_skipped:
         path = conversion.folder / SKIPPED_FILE
-        console.print(f"{converted.num_skipped:,} records skipped, listed in {path}", soft_wrap=True)
+        console.print(f"{converted.num_skipped:,} records skipped, listed in {path}")
 
 
 def _progress(console: Console) -> ShowProgress:
@@ -155,9 +153,9 @@ def download(
             "--set image_column=url (m3t) or --set columns.query_image=url (pairs)"
         )
     counts = f"{fetched.num_new:,} images fetched, {fetched.num_had:,} fetched before"
-    console.print(f"{counts}, {fetched.num_failed:,} failed", highlight=False)
+    console.print(f"{counts}, {fetched.num_failed:,} failed")
     if fetched.num_failed:
-        console.print(f"Failures: {to / FAILURES_FILE}. Start again to retry them.", soft_wrap=True)
+        console.print(f"Failures: {to / FAILURES_FILE}. Start again to retry them.")
 
 
 def _urls(source: Source, record: Any) -> Iterator[str]:
@@ -181,7 +179,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
 
     console = Terminal()
     number = index_folder(folder, _progress(console))
-    console.print(f"{number:,} samples in {folder}", highlight=False, soft_wrap=True)
+    console.print(f"{number:,} samples in {folder}")
 
 
 @app.command()
@@ -206,7 +204,7 @@ def check(
         problems = "\n  ".join([*result.problems, *([f"and {more:,} more"] if more else [])])
         raise DataError(f"{folder}: {result.num_problems:,} problems\n  {problems}")
     message = f"{folder}: no problems; {result.num_samples:,} samples, {result.num_images:,} images"
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message)
 
 
 @app.command()
@@ -229,9 +227,9 @@ def show(
     summary = summarize(reader, most=most, progress=_progress(console))
     num_shards = len(reader.index.shards)
     size = f"{format_size(summary.num_bytes)} in {num_shards:,} {'shard' if num_shards == 1 else 'shards'}"
-    console.print(f"{summary.num_samples:,} samples, {size}", highlight=False)
+    console.print(f"{summary.num_samples:,} samples, {size}")
     if summary.num_seen < summary.num_samples:
-        console.print(f"statistics of {summary.num_seen:,} of them, evenly spread", highlight=False)
+        console.print(f"statistics of {summary.num_seen:,} of them, evenly spread")
     if summary.num_unreadable:
         console.print(
             f"{summary.num_unreadable:,} cannot be read; `muco data check` lists them", style="yellow"
@@ -246,7 +244,7 @@ def show(
         ("pairs", summary.tasks),
     ):
         for name, number in counts.most_common(40):
-            console.print(f"{number:>12,} {title} {name}", highlight=False, markup=False)
+            console.print(f"{number:>12,} {title} {name}")
     if html is not None:
         from muco.report.samples import write_page
 
@@ -254,7 +252,7 @@ def show(
             write_page(html, reader, summary, name=shards, size=size, most=samples)
         except OSError as error:
             raise MucoError(f"{html}: the page cannot be written: {error}") from None
-        console.print(f"{html}", highlight=False, soft_wrap=True)
+        console.print(f"{html}")
 
 
 def _columns(given: list[str] | None) -> Any:

@@ -68,7 +68,7 @@ def evaluate(
     if summary is not None:
         run_folder.write_summary(replace(summary, metrics=with_scores(summary.metrics, metrics)))
     print_metrics(metrics, console)
-    console.print(f"Report: {write_report(run_folder.path)}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {write_report(run_folder.path)}")
     return metrics
 
 

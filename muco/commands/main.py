@@ -54,9 +54,9 @@ def run_command(
         from muco.commands.check import check as check_run
 
         notes = check_run(loaded, recipe)
-        console.print(f"{recipe}: fine; it runs as {loaded.name}", soft_wrap=True)
+        console.print(f"{recipe}: fine; it runs as {loaded.name}")
         for note in notes:
-            console.print(f"note: {note}", soft_wrap=True)
+            console.print(f"note: {note}")
         return
     from muco.commands.run import run
 
@@ -107,7 +107,7 @@ def export(
     """Write a trained model as a folder of its own, its adapters merged into its weights."""
     from muco.commands.export import export as write_model
 
-    Terminal().print(f"{write_model(model, to)}", soft_wrap=True)
+    Terminal().print(f"{write_model(model, to)}")
 
 
 @app.command("list")
@@ -162,7 +162,7 @@ def report(
     """Write the report page of a run anew, beside published scores and other runs."""
     from muco.report.page import write_report
 
-    Terminal().print(f"{write_report(run_folder, others or ())}", soft_wrap=True)
+    Terminal().print(f"{write_report(run_folder, others or ())}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int = 2) -> NoReturn:
     if message:
-        Terminal(stderr=True).print(message, style="red", soft_wrap=True)
+        Terminal(stderr=True).print(message, style="red")
     sys.exit(code)
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 
-from muco.config.load import validate_recipe
+from muco.config.load import validate_settings
+from muco.config.recipe import Recipe
 from muco.console import Terminal, progress_bar
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
@@ -99,13 +100,11 @@ def mine(
             graph = NeighbourGraph(neighbours, reader.index.fingerprint, teacher.weights)
             written[name] = folder / f"{name}.safetensors"
             graph.write(written[name])
-            console.print(
-                f"{name}: {len(reader):,} samples, {written[name]}", highlight=False, soft_wrap=True
-            )
+            console.print(f"{name}: {len(reader):,} samples, {written[name]}")
             if num_negatives:
                 with_negatives = folder / f"{name}-negatives"
                 _write_negatives(reader, graph, with_negatives, range_min, num_negatives)
-                console.print(f"{name}: the same with hard negatives, {with_negatives}", soft_wrap=True)
+                console.print(f"{name}: the same with hard negatives, {with_negatives}")
     return written
 
 
@@ -114,7 +113,7 @@ def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
         return {shards.resolve().name: ShardReader(shards)}
     if run is None:
         raise MucoError("say which samples to mine with --shards; a run folder would name its own")
-    recipe = validate_recipe(RunFolder(run).recipe() or {}, title=f"{run / 'recipe.yaml'}")
+    recipe = validate_settings(Recipe, RunFolder(run).recipe() or {}, title=f"{run / 'recipe.yaml'}")
     verify_data(recipe.name, recipe.data, [])
     return open_data(recipe.data, lambda samples, _, __: samples)
 

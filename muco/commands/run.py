@@ -68,7 +68,7 @@ def run(
         summary = run_folder.check(recipe, origin.data, resume=resume, only=only)
         ranks.wait()
         if summary is not None:
-            console.print(f"{run_folder.path}: this run is done; --fresh runs it again", highlight=False)
+            console.print(f"{run_folder.path}: this run is done; --fresh runs it again")
         else:
             summary = _run(recipe, origin, run_folder, only, console, ranks, start)
         if summary is not None and ranks.is_main:
@@ -76,8 +76,6 @@ def run(
             console.print(
                 f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "
                 f"Report: {run_folder.path / 'report.html'}",
-                highlight=False,
-                soft_wrap=True,
             )
         return None if summary is None else asdict(summary)
 
@@ -167,8 +165,8 @@ def _train(
 ) -> None:
     """Train to the last step and copy the last checkpoint's model to where the run's model is."""
     if progress.step:
-        console.print(f"resuming after step {progress.step}", highlight=False)
-    console.print(f"{recipe.name}: {training.describe()}", highlight=False)
+        console.print(f"resuming after step {progress.step}")
+    console.print(f"{recipe.name}: {training.describe()}")
     if progress.step < recipe.train.num_steps:
         Trainer(
             recipe.train,

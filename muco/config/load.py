@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from muco.config.overrides import apply_override
 from muco.config.problems import problems_of
-from muco.config.recipe import Evaluation, Recipe
+from muco.config.recipe import Recipe
 from muco.config.schema_walk import is_component
 from muco.config.yaml_lines import Lines, parse_yaml
 from muco.core.errors import MucoError, RecipeError, did_you_mean
@@ -62,46 +62,29 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry 
     except (OSError, UnicodeDecodeError) as error:
         raise MucoError(f"{name}: cannot be read: {error}") from error
     values, lines = parse_yaml(name, text)
-    return _validate(Recipe, values, name, lines, overrides, registry)
+    return validate_settings(Recipe, values, overrides, title=name, lines=lines, registry=registry)
 
 
-def validate_recipe(values: Mapping[str, Any], *, title: str) -> Recipe:
-    """Return the typed recipe; raise RecipeError with all problems. `title` names the recipe in messages."""
-    return _validate(Recipe, dict(values), title, {})
-
-
-def validate_evaluation(values: dict[str, Any], overrides: Sequence[str] = (), *, title: str) -> Evaluation:
-    """Return the settings of an evaluation without a recipe; raise RecipeError with all problems.
-
-    Args:
-        values: its keys. The overrides are written into them.
-        overrides: `KEY=VALUE` each, as for a recipe.
-        title: its name in messages.
-    """
-    return _validate(Evaluation, values, title, {}, overrides)
-
-
-def validate_settings(schema: type[S], values: dict[str, Any], overrides: Sequence[str], *, title: str) -> S:
-    """Return the settings of one component; raise RecipeError with all problems.
-
-    Args:
-        schema: its Config.
-        values: its keys. The overrides are written into them.
-        overrides: `KEY=VALUE` each, as for a recipe.
-        title: its name in messages.
-    """
-    return _validate(schema, values, title, {}, overrides)
-
-
-def _validate(
+def validate_settings(
     schema: type[S],
     values: dict[str, Any],
-    title: str,
-    lines: Lines,
     overrides: Sequence[str] = (),
+    *,
+    title: str,
+    lines: Lines | None = None,
     registry: Registry | None = None,
 ) -> S:
-    registry = registry or default_registry()
+    """Return a validated recipe, evaluation or component's `Config`; raise RecipeError with all problems.
+
+    Args:
+        schema: the class of the settings.
+        values: plain data. The overrides are written into them.
+        overrides: `KEY=VALUE` each, as for a recipe.
+        title: begins an error's message.
+        lines: the line of each key in the file.
+        registry: as for `load_recipe`.
+    """
+    registry, lines = registry or default_registry(), {} if lines is None else lines
     for override in overrides:
         apply_override(
             title, values, lines, override, lambda path: is_component(path, schema, values, registry)

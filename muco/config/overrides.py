@@ -15,17 +15,12 @@ def apply_override(
     values: dict[str, Any],
     lines: Lines,
     override: str,
-    is_component: Callable[[KeyPath], bool] = lambda path: False,
+    is_component: Callable[[KeyPath], bool],
 ) -> None:
-    """Set one value in place and drop the lines of what it replaces.
+    """Set the value of `KEY=VALUE` in place and drop the lines of what it replaces.
 
-    Args:
-        title: the recipe's name for messages.
-        values: the recipe.
-        lines: see `parse_yaml`.
-        override: `KEY=VALUE`. The key is dotted, a number in it indexes a list; the value is YAML.
-        is_component: whether the value at a path picks a component. If it is a name alone, it becomes the
-            mapping that the name stands for.
+    The key is dotted, a number in it indexes a list; the value is YAML. Where a component is picked by its
+    name only and the key leads into it, the name becomes the mapping that it stands for.
 
     Raises:
         MucoError: the override is malformed, or its key leads into a value without keys.

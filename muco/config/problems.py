@@ -27,9 +27,6 @@ RENAMED = {
 }
 """New name of each key that was renamed."""
 
-OWN_ERRORS = ("component", "component_name", "value_error")
-"""Types of errors whose messages muco wrote; the others are pydantic's."""
-
 _EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -54,22 +51,18 @@ def problems_of(
     lines: Lines,
     registry: Registry,
 ) -> list[Problem]:
-    """Return a problem for each value that is wrong, in the order of the file.
-
-    Args:
-        error: what `schema.model_validate(values)` raised.
-        schema: the model.
-        values: what was validated.
-        lines: the line of each key.
-        registry: where component names are looked up.
-    """
+    """Return a problem for each value that `schema.model_validate(values)` refused, in the file's order."""
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_path.setdefault(_path_in(values, detail), []).append(detail)
     problems = [
         Problem(dotted(path), _message(path, details, schema, values, registry), _line(path, lines))
         for path, details in by_path.items()
-        if not (details[0]["type"] == "too_short" and _has_wrong_entry(path, by_path))
+        # Pydantic counts an entry that is wrong itself as missing.
+        if not (
+            details[0]["type"] == "too_short"
+            and any(other[: len(path)] == path != other for other in by_path)
+        )
     ]
     return sorted(problems, key=lambda problem: problem.line or 0)
 
@@ -95,11 +88,6 @@ def _line(path: KeyPath, lines: Lines) -> int | None:
     return next((lines[path[:end]] for end in ends if path[:end] in lines), None)
 
 
-def _has_wrong_entry(path: KeyPath, by_path: Mapping[KeyPath, Any]) -> bool:
-    """Return whether an entry of a list is wrong itself; pydantic then counts it as not there."""
-    return any(other[: len(path)] == path and len(other) > len(path) for other in by_path)
-
-
 def _message(
     path: KeyPath,
     details: list[ErrorDetails],
@@ -115,7 +103,7 @@ def _message(
     if kind == "missing":
         is_entry = isinstance(details[0]["loc"][-1], int)
         return "has too few entries" if is_entry else "missing; it has no default"
-    if kind in OWN_ERRORS:
+    if kind in ("component", "component_name", "value_error"):  # muco wrote their messages
         return details[0]["msg"].removeprefix("Value error, ")
     first, *others = dict.fromkeys(map(_expected, details))
     expected = " or ".join([first, *(other.removeprefix("be ") for other in others)])

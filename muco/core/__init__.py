@@ -32,35 +32,27 @@ if TYPE_CHECKING:
     from muco.core.video import Video, Visual, stills
 
 _NAMES = {
-    "backbone": ("Backbone", "Cost", "Processor", "Rendered"),
-    "component": ("KINDS", "Component", "ComponentConfig", "Feature", "Kind"),
-    "component_ref": ("ComponentRef",),
-    "dialogue": ("Context", "Dialogue", "DialoguePair", "Message", "Turn", "TurnKey"),
-    "encoder": ("TurnEncoder",),
-    "errors": ("DataError", "MucoError", "PluginError", "RecipeError"),
-    "hookspecs": ("CONTRACT", "hookimpl"),
-    "ids": ("stable_id",),
-    "image": ("EncodedImage",),
-    "loss": ("Loss", "LossTerms", "check_sides", "positive_pairs"),
-    "packer": ("Packer",),
-    "pooler": ("Pooler",),
-    "registry": ("Entry", "Registry", "default_registry"),
-    "sample": ("Content", "Pair", "Sample"),
-    "sampler": ("BatchPlan", "Catalog", "Sampler", "SampleRef"),
-    "source": ("Source",),
-    "suite": ("Suite", "Task"),
-    "turns": (
-        "EncoderInputs",
-        "ImageFeatures",
-        "TurnEmbeddings",
-        "TurnIds",
-        "TurnSpans",
-        "TurnStates",
-    ),
-    "video": ("Video", "Visual", "stills"),
+    "backbone": "Backbone Cost Processor Rendered",
+    "component": "KINDS Component ComponentConfig Feature Kind",
+    "component_ref": "ComponentRef",
+    "dialogue": "Context Dialogue DialoguePair Message Turn TurnKey",
+    "encoder": "TurnEncoder",
+    "errors": "DataError MucoError PluginError RecipeError",
+    "hookspecs": "CONTRACT hookimpl",
+    "ids": "stable_id",
+    "image": "EncodedImage",
+    "loss": "Loss LossTerms check_sides positive_pairs",
+    "packer": "Packer",
+    "pooler": "Pooler",
+    "registry": "Entry Registry default_registry",
+    "sample": "Content Pair Sample",
+    "sampler": "BatchPlan Catalog Sampler SampleRef",
+    "source": "Source",
+    "suite": "Suite Task",
+    "turns": "EncoderInputs ImageFeatures TurnEmbeddings TurnIds TurnSpans TurnStates",
+    "video": "Video Visual stills",
 }
-
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,12 +1,13 @@
 """The seven hooks of a plugin package, one for each kind; entry-point group `muco`.
 
-A hook returns names and paths of components as text, so listing them imports none. The plugin module also
-states the version of the interfaces that it was written for: `muco_contract = 2`.
+A hook takes nothing and returns a mapping of recipe names to "module:Class", as text, so listing components
+imports none. The plugin module also states the version of the interfaces that it was written for:
+`muco_contract = 2`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pluggy
 
@@ -26,51 +27,24 @@ CHANGES = {
 }
 """By older contract and hook: what a plugin must change before it can declare `CONTRACT`."""
 
-hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-@hookspec
-def muco_sources() -> Mapping[str, str]:
-    """Declare sources: recipe name -> "module:Class" of a `muco.core.Source`, imported on use."""
-    raise NotImplementedError
+def _hook(kind: str) -> Callable[[], Mapping[str, str]]:
+    def declare() -> Mapping[str, str]:
+        raise NotImplementedError
+
+    declare.__doc__ = f'Return recipe name -> "module:Class" of a `muco.core.{kind}`, imported on use.'
+    return pluggy.HookspecMarker(PROJECT)(declare)
 
 
-@hookspec
-def muco_samplers() -> Mapping[str, str]:
-    """Declare samplers: recipe name -> "module:Class" of a `muco.core.Sampler`, imported on use."""
-    raise NotImplementedError
-
-
-@hookspec
-def muco_packers() -> Mapping[str, str]:
-    """Declare packers: recipe name -> "module:Class" of a `muco.core.Packer`, imported on use."""
-    raise NotImplementedError
-
-
-@hookspec
-def muco_backbones() -> Mapping[str, str]:
-    """Declare backbones: recipe name -> "module:Class" of a `muco.core.Backbone`, imported on use."""
-    raise NotImplementedError
-
-
-@hookspec
-def muco_poolers() -> Mapping[str, str]:
-    """Declare poolers: recipe name -> "module:Class" of a `muco.core.Pooler`, imported on use."""
-    raise NotImplementedError
-
-
-@hookspec
-def muco_losses() -> Mapping[str, str]:
-    """Declare losses: recipe name -> "module:Class" of a `muco.core.Loss`, imported on use."""
-    raise NotImplementedError
-
-
-@hookspec
-def muco_suites() -> Mapping[str, str]:
-    """Declare suites: recipe name -> "module:Class" of a `muco.core.Suite`, imported on use."""
-    raise NotImplementedError
-
+muco_sources = _hook("Source")
+muco_samplers = _hook("Sampler")
+muco_packers = _hook("Packer")
+muco_backbones = _hook("Backbone")
+muco_poolers = _hook("Pooler")
+muco_losses = _hook("Loss")
+muco_suites = _hook("Suite")
 
 HOOKS = {
     "source": "muco_sources",

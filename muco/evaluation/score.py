@@ -72,7 +72,7 @@ def score(
             write_results(run_folder.eval, scores, gallery)
             metrics |= scores.metrics()
             for warning in scores.warnings:
-                console.print(f"warning: {warning}", style="yellow", highlight=False)
+                console.print(f"warning: {warning}", style="yellow")
     return metrics if ranks.is_main else None
 
 
@@ -132,8 +132,6 @@ def _print_cut_texts(passes: dict[str, float], console: Console) -> None:
             f"warning: of {passes['num_contents']:,.0f} encoded contents {passes['cut_texts']:,.0f} have a "
             "text longer than the backbone's context; it was cut",
             style="yellow",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -150,6 +148,4 @@ def _print_saved_passes(passes: dict[str, float], console: Console) -> None:
     console.print(
         f"{passes['num_contents']:,.0f} contents were encoded in {passes['num_passes']:,.0f} passes, one an "
         f"image: {' and '.join(ratios)} than one by one",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from muco.config.load import validate_evaluation
+from muco.config.load import validate_settings
 from muco.config.recipe import Evaluation, ModelSettings
 from muco.console import quiet_libraries
 from muco.core.component_ref import is_mapping
@@ -48,7 +48,7 @@ class ModelSource:
             MucoError: a key or value that is not allowed.
         """
         values = {**self.values, "evaluate": {**self.values["evaluate"], "suites": list(suites)}}
-        return validate_evaluation(values, overrides, title=title)
+        return validate_settings(Evaluation, values, overrides, title=title)
 
     def load(self, settings: ModelSettings) -> LoadedModel:
         """Return the model; a backbone without a folder is built, its random weights from seed 0.

@@ -147,4 +147,4 @@ class TrainLog:
         note = f"loss {line.loss:.3f}  {line.pairs_per_second:,.0f} pairs/s"
         self._bar.update(self._task, note=note)
         if not self._console.is_terminal:
-            self._console.print(f"step {line.step}/{self._num_steps}  {note}", highlight=False)
+            self._console.print(f"step {line.step}/{self._num_steps}  {note}")

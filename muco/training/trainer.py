@@ -146,7 +146,7 @@ class Trainer:
             self._print(str(predict_memory(stepper, memory, inputs, state_bytes)))
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line)
 
     def _open_log(self, start: int) -> TrainLog | NoLog:
         if not self.ranks.is_main:

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from muco.commands.export import export
-from muco.config.load import validate_evaluation
+from muco.config.load import validate_settings
+from muco.config.recipe import Evaluation
 from muco.core import MucoError
 from muco.model.build import build_encoder
 from muco.model.folder import save_encoder
@@ -36,7 +37,7 @@ def saved(name: str, folder: Path) -> Path:
         "pooler": {"name": "turn_token", "projection_dim": 8},
         "evaluate": {},
     }
-    asked = validate_evaluation(values, title="a test")
+    asked = validate_settings(Evaluation, values, title="a test")
     encoder = build_encoder(asked.model, texts=TEXTS, seed=0)
     for weight in encoder.parameters():
         if weight.requires_grad:

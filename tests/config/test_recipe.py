@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 import muco
 from muco.config.json_schema import recipe_schema
-from muco.config.load import find_recipe, load_recipe, validate_recipe
+from muco.config.load import find_recipe, load_recipe, validate_settings
+from muco.config.recipe import Recipe
 from muco.config.yaml_lines import read_yaml
 from muco.core import ComponentConfig, MucoError, PluginError, RecipeError, hookimpl
 from muco.core.registry import Registry
@@ -566,14 +567,14 @@ def test_the_schema_refuses_what_the_loader_refuses(schema, path, value):
     container[last] = value
     assert not schema.is_valid(values)
     with pytest.raises(RecipeError):
-        validate_recipe(values, title="r.yaml")
+        validate_settings(Recipe, values, title="r.yaml")
 
 
 @pytest.mark.parametrize(("path", "value"), [("pooler", "mean"), ("evaluate", {"suites": ["scenes"]})])
 def test_the_schema_accepts_a_name_that_stands_for_a_mapping(schema, path, value):
     values = {**yaml.safe_load(RECIPE), path: value}
     schema.validate(values)
-    validate_recipe(values, title="r.yaml")
+    validate_settings(Recipe, values, title="r.yaml")
 
 
 class WithCallable(QwenVL):

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from muco.config.load import validate_evaluation
+from muco.config.load import validate_settings
+from muco.config.recipe import Evaluation
 from muco.core.errors import DataError, RecipeError
 from muco.plugins.datasets.mmeb.suite import DATA_SETS, MMEB
 from muco.testing import check_suite
@@ -132,4 +133,4 @@ def test_a_misspelt_data_set_is_told():
               "backbone": {"name": "qwen_vl", "random_init": {}},
               "evaluate": {"suites": [{"name": "mmeb", "data": "x", "datasets": ["OKVQA"]}]}}  # fmt: skip
     with pytest.raises(RecipeError, match=r"no data set 'OKVQA'\. Did you mean"):
-        validate_evaluation(values, title="x")
+        validate_settings(Evaluation, values, title="x")

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from muco.config.recipe import Evaluation, Recipe
+from muco.config.recipe import Recipe
 from muco.config.yaml_lines import read_yaml
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
@@ -84,48 +84,55 @@ class RunFolder:
         """One result a suite."""
         return self.path / "eval"
 
-    def summary(self) -> Summary | None:
-        """Return the result of a run that ended; None for one that did not."""
-        path = self.path / "summary.json"
-        values = _mapping(path, parse_json)
-        return None if values is None else validate_record(path, Summary, values)
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return the mapping in `name`, a JSON or YAML file of the folder; None if there is no such file.
 
-    def environment(self) -> dict[str, Any] | None:
-        """Return what the run ran on."""
-        return _mapping(self.path / "environment.json", parse_json)
+        Raises:
+            MucoError: the file cannot be read or holds something else.
+        """
+        path = self.path / name
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = read_yaml(f"{path}", text)[0] if path.suffix == ".yaml" else parse_json(text)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise MucoError(f"{path}: cannot be read: {error}") from error
+        if not is_mapping(values):
+            raise MucoError(f"{path}: must hold a mapping; it is not what a run writes there")
+        return values
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        """Write a mapping to `name`, a JSON or YAML file of the folder."""
+        if name.endswith(".yaml"):
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+        else:
+            text = json.dumps(values, indent=1) + "\n"
+        write_text(self.path / name, text)
 
     def recipe(self) -> dict[str, Any] | None:
-        """Return the resolved recipe of the run in the folder; None where there is none."""
-        return _yaml_mapping(self.path / "recipe.yaml")
+        """Return the resolved recipe of the run in the folder; None if there is none."""
+        return self.read("recipe.yaml")
 
-    def data(self) -> dict[str, Any] | None:
-        """Return the fingerprint of each data set that the run trained on."""
-        return _mapping(self.path / "data.json", json.loads)
+    def summary(self) -> Summary | None:
+        """Return the result of a run that ended; None for one that did not."""
+        values = self.read("summary.json")
+        return None if values is None else validate_record(self.path / "summary.json", Summary, values)
 
-    def write_data(self, fingerprints: dict[str, str]) -> None:
-        """Write the fingerprint of each data set that the run trains on."""
-        write_text(self.path / "data.json", json.dumps(fingerprints, indent=1) + "\n")
-
-    def evaluation(self) -> dict[str, Any] | None:
-        """Return what is evaluated in the folder, where its model comes from elsewhere."""
-        return _yaml_mapping(self.path / "evaluation.yaml")
+    def write_summary(self, summary: Summary) -> None:
+        """Write the run's result; from here on the run counts as ended."""
+        self.write("summary.json", asdict(summary))
 
     def scored_weights(self) -> dict[str, str | None]:
         """Return, by suite, the hash of the weights that its result is of."""
         results = set(self.eval.glob("*.json")) - set(self.eval.glob("*.gallery.json"))
-        found = {path.stem: (_mapping(path, parse_json) or {}).get("depends_on") for path in sorted(results)}
-        return {suite: on.get("weights") if is_mapping(on) else None for suite, on in found.items()}
+        stored = {path.stem: self._depends_on(path.stem) for path in sorted(results)}
+        return {suite: on.get("weights") if is_mapping(on) else None for suite, on in stored.items()}
 
     def check_settings(self, label: str, settings: dict[str, Any]) -> None:
-        """Raise MucoError if the result of this label is, or is to be, of other settings.
-
-        Args:
-            label: of a suite.
-            settings: what decides its scores: `suite`, `packer` and so on, as in `depends_on` of a result.
-        """
-        stored = (_mapping(self.eval / f"{label}.json", parse_json) or {}).get("depends_on")
-        if not is_mapping(stored):
-            stored = self._planned(label)
+        """Raise MucoError if a suite's result has, or will have, other settings in its `depends_on`."""
+        stored = self._depends_on(label)
+        stored = stored if is_mapping(stored) else self._planned(label)
         changed = differences({key: stored.get(key) for key in settings}, settings) if stored else []
         if changed:
             raise MucoError(
@@ -134,54 +141,25 @@ class RunFolder:
                 "--set evaluate.suites.0.label=NAME."
             )
 
+    def _depends_on(self, label: str) -> Any:
+        return (self.read(f"eval/{label}.json") or {}).get("depends_on")
+
     def _planned(self, label: str) -> dict[str, Any]:
         """Return what the scores of a suite in the run's recipe will depend on; empty without that suite."""
         recipe = self.recipe() or {}
         settings = recipe.get("evaluate")
-        if not is_mapping(settings):
-            return {}
+        settings = settings if is_mapping(settings) else {}
         for suite in settings.get("suites") or ():
             if is_mapping(suite) and suite.get("label", suite.get("name")) == label:
                 return {**recipe, "suite": suite, "ties": settings.get("ties")}
         return {}
 
-    def write_evaluation(self, asked: Evaluation) -> None:
-        """Write what is evaluated in the folder, every default filled in."""
-        text = yaml.safe_dump(asked.dump(), sort_keys=False, allow_unicode=True, width=100)
-        write_text(self.path / "evaluation.yaml", text)
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        """Write the resolved recipe; it runs again as it is."""
-        text = yaml.safe_dump(recipe.dump(), sort_keys=False, allow_unicode=True, width=100)
-        write_text(self.path / "recipe.yaml", text)
-
-    def write_environment(self) -> None:
-        """Write versions, device, threads, git commit and command."""
-        import torch
-
-        values = {
-            "versions": versions(),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "num_threads": torch.get_num_threads(),
-            "git_commit": git_commit(),
-            "command": sys.argv,
-        }
-        write_text(self.path / "environment.json", json.dumps(values, indent=1) + "\n")
-
-    def write_summary(self, summary: Summary) -> None:
-        """Write the run's result; from here on the run counts as ended."""
-        write_text(self.path / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
-
     def check(
         self, recipe: Recipe, data: dict[str, str], *, resume: bool, only: Only | None
     ) -> Summary | None:
-        """Return the summary of a finished run of the recipe; None where the run can start or go on.
+        """Return the summary of a finished run of the recipe; None if the run can start or go on.
 
-        Args:
-            recipe: of the run that is to start.
-            data: fingerprints of its training data, by data set; those that are not known are left out.
-            resume: whether it goes on from the last checkpoint.
-            only: the part of the run that is to be done.
+        `data` has the fingerprints of the training data, as far as they are known.
 
         Raises:
             MucoError: the folder holds another run, other files, a run on other data, or an unfinished one
@@ -199,7 +177,7 @@ class RunFolder:
             return None
         check_same_recipe(f"{self.path}", old, recipe)
         if only != "evaluate":
-            check_same_data(f"{self.path}", self.data() or {}, data)
+            check_same_data(f"{self.path}", self.read("data.json") or {}, data)
         same = not differences(old, recipe.dump())
         if same and only is None and (summary := self.summary()) and self._is_done(summary, recipe):
             return summary
@@ -249,14 +227,14 @@ def with_scores(old: dict[str, float], new: dict[str, float]) -> dict[str, float
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return `key: old -> new` for each leaf that differs between two resolved recipes."""
-    told = []
+    changes: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            told += differences(before, after, f"{prefix}{key}.")
+            changes += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            told.append(f"{prefix}{key}: {before} -> {after}")
-    return told
+            changes.append(f"{prefix}{key}: {before} -> {after}")
+    return changes
 
 
 def _blocks_resume(difference: str, recipe: Recipe) -> bool:
@@ -267,13 +245,7 @@ def _blocks_resume(difference: str, recipe: Recipe) -> bool:
 
 
 def check_same_recipe(title: str, old: dict[str, Any], recipe: Recipe) -> None:
-    """Raise MucoError if the steps already done depend on a difference between two recipes.
-
-    Args:
-        title: begins the message.
-        old: the resolved recipe of the steps done.
-        recipe: of the run that is to go on.
-    """
+    """Raise MucoError if steps done by the resolved recipe `old` do not count as steps of `recipe`."""
     blocking = [each for each in differences(old, recipe.dump()) if _blocks_resume(each, recipe)]
     if blocking:
         raise MucoError(
@@ -284,13 +256,7 @@ def check_same_recipe(title: str, old: dict[str, Any], recipe: Recipe) -> None:
 
 
 def check_same_data(title: str, old: dict[str, str], new: dict[str, str]) -> None:
-    """Raise MucoError if the fingerprint of a data set changed; unknown ones are not compared.
-
-    Args:
-        title: begins the message.
-        old: fingerprints by data set, when the steps were done.
-        new: fingerprints by data set now.
-    """
+    """Raise MucoError if the fingerprint of a data set changed; unknown ones are not compared."""
     changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
     if changed:
         raise MucoError(
@@ -302,28 +268,34 @@ def check_same_data(title: str, old: dict[str, str], new: dict[str, str]) -> Non
 
 def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _REPORTED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            result[name] = version(name)
+    return result
 
 
-def git_commit() -> str | None:
-    """Return the commit of the working folder, with `-dirty` where it has changes."""
+def environment() -> dict[str, Any]:
+    """Return versions, device, threads, git commit and command of this process."""
+    import torch
+
+    return {
+        "versions": versions(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "num_threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the working folder, with `-dirty` if it has changes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def validate_record(path: Path, record: type[R], values: Any) -> R:
@@ -341,20 +313,3 @@ def validate_record(path: Path, record: type[R], values: Any) -> R:
             f"{path}: not what this version of muco writes: {where}: {first['msg']}\n"
             "Make the file again, or read it with the version that wrote it (environment.json)."
         ) from None
-
-
-def _yaml_mapping(path: Path) -> dict[str, Any] | None:
-    return _mapping(path, lambda text: read_yaml(f"{path}", text)[0])
-
-
-def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-    """Return what a file of the folder holds; None where it is not there."""
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise MucoError(f"{path}: cannot be read: {error}") from error
-    if not is_mapping(found):
-        raise MucoError(f"{path}: must hold a mapping; it is not what a run writes there")
-    return found

@@ -62,7 +62,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(copied):
     # As if the folder had another run's recipe: the checkpoint knows better.
     shutil.rmtree(run_folder / "model")
     other = [*SHORT, "data.pairs.source=null", f"data.pairs.shards={data}", "loss.temperature=0.5"]
-    RunFolder(run_folder).write_recipe(load_recipe("quickstart", other))
+    RunFolder(run_folder).write("recipe.yaml", load_recipe("quickstart", other).dump())
     with pytest.raises(MucoError, match=r"step-000002 holds another run(.|\n)*loss.temperature"):
         start(run_folder, data, "loss.temperature=0.5", resume=True)
 

@@ -17,7 +17,7 @@ from muco.evaluation.suites import make_suites
 from muco.job import verify_data
 from muco.model.source import ModelSource, find_model
 from muco.report.page import write_report
-from muco.run_folder import RunFolder, with_scores
+from muco.run_folder import RunFolder, environment, with_scores
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def _prepare(run_folder: RunFolder, evaluation: Evaluation, source: ModelSource,
                 "their own with --to."
             )
         return
-    old = run_folder.evaluation()
+    old = run_folder.read("evaluation.yaml")
     if old is not None:
         changed = [kind for kind, settings in evaluation.model.dump().items() if old.get(kind) != settings]
         if changed:
@@ -106,5 +106,5 @@ def _prepare(run_folder: RunFolder, evaluation: Evaluation, source: ModelSource,
         raise MucoError(
             f"{run_folder.path} holds other files; give the results a folder of their own with --to"
         )
-    run_folder.write_evaluation(evaluation)
-    run_folder.write_environment()
+    run_folder.write("evaluation.yaml", evaluation.dump())
+    run_folder.write("environment.json", environment())

@@ -24,7 +24,7 @@ from muco.io.lock import locked
 from muco.job import Training, assemble
 from muco.model.folder import load_model
 from muco.report.page import write_report
-from muco.run_folder import Only, RunFolder, Summary, with_scores
+from muco.run_folder import Only, RunFolder, Summary, environment, with_scores
 from muco.training.checkpoint import Origin, Progress, checkpoints
 from muco.training.data import data_fingerprints
 from muco.training.trainer import Trainer
@@ -113,19 +113,17 @@ def _run(
     start: float,
 ) -> Summary | None:
     quiet_libraries()
-    environment = run_folder.environment()
-    if environment is not None and "num_threads" in environment:
-        # Sums split over another number of threads round differently.
-        torch.set_num_threads(environment["num_threads"])
+    if num_threads := (run_folder.read("environment.json") or {}).get("num_threads"):
+        torch.set_num_threads(num_threads)  # sums split over another number of threads round differently
     train, evaluate = only != "evaluate", only != "train"
     job = assemble(
         recipe, run_folder.path, origin.data, train=train, evaluate=evaluate, console=console, ranks=ranks
     )
     if ranks.is_main:
-        run_folder.write_recipe(recipe)
-        run_folder.write_environment()
+        run_folder.write("recipe.yaml", origin.recipe)
+        run_folder.write("environment.json", environment())
         if train:
-            run_folder.write_data(origin.data)
+            run_folder.write("data.json", origin.data)
     if job.training is not None:
         _train(recipe, origin, job.training, job.progress, run_folder, console, ranks)
         job.training = None  # Its weights make room for those that are evaluated.

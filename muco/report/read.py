@@ -91,7 +91,7 @@ def read_run(folder: Path) -> RunFiles:
         recipe_values=values,
         is_trained=is_trained,
         command=_command(folder),
-        environment=run.environment() or {},
+        environment=run.read("environment.json") or {},
         log=_lines(folder / LOG_FILE, LoggedStep),
         summary=run.summary(),
         suites=tuple(_record(path, SuiteScores) for path in suites),

@@ -38,12 +38,15 @@ def _shown(content: Content) -> tuple[str, tuple[str, ...]]:
 
 def _data_uri(image: EncodedImage) -> str:
     """Return a small image as it is; a large one, or one that a page cannot show, as a thumbnail."""
-    data = image.data
-    kind = next((kind for magic, kind in _FORMATS if data.startswith(magic)), "")
-    if not kind or len(data) > _MAX_IMAGE_BYTES:
-        thumbnail = image.decode()
-        thumbnail.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-        buffer = io.BytesIO()
-        thumbnail.save(buffer, "JPEG", quality=80)
-        kind, data = "jpeg", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    kind = next((kind for magic, kind in _FORMATS if image.data.startswith(magic)), "")
+    if not kind or len(image.data) > _MAX_IMAGE_BYTES:
+        return thumbnail_uri(image, _THUMBNAIL_PIXELS)
+    return f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
+
+
+def thumbnail_uri(image: EncodedImage, max_pixels: int) -> str:
+    """Return a JPEG of the image as a data URI, its longer side of at most `max_pixels`."""
+    thumbnail, buffer = image.decode(), io.BytesIO()
+    thumbnail.thumbnail((max_pixels, max_pixels))
+    thumbnail.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

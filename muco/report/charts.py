@@ -21,8 +21,8 @@ class Axis:
     ticks: tuple[float, ...]
     is_log: bool = False
 
-    def place(self, value: float) -> float:
-        """Return the place of a value, 0 to 100."""
+    def position(self, value: float) -> float:
+        """Return the position of a value, 0 to 100."""
         low, high = (log10(self.low), log10(self.high)) if self.is_log else (self.low, self.high)
         value = log10(max(value, self.low)) if self.is_log else value
         return 100 * (value - low) / (high - low)
@@ -52,7 +52,7 @@ class Chart:
 
     @property
     def readings(self) -> list[tuple[float, float, int, str]]:
-        """What hovering shows: place, step and value of each point."""
+        """What hovering shows: position, step and value of each point."""
         return [(point.x, point.y, point.step, measured(point.value)) for point in self.points]
 
 
@@ -66,8 +66,8 @@ def draw(
         line=_path(columns),
         trend=_path(_running_mean(columns)) if is_noisy and len(columns) >= 40 else "",
         points=tuple(point for point in columns if point is not None),
-        x_ticks=tuple((round(steps.place(tick), 2), count(tick)) for tick in steps.ticks),
-        y_ticks=tuple((round(100 - values.place(tick), 2), short(tick)) for tick in values.ticks),
+        x_ticks=tuple((round(steps.position(tick), 2), count(tick)) for tick in steps.ticks),
+        y_ticks=tuple((round(100 - values.position(tick), 2), short(tick)) for tick in values.ticks),
     )
 
 
@@ -110,7 +110,7 @@ def _round_size(least: float) -> float:
 def _columns(curve: Sequence[tuple[int, float]], steps: Axis, values: Axis) -> list[Point | None]:
     columns: dict[int, list[tuple[int, float]]] = {}
     for step, value in curve:
-        columns.setdefault(round(steps.place(step) * NUM_COLUMNS / 100), []).append((step, value))
+        columns.setdefault(round(steps.position(step) * NUM_COLUMNS / 100), []).append((step, value))
     return [_mean_point(column, steps, values) for column in columns.values()]
 
 
@@ -120,7 +120,7 @@ def _mean_point(column: list[tuple[int, float]], steps: Axis, values: Axis) -> P
         return None
     step = finite[-1][0]
     value = sum(value for _, value in finite) / len(finite)
-    return Point(round(steps.place(step), 2), round(100 - values.place(value), 2), step, value)
+    return Point(round(steps.position(step), 2), round(100 - values.position(value), 2), step, value)
 
 
 def _running_mean(columns: Sequence[Point | None]) -> list[Point | None]:
@@ -137,7 +137,7 @@ def _path(columns: Sequence[Point | None]) -> str:
     path, is_down = "", False
     for point in columns:
         if point is not None:
-            place = f"{point.x:g} {point.y:g}"
-            path += f"L{place}" if is_down else f"M{place}h0"  # h0: a point alone shows as a dot
+            position = f"{point.x:g} {point.y:g}"
+            path += f"L{position}" if is_down else f"M{position}h0"  # h0: a single point shows as a dot
         is_down = point is not None
     return path

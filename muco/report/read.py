@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,9 @@ from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import LOG_FILE, UNREADABLE_FILE, LoggedStep, UnreadableSample
 
 R = TypeVar("R")
+
+_SETTINGS = ("recipe.yaml", "evaluation.yaml")
+"""Of a run, and of a model from elsewhere that was evaluated in the folder."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,6 @@ class TrainOutline:
 
 
 @dataclass(frozen=True)
-class EvaluateOutline:
-    """What the page needs of a recipe's `evaluate`."""
-
-    suites: tuple[Named, ...] = ()
-
-
-@dataclass(frozen=True)
 class RecipeOutline:
     """The names in a recipe; the plugins behind them need not be installed."""
 
@@ -48,7 +44,7 @@ class RecipeOutline:
     backbone: Named | None = None
     loss: Named | None = None
     train: TrainOutline = TrainOutline()
-    evaluate: EvaluateOutline = EvaluateOutline()
+    evaluate: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,20 +72,22 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         MucoError: there is no recipe.yaml, or a file is not what muco writes.
     """
-    source = folder / "recipe.yaml"
-    is_trained = source.is_file()
-    if not is_trained and (folder / "evaluation.yaml").is_file():
-        source = folder / "evaluation.yaml"
-    text = _recipe_text(source)
-    recipe, values = _recipe(source, text)
+    run = RunFolder(folder)
+    source = next((path for path in (run.path / name for name in _SETTINGS) if path.is_file()), None)
+    if source is None:
+        raise MucoError(
+            f"{folder}: no run folder, it has no recipe.yaml.\n"
+            "Name the folder of a run, runs/<name>; `muco-run RECIPE` makes one."
+        )
+    text = source.read_text(encoding="utf-8", errors="replace")
+    values, _ = read_yaml(f"{source}", text)
     galleries = sorted(folder.glob("eval/*.gallery.json"))
     suites = [path for path in sorted(folder.glob("eval/*.json")) if path not in galleries]
-    run = RunFolder(folder)
     return RunFiles(
-        recipe=recipe,
+        recipe=validate_record(source, RecipeOutline, values),
         recipe_text=text,
         recipe_values=values,
-        is_trained=is_trained,
+        is_trained=source.name == "recipe.yaml",
         command=_command(folder),
         environment=run.read("environment.json") or {},
         log=_lines(folder / LOG_FILE, LoggedStep),
@@ -98,20 +96,6 @@ def read_run(folder: Path) -> RunFiles:
         galleries=tuple(_record(path, Gallery) for path in galleries),
         unreadable=_lines(folder / UNREADABLE_FILE, UnreadableSample),
     )
-
-
-def _recipe_text(path: Path) -> str:
-    if not path.is_file():
-        raise MucoError(
-            f"{path.parent}: no run folder, it has no recipe.yaml.\n"
-            "Name the folder of a run, runs/<name>; `muco-run RECIPE` makes one."
-        )
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _recipe(path: Path, text: str) -> tuple[RecipeOutline, dict[str, Any]]:
-    values, _ = read_yaml(f"{path}", text)
-    return validate_record(path, RecipeOutline, values), values
 
 
 def _command(folder: Path) -> str:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -16,29 +15,13 @@ from muco.console import progress_bar
 from muco.core.errors import DataError
 from muco.core.loss import Loss
 from muco.distributed.ranks import Ranks
-from muco.evaluation.suites import NamedSuite, make_suites, missing_suites
+from muco.evaluation.suite import NamedSuite, make_suites, missing_suites
 from muco.model.build import Model, build_encoder
 from muco.run_folder import check_same_data, check_same_recipe
 from muco.training.batches import StepBatches
-from muco.training.checkpoint import Progress, checkpoints, ignored_checkpoints, restore
+from muco.training.checkpoint import Origin, Progress, checkpoints, ignored_checkpoints, restore
 from muco.training.data import check_sample_ids, make_sampler, missing_shards, open_data, texts_of
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a run trains, and on what."""
-
-    model: Model
-    batches: StepBatches
-    optimizer_state: list[dict[str, Any]] | None
-    """Of the last checkpoint; None where training starts."""
-
-    def describe(self) -> str:
-        """Return the sizes of model, data and epoch in words."""
-        size = sum(weight.numel() for weight in self.model.encoder.parameters())
-        samples = sum(self.batches.catalog.values())
-        steps = self.batches.steps_per_epoch
-        return f"{size / 1e6:.1f}M parameters, {samples:,} samples, {steps} steps an epoch"
+from muco.training.trainer import Trainer
 
 
 @dataclass
@@ -47,7 +30,7 @@ class Job:
 
     progress: Progress
     """Of the last checkpoint; training updates it."""
-    training: Training | None
+    trainer: Trainer | None
     """None for a run that only evaluates."""
     suites: list[NamedSuite]
     """Empty for a run that only trains."""
@@ -56,23 +39,16 @@ class Job:
 def assemble(
     recipe: Recipe,
     run_folder: Path,
-    fingerprints: dict[str, str],
+    origin: Origin,
     *,
     train: bool,
     evaluate: bool,
     console: Console,
     ranks: Ranks,
 ) -> Job:
-    """Open the data and build what a run needs. Nothing is written but shards in the cache folder.
+    """Open the data and build what a run needs; training goes on from the last checkpoint in the run folder.
 
-    Args:
-        recipe: the run's.
-        run_folder: training goes on from the last checkpoint in it.
-        fingerprints: of its training data.
-        train: whether the run trains.
-        evaluate: whether it evaluates.
-        console: shows progress.
-        ranks: the processes of the run; the main one converts data sets to shards.
+    Nothing is written but shards in the cache folder, by the main process.
 
     Raises:
         DataError: data is missing; the message names all of it and how to get it.
@@ -98,7 +74,7 @@ def assemble(
     if saved:
         saved_origin = saved[-1].origin()
         check_same_recipe(f"{saved[-1].folder}", saved_origin.recipe, recipe)
-        check_same_data(f"{saved[-1].folder}", saved_origin.data, fingerprints)
+        check_same_data(f"{saved[-1].folder}", saved_origin.data, origin.data)
         model, optimizer_state = restore(saved[-1], recipe.model, loss)
     else:
         encoder = build_encoder(recipe.model, texts=texts, seed=recipe.seed)
@@ -114,19 +90,24 @@ def assemble(
         rank=ranks.rank,
         num_ranks=ranks.world_size,
     )
-    return Job(progress, Training(model, batches, optimizer_state), suites)
+    trainer = Trainer(
+        recipe.train,
+        recipe.seed,
+        run_folder,
+        origin,
+        model,
+        batches,
+        progress,
+        console,
+        ranks,
+        optimizer_state,
+    )
+    return Job(progress, trainer, suites)
 
 
 def verify_data(title: str, data: Mapping[str, DatasetSettings], suites: Sequence[NamedSuite]) -> None:
-    """Raise DataError that names all missing shards and suites' data, and how to get them.
-
-    Args:
-        title: begins the message.
-        data: training data sets by name.
-        suites: in the order of the recipe.
-    """
-    suites_data = missing_suites(suites)
-    missing = missing_shards(data) | suites_data
+    """Raise DataError that names all missing shards and suites' data, and how to get them."""
+    missing = missing_shards(data) | missing_suites(suites)
     if missing:
         lines = [f"  {path}: {message}".replace("\n", "\n    ") for path, message in missing.items()]
         raise DataError(f"{title}: data is missing\n" + "\n".join(lines))

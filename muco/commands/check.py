@@ -13,7 +13,7 @@ from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError, Problem, RecipeError
 from muco.core.registry import default_registry
 from muco.data.shards.reader import ShardReader
-from muco.evaluation.suites import make_suites, missing_suites
+from muco.evaluation.suite import make_suites, missing_suites
 from muco.io.checkpoint_name import is_missing_path
 from muco.training.data import check_last_batch, missing_shards
 

@@ -13,7 +13,7 @@ from muco.console import Terminal, print_metrics
 from muco.core.errors import MucoError
 from muco.distributed.ranks import Ranks
 from muco.evaluation.score import score
-from muco.evaluation.suites import make_suites
+from muco.evaluation.suite import make_suites
 from muco.job import verify_data
 from muco.model.source import ModelSource, find_model
 from muco.report.page import write_report

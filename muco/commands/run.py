@@ -15,17 +15,16 @@ from rich.console import Console
 
 from muco.config.recipe import Recipe
 from muco.console import Terminal, print_metrics, quiet_libraries
-from muco.distributed.failure import explain_failed_exchange
 from muco.distributed.fsdp import check_launch
-from muco.distributed.ranks import Ranks
+from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
 from muco.io.atomic import atomic_folder, remove_leftovers
 from muco.io.lock import locked
-from muco.job import Training, assemble
+from muco.job import assemble
 from muco.model.folder import load_model
 from muco.report.page import write_report
 from muco.run_folder import Only, RunFolder, Summary, environment, with_scores
-from muco.training.checkpoint import Origin, Progress, checkpoints
+from muco.training.checkpoint import Origin, checkpoints
 from muco.training.data import data_fingerprints
 from muco.training.trainer import Trainer
 
@@ -117,16 +116,16 @@ def _run(
         torch.set_num_threads(num_threads)  # sums split over another number of threads round differently
     train, evaluate = only != "evaluate", only != "train"
     job = assemble(
-        recipe, run_folder.path, origin.data, train=train, evaluate=evaluate, console=console, ranks=ranks
+        recipe, run_folder.path, origin, train=train, evaluate=evaluate, console=console, ranks=ranks
     )
     if ranks.is_main:
         run_folder.write("recipe.yaml", origin.recipe)
         run_folder.write("environment.json", environment())
         if train:
             run_folder.write("data.json", origin.data)
-    if job.training is not None:
-        _train(recipe, origin, job.training, job.progress, run_folder, console, ranks)
-        job.training = None  # Its weights make room for those that are evaluated.
+    if job.trainer is not None:
+        _train(recipe, job.trainer, run_folder)
+        job.trainer = None  # Its weights make room for those that are evaluated.
     scores: dict[str, float] = {}
     if evaluate:
         ranks.wait()
@@ -152,33 +151,15 @@ def _run(
     return summary
 
 
-def _train(
-    recipe: Recipe,
-    origin: Origin,
-    training: Training,
-    progress: Progress,
-    run_folder: RunFolder,
-    console: Console,
-    ranks: Ranks,
-) -> None:
+def _train(recipe: Recipe, trainer: Trainer, run_folder: RunFolder) -> None:
     """Train to the last step and copy the last checkpoint's model to where the run's model is."""
-    if progress.step:
-        console.print(f"resuming after step {progress.step}")
-    console.print(f"{recipe.name}: {training.describe()}")
-    if progress.step < recipe.train.num_steps:
-        Trainer(
-            recipe.train,
-            recipe.seed,
-            run_folder.path,
-            origin,
-            training.model,
-            training.batches,
-            progress,
-            console,
-            ranks,
-            training.optimizer_state,
-        ).train()
-    if ranks.is_main:
+    step = trainer.progress.step
+    if step:
+        trainer.console.print(f"resuming after step {step}")
+    trainer.console.print(f"{recipe.name}: {trainer.describe()}")
+    if step < recipe.train.num_steps:
+        trainer.train()
+    if trainer.ranks.is_main:
         with atomic_folder(run_folder.model, replace=True, inside=run_folder.path) as partial:
             last = checkpoints(run_folder.path)[-1]
             shutil.copytree(last.folder / "model", partial, dirs_exist_ok=True)

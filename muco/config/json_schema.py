@@ -10,7 +10,7 @@ from muco.config.recipe import Recipe
 from muco.core.component import KINDS, ComponentConfig, Kind
 from muco.core.component_ref import is_mapping
 from muco.core.errors import PluginError
-from muco.core.names import NAME_PATTERN
+from muco.core.ids import NAME_PATTERN
 from muco.core.registry import Registry
 
 

@@ -20,7 +20,7 @@ from muco.core.compatibility import backbones_offering, fixes, missing_in, offer
 from muco.core.component import ComponentConfig
 from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError
-from muco.core.names import check_name
+from muco.core.ids import check_name
 from muco.core.sampler import Sampler
 from muco.io.columns import PairColumns
 

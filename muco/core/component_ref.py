@@ -9,7 +9,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import PydanticCustomError, core_schema
 
 from muco.core.component import Component, ComponentConfig, Kind
-from muco.core.names import check_name
+from muco.core.ids import check_name
 from muco.core.registry import Registry, default_registry
 
 T = TypeVar("T")

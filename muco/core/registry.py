@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUndefinedAnnotation
 from muco.core import hookspecs
 from muco.core.component import KINDS, Component, ComponentConfig, Kind
 from muco.core.errors import PluginError, did_you_mean
-from muco.core.names import check_name
+from muco.core.ids import check_name
 
 
 @dataclass(frozen=True)

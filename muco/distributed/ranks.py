@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
@@ -133,6 +134,33 @@ class Ranks:
         sizes = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(sizes, own)
         return [int(each) for each in sizes]
+
+
+@contextmanager
+def explain_failed_exchange(ranks: Ranks) -> Iterator[None]:
+    """Run the block as one of the processes of a run.
+
+    Raises:
+        MucoError: an exchange failed, because another process ended or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_failed_exchange(error):
+            raise
+        if dist.get_backend() == "gloo":
+            dist.destroy_process_group()  # threads of gloo that are left abort the interpreter's exit
+        raise MucoError(
+            f"process {ranks.rank} of {ranks.world_size}: another process ended or did not answer in time:\n"
+            f"  {str(error).splitlines()[0]}\n"
+            "Look at the output of the other processes and of the launcher for the cause. Fix it, then start "
+            "all processes again with --resume: the last checkpoint is complete."
+        ) from error
+
+
+def _is_failed_exchange(error: RuntimeError) -> bool:
+    """Gloo raises plain RuntimeErrors that name its source files; NCCL and the store raise DistErrors."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class _Gather(torch.autograd.Function):

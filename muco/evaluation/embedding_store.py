@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -82,15 +82,14 @@ class EmbeddingStore:
         """Open a store, or make one.
 
         Args:
-            folder: of the store alone.
+            folder: holds nothing but the store.
             metadata: all that the vectors depend on, as JSON data.
             dim: D, the embedding size.
             dtype: how a number is stored.
             part: the part that this process writes; each process needs another.
 
         Raises:
-            DataError: about.json is damaged.
-            MucoError: the store has other metadata, or its folder cannot be written.
+            MucoError: about.json is damaged or has other metadata, or the folder cannot be written.
         """
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._part = part
@@ -102,10 +101,17 @@ class EmbeddingStore:
         self._checked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            self._lock(opened)
-            rows = opened.enter_context(self._open("rows"))
-            vectors = opened.enter_context(self._open("vectors"))
+        with ExitStack() as opened, self._explain_errors():
+            try:
+                opened.enter_context(locked(self._name("lock"), wait=False))
+            except MucoError as error:
+                raise MucoError(
+                    f"{self.folder}: another process is writing these embeddings: {error}. Wait for it, or "
+                    "stop it."
+                ) from None
+            rows, vectors = (
+                opened.enter_context(open_append(self._name(kind))) for kind in ("rows", "vectors")
+            )
             self.refresh()
             num_rows = self._checked[self._name("rows").name]
             vectors.truncate(num_rows * self._row_bytes)
@@ -150,13 +156,9 @@ class EmbeddingStore:
         Raises:
             DataError: a row is damaged.
         """
-        ids: list[NDArray[np.int64]] = []
-        self._parts = []
-        for file in sorted(self.folder.glob("*.rows")):
-            part_ids, vectors = self._read_part(file)
-            ids.append(part_ids)
-            self._parts.append(vectors)
-        self._ids = np.concatenate([np.empty(0, dtype=np.int64), *ids])
+        parts = [self._read_part(file) for file in sorted(self.folder.glob("*.rows"))]
+        self._ids = np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in parts)])
+        self._parts = [vectors for _, vectors in parts]
         self._order = np.argsort(self._ids, kind="stable")
 
     def find(self, content_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -181,21 +183,10 @@ class EmbeddingStore:
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
-    def _lock(self, opened: ExitStack) -> None:
-        """Hold the lock of this part until `opened` is closed."""
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
         try:
-            opened.enter_context(locked(self._name("lock"), wait=False))
-        except MucoError as error:
-            raise MucoError(
-                f"{self.folder}: another process is writing these embeddings: {error}. Wait for it, or "
-                "stop it."
-            ) from None
-        except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
-
-    def _open(self, kind: str) -> BinaryIO:
-        try:
-            return open_append(self._name(kind))
+            yield
         except OSError as error:
             raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
 
@@ -206,12 +197,11 @@ class EmbeddingStore:
         """Write about.json, or compare it."""
         path = self.folder / "about.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            stored = parse_json(path.read_bytes()) if path.exists() else None
-            if stored is None:
-                write_text(path, json.dumps(metadata, indent=1) + "\n")
-        except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
+            with self._explain_errors():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stored = parse_json(path.read_bytes()) if path.exists() else None
+                if stored is None:
+                    write_text(path, json.dumps(metadata, indent=1) + "\n")
         except ValueError as error:
             raise DataError(
                 f"{path}: damaged: {error}. Remove {self.folder}; its contents are then embedded again."

@@ -20,8 +20,7 @@ from muco.distributed.ranks import Ranks
 from muco.evaluation.embedding_store import EmbeddingStore
 from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.results import write_results
-from muco.evaluation.suite import run_suite
-from muco.evaluation.suites import NamedSuite
+from muco.evaluation.suite import NamedSuite, run_suite
 from muco.model.folder import LoadedModel
 from muco.run_folder import RunFolder, versions
 
@@ -34,22 +33,15 @@ def score(
     console: Console,
     ranks: Ranks,
 ) -> dict[str, float] | None:
-    """Run suites, write their results, and return averages and tasks by name.
+    """Run suites whose data was verified, and write results and embeddings to the folder's `eval`.
 
-    Args:
-        model: its encoder is moved to this process's device.
-        suites: their data was verified.
-        settings: how they are run.
-        run_folder: results and embeddings are written to its `eval`.
-        console: shows progress and warnings.
-        ranks: the processes that share the work; None is returned in all but the main one.
+    The encoder is moved to this process's device.
 
-    Raises:
-        MucoError: something that the user can fix.
+    Returns:
+        Averages and tasks by name; None in all processes but the main one.
     """
     metrics: dict[str, float] = {}
-    vectors = run_folder.eval / "vectors"
-    with open_embedder(model, settings, vectors, console, ranks) as (embedder, metadata):
+    with open_embedder(model, settings, run_folder.eval / "vectors", console, ranks) as (embedder, metadata):
         for each in suites:
             results = run_suite(
                 each.name,

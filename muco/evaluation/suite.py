@@ -1,14 +1,16 @@
-"""Run a suite: encode its contents, rank the candidates, score the tasks."""
+"""The suites of a recipe: which data is missing; encode, rank the candidates, score the tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from muco.core.errors import MucoError
+from muco.config.recipe import EvaluateSettings
+from muco.core.errors import DataError, MucoError
 from muco.core.suite import Suite, Task
 from muco.evaluation import metrics
 from muco.evaluation.encode import CachedEmbedder, Embedded, Track
@@ -18,6 +20,33 @@ from muco.evaluation.metrics import Ties, mean
 from muco.evaluation.results import Average, Gallery, GalleryTask, PartialAverage, SuiteScores, TaskScore
 from muco.evaluation.search.ranking import Ranking
 from muco.evaluation.search.search import rank_all
+
+
+@dataclass(frozen=True)
+class NamedSuite:
+    """A suite to run."""
+
+    name: str
+    settings: dict[str, Any]
+    """The mapping of the recipe, defaults filled in."""
+    suite: Suite
+
+
+def make_suites(settings: EvaluateSettings) -> list[NamedSuite]:
+    """Return the suites of a recipe."""
+    return [NamedSuite(ref.label, ref.dump(), ref.make()) for ref in settings.suites]
+
+
+def missing_suites(suites: Sequence[NamedSuite]) -> dict[str, str]:
+    """Return, by key of the recipe, which suites' data is missing and how to get it."""
+    missing: dict[str, str] = {}
+    for index, each in enumerate(suites):
+        try:
+            each.suite.verify_data()
+        except DataError as error:
+            missing[f"evaluate.suites.{index}"] = f"{each.name}: {error}"
+    return missing
+
 
 TrackTask = Callable[[str], Track]
 """Returns the progress bar of one task's windows."""
@@ -36,11 +65,11 @@ def run_suite(
     """Encode and score every task of a suite.
 
     Args:
-        name: the suite's, for the results.
+        name: names the results.
         suite: its tasks.
         embedder: makes the embeddings; its processes share the work.
-        ties: how metrics count wrong candidates that score as much as a right one.
-        gallery_queries: how many queries of each task the gallery shows.
+        ties: see `metrics.score`.
+        gallery_queries: queries of each task that the gallery shows.
         depends_on: all that decides the scores; it is written beside them.
         track: shows the progress of a task.
 

@@ -81,22 +81,6 @@ def cut_lines(path: Path, step: int) -> None:
     write_text(path, "".join(lines))
 
 
-class NoLog:
-    """The log of every process but the main one: nothing is logged."""
-
-    def __enter__(self) -> NoLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def advance(self, step: int) -> None:
-        """Do nothing."""
-
-    def write(self, line: LoggedStep) -> None:
-        """Do nothing."""
-
-
 class TrainLog:
     """The log of the main process, from step `start` on. A line is on disk before the next step begins."""
 

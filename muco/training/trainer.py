@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from muco.training.checkpoint import Origin, Progress, save_checkpoint
 from muco.training.log import (
     UNREADABLE_FILE,
     LoggedStep,
-    NoLog,
     TrainLog,
     UnreadableSample,
     append_unreadable,
@@ -56,9 +56,17 @@ class Trainer:
     model: Model
     batches: StepBatches
     progress: Progress
+    """Of the last checkpoint; it is updated."""
     console: Console
     ranks: Ranks
     optimizer_state: list[dict[str, Any]] | None = None
+    """Of the last checkpoint; None if training starts."""
+
+    def describe(self) -> str:
+        """Return the sizes of model, data and epoch in words."""
+        size = sum(weight.numel() for weight in self.model.encoder.parameters())
+        samples, steps = sum(self.batches.catalog.values()), self.batches.steps_per_epoch
+        return f"{size / 1e6:.1f}M parameters, {samples:,} samples, {steps} steps an epoch"
 
     def train(self) -> None:
         """Train to the last step and write a checkpoint there.
@@ -96,7 +104,7 @@ class Trainer:
         if self.ranks.is_main:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
-        with GracefulShutdown() as shutdown, self._open_log(start) as log:
+        with GracefulShutdown() as shutdown, self._open_log(start) or nullcontext() as log:
             began = time.perf_counter()
             for inputs in self._loader(start):
                 self._wait = time.perf_counter() - began
@@ -107,9 +115,9 @@ class Trainer:
                 began = now
                 self._log(log, inputs)
                 step = self.progress.step
-                signum = self._signum(shutdown)
-                due = step % settings.checkpoint_every == 0 or step == settings.num_steps
-                if due or signum:
+                # The signal that any process received: all stop after the same step.
+                signum = self.ranks.greatest(shutdown.signum or 0)
+                if signum or step % settings.checkpoint_every == 0 or step == settings.num_steps:
                     self._save()
                 began = time.perf_counter()
                 if signum:
@@ -137,26 +145,19 @@ class Trainer:
             if singles is not None and memory is not None and self.progress.chunk_tokens is None:
                 self.progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
             chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
-            self._print(f"chunk_tokens: auto takes {chunk_tokens:,}")
+            self.console.print(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
         inputs = self.batches[step]
         for line in describe_step(inputs, stepper, self.ranks):
-            self._print(line)
+            self.console.print(line)
         if memory is not None:
-            self._print(str(predict_memory(stepper, memory, inputs, state_bytes)))
+            self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
 
-    def _print(self, line: str) -> None:
-        self.console.print(line)
-
-    def _open_log(self, start: int) -> TrainLog | NoLog:
+    def _open_log(self, start: int) -> TrainLog | None:
+        """Return the log of the main process; the others have none."""
         if not self.ranks.is_main:
-            return NoLog()
-        num_steps = self.settings.num_steps
-        return TrainLog(self.folder, start=start, num_steps=num_steps, console=self.console)
-
-    def _signum(self, shutdown: GracefulShutdown) -> int | None:
-        """Return the signal that any process received, so that all stop after the same step."""
-        return self.ranks.greatest(shutdown.signum or 0) or None
+            return None
+        return TrainLog(self.folder, start=start, num_steps=self.settings.num_steps, console=self.console)
 
     def _loader(self, start: int) -> Iterator[StepInputs]:
         """Yield the inputs of the remaining steps; data workers prepare them."""
@@ -197,27 +198,30 @@ class Trainer:
         self._log_unreadable(inputs, numbers)
         # Dropout draws are a function of the step, so that resuming needs no random state.
         torch.manual_seed(stable_id("step", str(self.seed), str(inputs.step), str(self.ranks.rank)))
+        step = f"step {inputs.step + 1}"
         if not numbers["read"]:
             raise MucoError(
-                f"step {inputs.step + 1}: none of its samples can be read, or has a turn within "
-                f"train.max_dialogue_tokens; see {UNREADABLE_FILE}"
+                f"{step}: none of its samples can be read, or has a turn within train.max_dialogue_tokens; "
+                f"see {UNREADABLE_FILE}"
             )
+        samples = f"Samples: {', '.join(inputs.samples[:8])}"
+        if len(inputs.samples) > 8:
+            samples += f" and {len(inputs.samples) - 8} more"
         try:
             result = self._stepper(inputs)
         except ValueError as error:
-            raise MucoError(f"step {inputs.step + 1}: {error}. Samples: {_some(inputs.samples)}") from error
-        value = result.mean
-        if not math.isfinite(value):
+            raise MucoError(f"{step}: {error}. {samples}") from error
+        if not math.isfinite(result.mean):
             raise MucoError(
-                f"step {inputs.step + 1}: the loss is {value}. The weights are unchanged. "
-                f"Samples: {_some(inputs.samples)}\nThe last checkpoint is complete. This usually helps: "
-                "a lower train.learning_rate, or loss.temperature nearer 0.05."
+                f"{step}: the loss is {result.mean}. The weights are unchanged. {samples}\n"
+                "The last checkpoint is complete. This usually helps: a lower train.learning_rate, or "
+                "loss.temperature nearer 0.05."
             )
         norm = clip_gradients(self._optimizers.weights(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             raise MucoError(
-                f"step {inputs.step + 1}: the gradient is not finite though the loss is {value:.4f}. "
-                f"The weights are unchanged. Samples: {_some(inputs.samples)}"
+                f"{step}: the gradient is not finite though the loss is {result.mean:.4f}. The weights are "
+                f"unchanged. {samples}"
             )
         self._optimizers.step(inputs.step)
         self._add_to_progress(inputs, result, float(norm))
@@ -240,61 +244,49 @@ class Trainer:
         self.progress.samples_seen += int(all_ranks["samples"])
         self.progress.pairs_seen += result.num_turns
         self.progress.tokens_seen += int(all_ranks["tokens"])
-        self._count("steps", 1)
-        self._count("loss", result.mean)
-        self._count("grad_norm", norm)
-        self._count("pairs", result.num_turns)
-        self._count("wait", self._wait)
-        for name, total in all_ranks.items():
-            self._count(name, total)
-        for name, count in result.counts.items():
-            self._count(f"count/{name}", count)
-        for name, count in result.rates.items():
-            self._count(f"rate/{name}", count)
+        figures = {"steps": 1, "loss": result.mean, "grad_norm": norm, "pairs": result.num_turns}
+        figures |= {"wait": self._wait, **all_ranks}
+        figures |= {f"count/{name}": count for name, count in result.counts.items()}
+        figures |= {f"rate/{name}": count for name, count in result.rates.items()}
+        for name, figure in figures.items():
+            self._count(name, figure)
 
     def _count(self, name: str, value: float) -> None:
         self.progress.window[name] = self.progress.window.get(name, 0.0) + value
 
-    def _log(self, log: TrainLog | NoLog, inputs: StepInputs) -> None:
+    def _log(self, log: TrainLog | None, inputs: StepInputs) -> None:
         """Write a line if one is due, over the steps since the line before."""
-        log.advance(self.progress.step)
-        settings = self.settings
-        if self.progress.step % settings.log_every and self.progress.step != settings.num_steps:
+        settings, step = self.settings, self.progress.step
+        if log is not None:
+            log.advance(step)
+        if step % settings.log_every and step != settings.num_steps:
             return
-        sums = self.progress.window
+        sums, self.progress.window = self.progress.window, {}
+        if log is None:
+            return
         steps, seconds = sums["steps"], sums["seconds"]
-        log.write(
-            LoggedStep.model_validate(
-                {
-                    "step": self.progress.step,
-                    "epoch": inputs.epoch,
-                    "loss": sums["loss"] / steps,
-                    "lr": settings.learning_rate * learning_rate_share(settings, inputs.step),
-                    "grad_norm": sums["grad_norm"] / steps,
-                    "pairs_per_second": sums["pairs"] / seconds,
-                    "samples_per_second": sums["samples"] / seconds,
-                    "tokens": round(sums["tokens"] / steps),
-                    "padding_share": sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
-                    **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
-                    "wait_share": sums["wait"] / seconds,
-                    "counts": {name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
-                }
-            )
+        line = LoggedStep(
+            step=step,
+            epoch=inputs.epoch,
+            loss=sums["loss"] / steps,
+            lr=settings.learning_rate * learning_rate_share(settings, inputs.step),
+            grad_norm=sums["grad_norm"] / steps,
+            pairs_per_second=sums["pairs"] / seconds,
+            samples_per_second=sums["samples"] / seconds,
+            tokens=round(sums["tokens"] / steps),
+            padding_share=sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
+            wait_share=sums["wait"] / seconds,
+            counts={name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
+            **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
         )
-        self.progress.window = {}
+        log.write(line)
 
     def _save(self) -> None:
         states = self._optimizers.state_dict(keep=self.ranks.is_main)
         with self._shards.full_state_dicts(keep=self.ranks.is_main):
             if self.ranks.is_main:
-                save_checkpoint(
-                    self.folder,
-                    self.model,
-                    states,
-                    self.progress,
-                    self.origin,
-                    keep=self.settings.keep_checkpoints,
-                )
+                keep = self.settings.keep_checkpoints
+                save_checkpoint(self.folder, self.model, states, self.progress, self.origin, keep=keep)
         self.ranks.wait()
 
     def _log_unreadable(self, inputs: StepInputs, numbers: dict[str, float]) -> None:
@@ -333,7 +325,3 @@ def _start_worker(_worker: int) -> None:
     """Let a data worker use one thread, and leave signals to stop to the main process."""
     ignore_stop_signals()
     torch.set_num_threads(1)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -13,7 +13,6 @@ from muco.core.loss import Loss, LossTerms
 from muco.distributed.ranks import Ranks
 from muco.job import assemble
 from muco.training.checkpoint import Origin
-from muco.training.trainer import Trainer
 from tests.helpers.small import QUICK
 
 
@@ -35,13 +34,11 @@ def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, monkeypatch)
     settings = ["train.num_steps=4", "train.log_every=2"]
     recipe = load_recipe("quickstart", [*QUICK, *settings])
     console, ranks = Terminal(quiet=True), Ranks()
-    job = assemble(recipe, tmp_path, {}, train=True, evaluate=False, console=console, ranks=ranks)
-    assert job.training is not None
-    model = replace(job.training.model, loss=Counting(job.training.model.loss))
     origin = Origin(recipe.dump(), {})
-    Trainer(
-        recipe.train, 0, tmp_path, origin, model, job.training.batches, job.progress, console, ranks
-    ).train()
+    job = assemble(recipe, tmp_path, origin, train=True, evaluate=False, console=console, ranks=ranks)
+    assert job.trainer is not None
+    model = replace(job.trainer.model, loss=Counting(job.trainer.model.loss))
+    replace(job.trainer, model=model).train()
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:

@@ -10,8 +10,7 @@ from datetime import timedelta
 import pytest
 
 from muco.core import MucoError
-from muco.distributed.failure import explain_failed_exchange
-from muco.distributed.ranks import Ranks
+from muco.distributed.ranks import Ranks, explain_failed_exchange
 from tests.helpers.ranks import Group
 
 SHORT = timedelta(seconds=1)

@@ -14,13 +14,9 @@ from muco.io.cache import cache_folder
 
 
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
-    """Return the folder of the source's shards; make it if it does not exist.
+    """Return the folder of the shards of the source with this name in the registry; make it if missing.
 
-    Args:
-        name: the source's name in the registry.
-        config: its settings; with the source's version and the files it reads, they identify the shards.
-        source: yields the samples when they are needed.
-        progress: shows the samples while they are written.
+    Name, settings, the source's version and the files that it reads identify the shards.
     """
     folder = cache_folder() / "shards" / f"{name}-{source_fingerprint(name, config, source)}"
     if not folder.is_dir():

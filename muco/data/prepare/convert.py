@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
@@ -55,8 +55,7 @@ class Layout(Limits):
         return {"max_shard_bytes": self.max_shard_bytes} | vars(self)
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """What a folder of shards holds."""
 
     num_samples: int
@@ -64,8 +63,7 @@ class Converted:
     """Records that made no sample; `skipped.jsonl` lists them."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What a conversion will write, estimated without reading images."""
 
     num_bytes: int
@@ -242,10 +240,8 @@ class Conversion:
             first = next(journal.skipped(), None)
             reason = f"The first one: {first[1]}: {first[2]}" if first else "There is none."
             raise DataError(f"{self.folder}: no record makes a sample. {reason}")
-        lines = [
-            json.dumps({"record": record, "name": name, "reason": reason}, ensure_ascii=False) + "\n"
-            for record, name, reason in journal.skipped()
-        ]
+        skipped = ({"record": record, "name": name, "reason": why} for record, name, why in journal.skipped())
+        lines = (json.dumps(values, ensure_ascii=False) + "\n" for values in skipped)
         write_text(self.work / SKIPPED_FILE, "".join(lines))
         write_index(self.work, journal.shards(), journal.rows(), self.metadata)
 
@@ -279,10 +275,8 @@ def _text_bytes(record: Any) -> int:
 
 def format_size(num_bytes: float) -> str:
     """Return a size in the unit that fits: `1.5 GiB`."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.1f} {unit}"
-    return f"{num_bytes / 2**10:,.1f} KiB"
+    size, unit = next((it for it in ((2**30, "GiB"), (2**20, "MiB")) if num_bytes >= it[0]), (2**10, "KiB"))
+    return f"{num_bytes / size:,.1f} {unit}"
 
 
 def _remove_open_shard(folder: Path, journal: Journal) -> None:

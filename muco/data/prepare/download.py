@@ -34,6 +34,12 @@ _REDIRECT_STATUSES, _RETRY_STATUSES = (301, 302, 303, 307, 308), (408, 429, 500,
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 _BLOCK_BYTES = 2**16
 _COMMIT_EVERY = 64
+_TABLES = """
+CREATE TABLE IF NOT EXISTS had (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failed (url TEXT PRIMARY KEY, reason TEXT, tries INT);
+CREATE TABLE IF NOT EXISTS tars (number INTEGER PRIMARY KEY, size INT);
+DELETE FROM failed; -- URLs that failed before are tried again
+"""
 _HIDES_IPV4 = tuple(
     ipaddress.ip_network(prefix)
     for prefix in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
@@ -96,12 +102,8 @@ class PrivateAddressError(OSError):
 def download(urls: Iterable[str], folder: Path, limits: DownloadLimits) -> Fetched:
     """Fetch images into `images-000000.tar` and so on in a folder, each named by the hash of its URL.
 
-    Started again, it fetches what is missing. `failures.jsonl` lists the URLs that failed, and why.
-
-    Args:
-        urls: http and https; repeated ones are fetched once.
-        folder: made if it does not exist.
-        limits: of requests, waits and images.
+    Started again, it fetches what is missing. `failures.jsonl` lists the URLs that failed, and why. Repeated
+    URLs are fetched once.
 
     Raises:
         MucoError: aiohttp is missing, or the folder cannot be written.
@@ -132,13 +134,7 @@ class _Store:
         self._db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None, timeout=0)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         try:
-            self._db.execute("CREATE TABLE IF NOT EXISTS had (name TEXT PRIMARY KEY) WITHOUT ROWID")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS failed (url TEXT PRIMARY KEY, reason TEXT, tries INT)"
-            )
-            self._db.execute("CREATE TABLE IF NOT EXISTS tars (number INTEGER PRIMARY KEY, size INT)")
-            # URLs that failed before are tried again.
-            self._db.execute("DELETE FROM failed")
+            self._db.executescript(_TABLES)
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
@@ -151,11 +147,9 @@ class _Store:
         self._file = self._open()
 
     def has(self, url: str) -> bool:
-        is_there = (
-            self._db.execute("SELECT 1 FROM had WHERE name = ?", (url_name(url),)).fetchone() is not None
-        )
-        self.fetched.num_had += is_there
-        return is_there
+        num_had = len(self._db.execute("SELECT 1 FROM had WHERE name = ?", (url_name(url),)).fetchall())
+        self.fetched.num_had += num_had
+        return num_had > 0
 
     def put(self, url: str, data: bytes) -> None:
         entry = tar_entry(url_name(url), data)
@@ -297,9 +291,8 @@ class _Downloader:
             if answer.status in _REDIRECT_STATUSES and "Location" in answer.headers:
                 return answer.headers["Location"]
             if answer.status in _RETRY_STATUSES:
-                raise RetryableError(
-                    f"status {answer.status}", retry_after_seconds(answer.headers.get("Retry-After"))
-                )
+                after = retry_after_seconds(answer.headers.get("Retry-After"))
+                raise RetryableError(f"status {answer.status}", after)
             if answer.status != 200:
                 raise RefusedError(f"status {answer.status}")
             return await self._body(answer)
@@ -323,9 +316,8 @@ class _Downloader:
         image = EncodedImage(data)
         width, height = image.size
         if width * height > self.limits.max_pixels:
-            raise DataError(
-                f"image of {width} x {height} pixels; at most {self.limits.max_pixels:,} are kept"
-            )
+            max_pixels = f"{self.limits.max_pixels:,}"
+            raise DataError(f"image of {width} x {height} pixels; at most {max_pixels} are kept")
         image.decode()
         if image.faithful() is not image:
             return data

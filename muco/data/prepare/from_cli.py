@@ -23,15 +23,10 @@ def conversion_of(
     layout: Layout | None = None,
     max_skipped_share: float = 0.01,
 ) -> Conversion:
-    """Return the conversion of a source into `folder`.
+    """Return the conversion of a registered source into a folder of shards.
 
-    Args:
-        name: of a registered source.
-        folder: of the shards.
-        settings: `KEY=VALUE` each, of the source's Config; keys may be dotted.
-        path: of an outside data set, for sources that read one.
-        layout: of the shards.
-        max_skipped_share: of records that make no sample.
+    Settings are `KEY=VALUE` of the source's Config; keys may be dotted. `path` is that of an outside data
+    set, for sources that read one.
 
     Raises:
         MucoError: no such source, or a setting that does not exist or fit.
@@ -53,8 +48,5 @@ def conversion_of(
 
 def _with_option(problem: Problem) -> Problem:
     """Name the option that gives the path."""
-    return (
-        replace(problem, message=f"{problem.message}. Give it as --from")
-        if problem.path == "path"
-        else problem
-    )
+    hint = ". Give it as --from" if problem.path == "path" else ""
+    return replace(problem, message=problem.message + hint)

@@ -65,8 +65,8 @@ class Journal:
 
     def member_of(self, digest: bytes) -> str | None:
         """Return the member that holds an image, if one does."""
-        row = self._db.execute("SELECT name FROM images WHERE digest = ?", (digest,)).fetchone()
-        return row[0] if row else None
+        names = self._db.execute("SELECT name FROM images WHERE digest = ?", (digest,))
+        return next((name for (name,) in names), None)
 
     def add(self, row: Row, images: Mapping[bytes, str]) -> None:
         """Note a sample of the open shard, and the members that its new images are in, by digest."""
@@ -83,8 +83,7 @@ class Journal:
     def close_shard(self, shard: Shard | None, position: int) -> None:
         """Commit everything so far; call it when the shard is on the disk."""
         if shard is not None:
-            values = (shard.file, shard.num_bytes, shard.num_samples, shard.blake2b)
-            self._db.execute("INSERT INTO shards VALUES (?, ?, ?, ?)", values)
+            self._db.execute("INSERT INTO shards VALUES (?, ?, ?, ?)", (*vars(shard).values(),))
         self._db.execute("UPDATE about SET position = ?", (position,))
         self._db.execute("COMMIT")
         self._db.execute("BEGIN")

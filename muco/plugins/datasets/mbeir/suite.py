@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -86,13 +87,8 @@ class MBEIR(Suite):
         self.prompt_seed = config.prompt_seed
 
     def members(self) -> Mapping[str, int]:
-        sizes: dict[str, int] = {}
-        for pool in self.pools:
-            for name in TEST_SETS:
-                for average in ("mean", *_averages(name)):
-                    average = f"{self._prefix(pool)}{average}"
-                    sizes[average] = sizes.get(average, 0) + 1
-        return sizes
+        names = [name for each in TEST_SETS for name in ("mean", *_averages(each))]
+        return Counter(f"{self._prefix(pool)}{name}" for pool in self.pools for name in names)
 
     def verify_data(self) -> None:
         names = self._present()

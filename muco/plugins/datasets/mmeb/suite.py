@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -86,11 +87,8 @@ class MMEB(Suite):
         )
 
     def members(self) -> Mapping[str, int]:
-        sizes = {"mean": len(DATA_SETS)}
-        for data_set in DATA_SETS.values():
-            for name in (f"meta_{data_set.meta_task}", _domain(data_set)):
-                sizes[name] = sizes.get(name, 0) + 1
-        return sizes
+        averages = (("mean", f"meta_{each.meta_task}", _domain(each)) for each in DATA_SETS.values())
+        return Counter(chain.from_iterable(averages))
 
     def verify_data(self) -> None:
         for name, files in self._files_of_sets().items():

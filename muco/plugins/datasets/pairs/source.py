@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshal
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import groupby
@@ -15,20 +15,17 @@ from typing import Any
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
-from muco.core.sample import Sample
+from muco.core.sample import Pair, Sample
 from muco.core.source import Source
+from muco.core.video import Visual
 from muco.io.columns import ListFrames, PairColumns, frame_list, image_list, pair_from
 from muco.io.image_files import ImageFiles
 from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import SUFFIXES, Row, rows, tables_below
 
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that make one sample."""
-
-    rows: tuple[Row, ...]
+Group = tuple[Row, ...]
+"""Rows that make one sample."""
 
 
 class Pairs(Source):
@@ -91,33 +88,27 @@ class Pairs(Source):
             (start,),
         )
         for _, group in groupby(spooled, key=lambda row: row[0]):
-            yield Group(tuple(_unpack(*row[1:]) for row in group))
+            yield tuple(_unpack(*row[1:]) for row in group)
 
     def sample(self, record: Group) -> Sample:
-        pairs = [
-            pair_from(
-                self.config.columns,
-                row.checked().values,
-                partial(self._image, near=_near(row)),
-                partial(self.images.names_in, near=_near(row)),
-            )
-            for row in record.rows
-        ]
-        first = record.rows[0]
+        pairs = [self._pair(row) for row in record]
         images, _ = pairs[0]
-        return Sample(
-            f"{first.file}:{first.number}", self.config.dataset, images, tuple(pair for _, pair in pairs)
-        )
+        name = f"{record[0].file}:{record[0].number}"
+        return Sample(name, self.config.dataset, images, tuple(pair for _, pair in pairs))
+
+    def _pair(self, row: Row) -> tuple[tuple[Visual, ...], Pair]:
+        near, values = _near(row), row.checked().values
+        read, list_frames = partial(self._image, near=near), partial(self.images.names_in, near=near)
+        return pair_from(self.config.columns, values, read, list_frames)
 
     def name_of(self, record: Group) -> str:
-        return ", ".join(row.location for row in record.rows)
+        return ", ".join(row.location for row in record)
 
     def files_of(self, record: Group) -> Iterator[tuple[str, int]]:
-        for row in record.rows:
+        for row in record:
             near = _near(row)
             for value in self._images_of(row, partial(self.images.names_in, near=near)):
-                data = _embedded(value)
-                if data is not None:
+                if (data := _embedded(value)) is not None:
                     yield blake2b(data, digest_size=16).hexdigest(), len(data)
                 else:
                     name = _name(value)
@@ -125,7 +116,7 @@ class Pairs(Source):
 
     def image_names(self, record: Group) -> Iterator[str]:
         # A folder of frames is not a URL, so its frames need not be listed.
-        for row in record.rows:
+        for row in record:
             for value in self._images_of(row, lambda folder: [folder]):
                 if _embedded(value) is None:
                     yield _name(value)
@@ -142,9 +133,8 @@ class Pairs(Source):
 
     def revision(self) -> str:
         tables, columns = revision_of(self.tables()), self.config.columns
-        if columns.query_image or columns.target_image or columns.negative_image or columns.has_videos:
-            return f"{tables}-{self.images.revision()}"
-        return tables
+        has_images = columns.query_image or columns.target_image or columns.negative_image
+        return f"{tables}-{self.images.revision()}" if has_images or columns.has_videos else tables
 
     def _image(self, value: Any, *, near: str) -> EncodedImage:
         data = _embedded(value)

@@ -19,11 +19,7 @@ from muco.training.data import check_last_batch, missing_shards
 
 
 def check(recipe: Recipe, title: str) -> list[str]:
-    """Return what is unusual about a recipe that can run.
-
-    Args:
-        recipe: it is valid.
-        title: its name in messages.
+    """Return what is unusual about a recipe that can run; `title` names it in messages.
 
     Raises:
         RecipeError: something is missing on this machine, or the settings do not fit the data. It lists all.
@@ -98,10 +94,9 @@ def _values_of(value: Any, path: str, kind: type[Any]) -> Iterator[tuple[str, An
         value = value.config
     if isinstance(value, BaseModel):
         value = dict(value)
-    entries = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
-    )
-    for key, entry in entries:
+    if isinstance(value, tuple):
+        value = dict(enumerate(value))
+    for key, entry in value.items() if isinstance(value, dict) else ():
         yield from _values_of(entry, f"{path}.{key}" if path else f"{key}", kind)
 
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from muco.console import Terminal, progress_bar
-from muco.core.errors import MucoError
+from muco.core.errors import DataError, MucoError
 
 if TYPE_CHECKING:
     from muco.core.source import Source
     from muco.data.prepare.convert import Conversion
-    from muco.data.progress import ShowProgress
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and show training data.")
 make_app = typer.Typer(no_args_is_help=True, help="Make shards of data that muco draws itself.")
 app.add_typer(make_app, name="make")
+console = Terminal()
+_progress = partial(progress_bar, console=console)
 
 Settings = Annotated[
     list[str] | None,
@@ -37,12 +37,11 @@ To = Annotated[Path, typer.Option("--to", help="The folder to make.")]
 @make_app.command("scenes")
 def make_scenes(to: To, settings: Settings = None) -> None:
     """Draw scenes and write them as shards; --set num_samples=1000 and the source's other settings."""
-    from muco.core.errors import DataError
     from muco.data.prepare.from_cli import conversion_of
 
     if to.exists():
         raise DataError(f"{to} exists; name a folder to be made")
-    _write(conversion_of("scenes", to, settings or []), "local", 0, Terminal())
+    _write(conversion_of("scenes", to, settings or []), "local", 0)
 
 
 @app.command()
@@ -81,17 +80,16 @@ def prepare(
         source, to, settings or [], path=path, layout=layout, max_skipped_share=max_skipped_share
     )
     conversion.check_folder()
-    console = Terminal()
     if not to.exists():
-        _estimate(conversion, console)
-    _write(conversion, engine, workers, console)
+        _estimate(conversion)
+    _write(conversion, engine, workers)
 
 
-def _estimate(conversion: Conversion, console: Console) -> None:
+def _estimate(conversion: Conversion) -> None:
     """Print an estimate of the shards' size, and stop if the disk has no room for it."""
     from muco.data.prepare.convert import format_size
 
-    estimate = conversion.estimate(_progress(console))
+    estimate = conversion.estimate(_progress)
     message = f"{len(conversion.source):,} records, about {format_size(estimate.num_bytes)} of shards"
     if estimate.num_missing:
         message += f"; {estimate.num_missing:,} records lack an image"
@@ -101,19 +99,14 @@ def _estimate(conversion: Conversion, console: Console) -> None:
     conversion.check_disk(estimate)
 
 
-def _write(conversion: Conversion, engine: Any, workers: int, console: Console) -> None:
+def _write(conversion: Conversion, engine: Any, workers: int) -> None:
     from muco.data.prepare.convert import SKIPPED_FILE
 
-    converted = conversion.run(engine=engine, workers=workers, progress=_progress(console))
+    converted = conversion.run(engine=engine, workers=workers, progress=_progress)
     console.print(f"{converted.num_samples:,} samples in {conversion.folder}")
     if converted.num_skipped:
         path = conversion.folder / SKIPPED_FILE
         console.print(f"{converted.num_skipped:,} records skipped, listed in {path}")
-
-
-def _progress(console: Console) -> ShowProgress:
-    """Return a progress bar on a terminal, else a line per loop."""
-    return partial(progress_bar, console=console)
 
 
 @app.command()
@@ -135,7 +128,6 @@ def download(
     from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
-    console = Terminal()
     opened = conversion_of(source, to, settings or [], path=path).source
     limits = DownloadLimits(
         concurrency=concurrency,
@@ -145,7 +137,7 @@ def download(
         max_shorter_side_pixels=max_shorter_side,
         allowed_hosts=frozenset(allow_host or ()),
     )
-    records = _progress(console)(opened.records(), len(opened), "fetching images of records")
+    records = _progress(opened.records(), len(opened), "fetching images of records")
     fetched = download(chain.from_iterable(_urls(opened, record) for record in records), to, limits)
     if not (fetched.num_new or fetched.num_had or fetched.num_failed):
         raise MucoError(
@@ -160,8 +152,6 @@ def download(
 
 def _urls(source: Source, record: Any) -> Iterator[str]:
     """Yield the URLs among the names of a record's images; none if the record is broken."""
-    from muco.core.errors import DataError
-
     with suppress(DataError):
         yield from (name for name in source.image_names(record) if name.startswith(("http://", "https://")))
 
@@ -177,8 +167,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of WebDataset ta
     """Write the index that muco needs for WebDataset tars of another tool."""
     from muco.data.shards.webdataset import index_folder
 
-    console = Terminal()
-    number = index_folder(folder, _progress(console))
+    number = index_folder(folder, _progress)
     console.print(f"{number:,} samples in {folder}")
 
 
@@ -189,7 +178,6 @@ def check(
     decode: Annotated[bool, typer.Option("--decode", help="Decode the images too.")] = False,
 ) -> None:
     """Read every byte and every sample of some shards, and list the problems."""
-    from muco.core.errors import DataError
     from muco.data.shards.check import check_shards
 
     if "://" in shards:
@@ -197,8 +185,8 @@ def check(
             f"{shards}: check reads a folder of this machine; a shard at a URL is compared with its digest "
             "whenever it is fetched"
         )
-    console, folder = Terminal(), Path(shards)
-    result = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress(console))
+    folder = Path(shards)
+    result = check_shards(folder, columns=_columns(columns), decode=decode, progress=_progress)
     if result.num_problems:
         more = result.num_problems - len(result.problems)
         problems = "\n  ".join([*result.problems, *([f"and {more:,} more"] if more else [])])
@@ -222,9 +210,8 @@ def show(
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.statistics import summarize
 
-    console = Terminal()
     reader = ShardReader(shards, columns=_columns(columns), dataset=Path(shards).name)
-    summary = summarize(reader, most=most, progress=_progress(console))
+    summary = summarize(reader, most=most, progress=_progress)
     num_shards = len(reader.index.shards)
     size = f"{format_size(summary.num_bytes)} in {num_shards:,} {'shard' if num_shards == 1 else 'shards'}"
     console.print(f"{summary.num_samples:,} samples, {size}")

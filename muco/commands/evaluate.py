@@ -31,26 +31,15 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Score a model on one suite and write result and report.
 
-    Args:
-        model: a run folder, a model folder, or a backbone's name.
-        suite: the suite's name.
-        data: its folder, where it has one.
-        overrides: `KEY=VALUE` each, of the evaluation's keys: `evaluate.suites.0.num_queries=8`.
-        to: where results go; by default into the run's folder, else to `runs/<name>`.
-        console: where messages go; by default the terminal.
-
-    Returns:
-        Averages and tasks by name; None in all processes but the main one.
-
-    Raises:
-        MucoError: something that the user can fix.
+    The arguments are the options of `muco evaluate`. Return averages and tasks by name; None in all processes
+    but the main one.
     """
     ranks = Ranks.join()
     console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
     title = f"muco evaluate {model}"
     source = find_model(model)
-    wanted = {"name": suite} if data is None else {"name": suite, "data": str(data)}
-    evaluation = source.evaluation(title, suites=[wanted], overrides=overrides)
+    settings = {"name": suite} if data is None else {"name": suite, "data": str(data)}
+    evaluation = source.evaluation(title, suites=[settings], overrides=overrides)
     suites = make_suites(evaluation.evaluate)
     verify_data(title, {}, suites)
     run_folder = RunFolder(to or source.run or Path("runs") / evaluation.name)
@@ -78,33 +67,22 @@ def _prepare(run_folder: RunFolder, evaluation: Evaluation, source: ModelSource,
     Raises:
         MucoError: the folder holds another run, results of another model, or other files.
     """
+    path, problem = run_folder.path, ""
     if run_folder.recipe() is not None:
-        if source.folder is None or source.folder.resolve() != run_folder.model.resolve():
-            raise MucoError(
-                f"{run_folder.path} is a run, with results of its own model. Give these results a folder of "
-                "their own with --to."
-            )
-        return
-    old = run_folder.read("evaluation.yaml")
-    if old is not None:
+        if source.folder is not None and source.folder.resolve() == run_folder.model.resolve():
+            return
+        problem = "is a run, with results of its own model"
+    elif (old := run_folder.read("evaluation.yaml")) is not None:
         changed = [kind for kind, settings in evaluation.model.dump().items() if old.get(kind) != settings]
-        if changed:
-            raise MucoError(
-                f"{run_folder.path} holds results of another model, with another {' and '.join(changed)}. "
-                "Give these results a folder of their own with --to."
-            )
         others = [suite for suite, scored in run_folder.scored_weights().items() if scored != weights]
-        if others:
-            raise MucoError(
-                f"{run_folder.path} holds results of other weights ({', '.join(others)}). Give these results "
-                f"a folder of their own with --to, or remove {run_folder.eval}."
-            )
+        if changed:
+            problem = f"holds results of another model, with another {' and '.join(changed)}"
+        elif others:
+            problem = f"holds results of other weights ({', '.join(others)}) in {run_folder.eval}"
     # A kill may leave the partial file of evaluation.yaml; the next write removes it.
-    elif run_folder.path.is_dir() and not all(
-        path.name.endswith(".partial") for path in run_folder.path.iterdir()
-    ):
-        raise MucoError(
-            f"{run_folder.path} holds other files; give the results a folder of their own with --to"
-        )
+    elif path.is_dir() and not all(file.name.endswith(".partial") for file in path.iterdir()):
+        problem = "holds other files"
+    if problem:
+        raise MucoError(f"{path} {problem}. Give these results a folder of their own with --to.")
     run_folder.write("evaluation.yaml", evaluation.dump())
     run_folder.write("environment.json", environment())

@@ -17,20 +17,12 @@ def export(model: str, to: Path) -> Path:
     `muco evaluate` reads the folder, `backbone.pretrained` starts from it, and the weights have the names
     that transformers, or open_clip, gives a model of the family.
 
-    Args:
-        model: a run folder or a model folder.
-        to: the folder to write; it appears when it is complete.
-
-    Returns:
-        `to`.
-
-    Raises:
-        MucoError: there is no model, `to` exists, or the disk is full or not writable.
+    `to` appears when it is complete, and is returned.
     """
     source = find_model(model)
     if source.folder is None:
         raise MucoError(
-            f"{model}: a backbone as it comes has nothing to export; name a run or a model folder"
+            f"{model}: a backbone without training has nothing to export; name a run or a model folder"
         )
     if to.exists():
         raise MucoError(f"{to} is there already; name another folder")

@@ -61,21 +61,8 @@ def mine(
     embeddings; a sample with several pairs counts by their mean. Samples with the same images or with equal
     answers are left out.
 
-    Args:
-        model: the teacher: a run folder, a model folder, or a backbone's name.
-        to: the folder to write to; by default `mined` in the run's folder.
-        shards: a folder of shards; by default the data sets of the run.
-        range_min: leave out this many nearest neighbours, which are likely positives.
-        range_max: keep neighbours up to this rank.
-        num_negatives: hard negatives of each pair; 0 writes no shards.
-        overrides: `KEY=VALUE` each, of `packer`, `backbone`, `pooler` and `evaluate`.
-        console: where messages go; by default the terminal.
-
-    Returns:
-        The graph's file by data set; empty in all processes but the main one.
-
-    Raises:
-        MucoError: something that the user can fix.
+    The arguments are the options of `muco mine`. Return the graph's file by data set; none in all processes
+    but the main one.
     """
     ranks = Ranks.join()
     console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
@@ -85,7 +72,7 @@ def mine(
     if folder is None:
         raise MucoError(f"{model} is no run folder; say where the graph goes with --to")
     readers = _readers(source.run, shards)
-    _check(readers, folder, range_min, range_max, num_negatives)
+    _check(readers, range_min, range_max, num_negatives)
     teacher = source.load(evaluation.model)
     if num_negatives:
         for name, reader in readers.items():
@@ -118,9 +105,7 @@ def _readers(run: Path | None, shards: Path | None) -> dict[str, ShardReader]:
     return open_data(recipe.data, lambda samples, _, __: samples)
 
 
-def _check(
-    readers: Mapping[str, ShardReader], folder: Path, range_min: int, range_max: int, num_negatives: int
-) -> None:
+def _check(readers: Mapping[str, ShardReader], range_min: int, range_max: int, num_negatives: int) -> None:
     """Raise MucoError for what else would fail after hours of encoding."""
     if range_max <= range_min:
         raise MucoError(f"--range-max {range_max} must be greater than --range-min {range_min}")
@@ -156,7 +141,10 @@ def _neighbours(
     if not embedder.is_main:
         return None
     image_ids, answer_ids = _ids(queries, answers, sample_of_pair, len(reader))
-    num_equal = _most_equal(answer_ids) + _most_equal(image_ids[image_ids != 0])
+    num_equal = sum(
+        int(np.unique(ids, return_counts=True)[1].max(initial=0))  # how often the most frequent id occurs
+        for ids in (answer_ids, image_ids[image_ids != 0])
+    )
     num_ranked = min(len(reader), num_neighbours + min(num_equal, _MOST_EQUAL) + 1)
     neighbours = np.full((len(reader), num_neighbours), -1, dtype=np.int32)
     with TemporaryDirectory() as folder:
@@ -164,11 +152,9 @@ def _neighbours(
             _means(side.vectors, sample_of_pair, len(reader), Path(folder) / str(number))
             for number, side in enumerate((queries, answers))
         )
-        for first in range(0, len(reader), _BLOCK):
-            stop = min(first + _BLOCK, len(reader))
-            _, ranked = top_k(
-                query_means.block(first, stop), answer_means, num_ranked, device=embedder.device
-            )
+        for first, stop in _blocks(len(reader)):
+            query = query_means.block(first, stop)
+            _, ranked = top_k(query, answer_means, num_ranked, device=embedder.device)
             for sample, nearest in zip(range(first, stop), ranked.numpy(), strict=True):
                 other = (nearest != sample) & (answer_ids[nearest] != answer_ids[sample])
                 other &= (image_ids[nearest] != image_ids[sample]) | (image_ids[sample] == 0)
@@ -204,25 +190,22 @@ def _ids(
     return queries.image_ids[first_pairs], np.asarray(answer_ids, dtype=np.int64)
 
 
-def _most_equal(ids: NDArray[np.int64]) -> int:
-    """Return how often the most frequent id occurs."""
-    return int(np.unique(ids, return_counts=True)[1].max(initial=0))
-
-
 def _means(vectors: Vectors, sample_of_pair: NDArray[np.int64], num_samples: int, file: Path) -> Vectors:
     """Return the mean vector of each sample, unit length; in `file` where a sample has several."""
     if len(sample_of_pair) == num_samples:
         return vectors
     means = np.memmap(file, dtype=np.float32, mode="w+", shape=(num_samples, vectors.dim))
-    for first in range(0, num_samples, _BLOCK):
-        stop = min(first + _BLOCK, num_samples)
+    for first, stop in _blocks(num_samples):
         begin, end = map(int, np.searchsorted(sample_of_pair, [first, stop]))
         np.add.at(means[first:stop], sample_of_pair[begin:end] - first, vectors.block(begin, end).numpy())
     mapped = TensorVectors(torch.from_numpy(means))
-    for first in range(0, num_samples, _BLOCK):
-        block = mapped.block(first, min(first + _BLOCK, num_samples))
-        means[first : first + len(block)] = F.normalize(block, dim=1).numpy()
+    for first, stop in _blocks(num_samples):
+        means[first:stop] = F.normalize(mapped.block(first, stop), dim=1).numpy()
     return mapped
+
+
+def _blocks(number: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + _BLOCK, number)) for first in range(0, number, _BLOCK))
 
 
 def _write_negatives(
@@ -254,8 +237,8 @@ def _negatives_metadata(
     reader: ShardReader, teacher: str, range_min: int, num_negatives: int
 ) -> dict[str, Any]:
     """Return what decides the shards with hard negatives."""
-    data = reader.index.fingerprint
-    negatives = {"teacher": teacher, "data": data, "range_min": range_min, "number": num_negatives}
+    negatives = {"teacher": teacher, "data": reader.index.fingerprint}
+    negatives |= {"range_min": range_min, "number": num_negatives}
     return {**reader.index.metadata, "negatives": negatives}
 
 

@@ -44,7 +44,7 @@ def run(
         recipe: a validated recipe.
         folder: the run folder; by default `runs/<name>` in the working folder.
         resume: go on from the last checkpoint.
-        fresh: remove the run that is in the folder first.
+        fresh: remove the run in the folder first.
         only: one part of the run.
         console: where messages go; by default the terminal.
 
@@ -74,18 +74,14 @@ def run(
             print_metrics(summary.metrics, console)
             console.print(
                 f"{summary.steps} steps, {summary.pairs_seen:,} pairs, {summary.wall_seconds:.0f} s. "
-                f"Report: {run_folder.path / 'report.html'}",
+                f"Report: {run_folder.path / 'report.html'}"
             )
         return None if summary is None else asdict(summary)
 
 
 @contextmanager
 def _only_command(run_folder: RunFolder, ranks: Ranks) -> Generator[None]:
-    """Hold the folder's lock, which is beside it, while the block runs in the main process.
-
-    Raises:
-        MucoError: another command runs in the folder; the message names its host and process id.
-    """
+    """Hold the folder's lock, which is beside it, in the main process; raise MucoError if another does."""
     if not ranks.is_main:
         yield
         return

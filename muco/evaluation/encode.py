@@ -81,16 +81,16 @@ class CachedEmbedder:
         join_turns: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        """Take the model and the store.
+        """Take a model, on its device, and a store of its vectors only, open for writing.
 
         Args:
-            encoder: the model, on its device.
+            encoder: the model.
             packer: makes a dialogue of a content, with the prompts of training.
-            store: open for writing, with vectors of this model only.
+            store: shared with the other processes.
             batch_tokens: language-model tokens and image patches that are encoded at once.
             join_turns: encode contents with the same images in one pass, isolated from each other. The
                 backbone must offer `isolated_turns`.
-            ranks: the processes that share the work and the folder of the store.
+            ranks: the processes that share the work.
         """
         self._encoder = encoder.eval()
         self._packer = packer
@@ -123,11 +123,8 @@ class CachedEmbedder:
             return replace(embedded, vectors=self._store.vectors(embedded.content_ids))
         content_ids, image_ids = self._identify(contents)
         windows = self._windows(content_ids, image_ids)
-        mine = [
-            window
-            for number, window in enumerate(windows, start=self._num_windows)
-            if number % self._ranks.world_size == self._ranks.rank
-        ]
+        world_size = self._ranks.world_size
+        mine = windows[(self._ranks.rank - self._num_windows) % world_size :: world_size]
         self._num_windows += len(windows)
         for window in track(mine, len(mine)):
             missing = self._store.find(content_ids[window]) < 0
@@ -179,7 +176,13 @@ class CachedEmbedder:
             if is_missing.any():
                 vectors = self._embed(chosen, [contents[row] for row in rows])
                 self._store.add(content_ids[rows[is_missing]].tolist(), vectors[torch.from_numpy(is_missing)])
-                self._count(chosen)
+                self.passes.num_passes += len(chosen)
+                for unit in chosen:
+                    self.passes.num_contents += len(unit.rows)
+                    self.passes.tokens += unit.rendered.cost.tokens
+                    self.passes.tokens_alone += unit.cost_alone.tokens
+                    self.passes.patches += unit.rendered.cost.patches
+                    self.passes.patches_alone += unit.cost_alone.patches
 
     def _embed(self, units: list[_Unit], contents: list[Content]) -> Tensor:
         """Return the vectors of the units' contents, float32 [number of contents, D], on the CPU."""
@@ -197,15 +200,6 @@ class CachedEmbedder:
                 "the weights are broken. Evaluate an earlier checkpoint, or train anew."
             )
         return vectors
-
-    def _count(self, units: list[_Unit]) -> None:
-        for unit in units:
-            self.passes.num_contents += len(unit.rows)
-            self.passes.num_passes += 1
-            self.passes.tokens += unit.rendered.cost.tokens
-            self.passes.tokens_alone += unit.cost_alone.tokens
-            self.passes.patches += unit.rendered.cost.patches
-            self.passes.patches_alone += unit.cost_alone.patches
 
     def _units(self, contents: list[Content]) -> list[_Unit]:
         single = [self._single(content, row) for row, content in enumerate(contents)]
@@ -232,18 +226,14 @@ class CachedEmbedder:
             members = group[start : start + _MAX_TURNS]
             turns = tuple(turn for unit in members for turn in unit.dialogue.turns)
             dialogue = replace(members[0].dialogue, turns=turns, context="isolated")
-            cost_alone = Cost(
-                tokens=sum(unit.rendered.cost.tokens for unit in members),
-                patches=sum(unit.rendered.cost.patches for unit in members),
-            )
+            costs = [unit.cost_alone for unit in members]
+            cost_alone = Cost(sum(each.tokens for each in costs), sum(each.patches for each in costs))
             rows = tuple(row for unit in members for row in unit.rows)
             yield _Unit(dialogue, rows, self._encoder.backbone.processor.render(dialogue), cost_alone)
 
 
 def _image_id(content: Content) -> int:
-    if not content.images:
-        return 0
-    return stable_id(*(str(image.content_id) for image in content.images))
+    return stable_id(*(str(image.content_id) for image in content.images)) if content.images else 0
 
 
 def _with_content(error: DataError, contents: list[Content]) -> DataError:

@@ -49,13 +49,8 @@ def score(
                 embedder,
                 ties=settings.ties,
                 gallery_queries=settings.gallery_queries,
-                depends_on={
-                    "weights": model.weights,
-                    "step": model.step,
-                    "suite": each.settings,
-                    "ties": settings.ties,
-                    **metadata,
-                },
+                depends_on={"weights": model.weights, "step": model.step, "suite": each.settings}
+                | {"ties": settings.ties, **metadata},
                 track=lambda task: lambda windows, number: progress_bar(windows, number, task, console),
             )
             if results is None:
@@ -72,12 +67,9 @@ def score(
 def open_embedder(
     model: LoadedModel, settings: EvaluateSettings, folder: Path, console: Console, ranks: Ranks
 ) -> Generator[tuple[CachedEmbedder, dict[str, Any]]]:
-    """Yield an embedder with a store of its own in `folder`, and what its vectors depend on.
-
-    Raises:
-        MucoError: the store is damaged, or another process is writing it.
-    """
-    device = _device()
+    """Yield an embedder with a store of its own in `folder`, and what its vectors depend on."""
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda else torch.device("cpu")
     backbone = model.settings.backbone
     join_turns = settings.join_turns and "isolated_turns" in backbone.cls.offers(backbone.config)
     metadata = {
@@ -91,9 +83,8 @@ def open_embedder(
     key = blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=8).hexdigest()
     dim = model.encoder.pooler.embedding_dim
     ranks.wait()
-    with EmbeddingStore(
-        folder / key, metadata, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank
-    ) as store:
+    store = EmbeddingStore(folder / key, metadata, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank)
+    with store:
         ranks.wait()  # No process adds before all have read what the store holds.
         embedder = CachedEmbedder(
             model.encoder.to(device),
@@ -106,38 +97,25 @@ def open_embedder(
         yield embedder, metadata
     ranks.wait()  # This waits for hours, `sums` for minutes.
     passes = ranks.sums(asdict(embedder.passes), device)
-    _print_cut_texts(passes, console)
-    _print_saved_passes(passes, console)
-
-
-def _device() -> torch.device:
-    """Return this process's CUDA device, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _print_cut_texts(passes: dict[str, float], console: Console) -> None:
-    """Warn how many texts were cut to the context of the backbone."""
     if passes["cut_texts"]:
         console.print(
             f"warning: of {passes['num_contents']:,.0f} encoded contents {passes['cut_texts']:,.0f} have a "
             "text longer than the backbone's context; it was cut",
             style="yellow",
         )
+    if passes["num_passes"] != passes["num_contents"]:
+        console.print(_describe_saved_passes(passes))
 
 
-def _print_saved_passes(passes: dict[str, float], console: Console) -> None:
-    """Print what `join_turns` saved, in tokens and patches; the time saved depends on more than these."""
-    if passes["num_passes"] == passes["num_contents"]:
-        return
+def _describe_saved_passes(passes: dict[str, float]) -> str:
+    """Say what `join_turns` saved, in tokens and patches; the time saved depends on more than these."""
     ratios = [
         f"{passes[f'{what}_alone'] / passes[what]:.2f} times fewer {name} ({passes[what]:,.0f}, not "
         f"{passes[f'{what}_alone']:,.0f})"
         for what, name in (("tokens", "tokens"), ("patches", "image patches"))
         if passes[what]
     ]
-    console.print(
+    return (
         f"{passes['num_contents']:,.0f} contents were encoded in {passes['num_passes']:,.0f} passes, one an "
-        f"image: {' and '.join(ratios)} than one by one",
+        f"image: {' and '.join(ratios)} than one by one"
     )

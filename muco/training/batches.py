@@ -49,14 +49,6 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A sample's dialogues, and its name for messages."""
-
-    sample: str
-    pair: DialoguePair
-
-
-@dataclass(frozen=True)
 class StepInputs:
     """One rank's share of a step."""
 
@@ -110,13 +102,9 @@ class StepBatches(Dataset[StepInputs]):
     def __getitem__(self, step: int) -> StepInputs:
         epoch, position = divmod(step, self.steps_per_epoch)
         plan = self.sampler.plan(
-            self.catalog,
-            batch_size=self.global_batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            position=position,
+            self.catalog, batch_size=self.global_batch_size, seed=self.seed, epoch=epoch, position=position
         )
-        packed: list[Packed] = []
+        packed: list[tuple[str, DialoguePair]] = []  # with the samples' names
         broken: list[Unreadable] = []
         num_dropped = 0
         # The budget needs the cost of a dialogue before it is collated; the cache avoids a second rendering.
@@ -131,30 +119,28 @@ class StepBatches(Dataset[StepInputs]):
                 fitted = self._pack(sample, epoch, step, render)
                 num_dropped += fitted.num_dropped
                 if fitted.pair is not None:
-                    packed.append(Packed(name, fitted.pair))
+                    packed.append((name, fitted.pair))
             except DataError as error:
                 broken.append(Unreadable(name, str(error)))
         try:
-            queries, targets = self._sides(packed, render)
-        except DataError:
-            packed, more = self._sift(packed, render)
-            broken += more
-            queries, targets = self._sides(packed, render)
-        names = tuple(each.sample for each in packed)
-        return StepInputs(step, epoch, queries, targets, names, tuple(broken), num_dropped)
+            sides = self._sides([pair for _, pair in packed], render)
+        except DataError:  # an image cannot be decoded, for example
+            problems = [self._problem(pair, render) for _, pair in packed]
+            broken += [
+                Unreadable(name, text) for (name, _), text in zip(packed, problems, strict=True) if text
+            ]
+            packed = [each for each, text in zip(packed, problems, strict=True) if not text]
+            sides = self._sides([pair for _, pair in packed], render)
+        names = tuple(name for name, _ in packed)
+        return StepInputs(step, epoch, *sides, names, tuple(broken), num_dropped)
 
-    def _sift(self, packed: Sequence[Packed], render: Render) -> tuple[list[Packed], list[Unreadable]]:
-        """Separate samples that can be collated from others, with a broken image for example."""
-        readable: list[Packed] = []
-        broken: list[Unreadable] = []
-        for each in packed:
-            try:
-                dialogues = each.pair.queries + each.pair.targets + each.pair.negatives
-                self.processor.collate([render(dialogue) for dialogue in dialogues])
-                readable.append(each)
-            except DataError as error:
-                broken.append(Unreadable(each.sample, str(error)))
-        return readable, broken
+    def _problem(self, pair: DialoguePair, render: Render) -> str:
+        """Return why a sample's dialogues cannot be collated; empty if they can."""
+        try:
+            self.processor.collate([render(each) for each in pair.queries + pair.targets + pair.negatives])
+        except DataError as error:
+            return str(error)
+        return ""
 
     def _pack(self, sample: Sample, epoch: int, step: int, render: Render) -> Fitted:
         """Pack with generators seeded by step and sample, and drop turns beyond `max_dialogue_tokens`."""
@@ -169,36 +155,26 @@ class StepBatches(Dataset[StepInputs]):
         max_tokens = self.max_dialogue_tokens
         return drop_overlong_turns(pair, max_tokens=max_tokens, count=lambda each: render(each).cost.tokens)
 
-    def _sides(self, packed: Sequence[Packed], render: Render) -> tuple[SideInputs, SideInputs]:
-        queries = [dialogue for each in packed for dialogue in each.pair.queries]
-        targets = [dialogue for each in packed for dialogue in each.pair.targets + each.pair.negatives]
+    def _sides(self, pairs: Sequence[DialoguePair], render: Render) -> tuple[SideInputs, SideInputs]:
+        queries = [dialogue for pair in pairs for dialogue in pair.queries]
+        targets = [dialogue for pair in pairs for dialogue in pair.targets + pair.negatives]
         return self._side(queries, render), self._side(targets, render)
 
     def _side(self, dialogues: Sequence[Dialogue], render: Render) -> SideInputs:
         """Collate each distinct dialogue once, and note the row of each turn."""
-        keys = [dialogue.content_key for dialogue in dialogues]
-        distinct: dict[object, Dialogue] = {}
-        for key, dialogue in zip(keys, dialogues, strict=True):
-            distinct.setdefault(key, dialogue)
-        rendered = {key: render(dialogue) for key, dialogue in distinct.items()}
-        order = list(distinct)
-        costs = [each.cost for each in rendered.values()]
-        plan = [
-            [order[index] for index in chunk]
-            for chunk in plan_chunks(costs, self.budget, padded=self.processor.padded)
-        ]
+        keyed = [(dialogue.content_key, dialogue) for dialogue in dialogues]
+        distinct = dict(reversed(keyed))  # of equal ones the first
+        order = list(dict.fromkeys(key for key, _ in keyed))
+        rendered = [render(distinct[key]) for key in order]
+        plan = plan_chunks([each.cost for each in rendered], self.budget, padded=self.processor.padded)
         first_row: dict[object, int] = {}
         num_rows = 0
-        for key in chain(*plan):
-            first_row[key] = num_rows
-            num_rows += len(distinct[key].turns)
-        rows = [
-            first_row[key] + turn
-            for key, dialogue in zip(keys, dialogues, strict=True)
-            for turn in range(len(dialogue.turns))
-        ]
+        for index in chain(*plan):
+            first_row[order[index]] = num_rows
+            num_rows += len(distinct[order[index]].turns)
+        rows = [first_row[key] + turn for key, dialogue in keyed for turn in range(len(dialogue.turns))]
         return SideInputs(
-            chunks=tuple(self.processor.collate([rendered[key] for key in chunk]) for chunk in plan),
+            chunks=tuple(self.processor.collate([rendered[index] for index in chunk]) for chunk in plan),
             row_index=torch.tensor(rows, dtype=torch.int64),
             ids=TurnIds.of([turn.key for dialogue in dialogues for turn in dialogue.turns]),
         )

@@ -61,22 +61,14 @@ class Checkpoint:
     step: int
 
     def progress(self) -> Progress:
-        """Return the progress that was saved.
-
-        Raises:
-            DataError: the file is missing or damaged.
-        """
+        """Return the saved progress; raise DataError if the file is missing or damaged."""
         try:
             return Progress(**parse_json((self.folder / "progress.json").read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise self.broken(str(error)) from error
 
     def origin(self) -> Origin:
-        """Return what the steps of the checkpoint depend on, having compared all files with their digests.
-
-        Raises:
-            DataError: a file is missing or damaged.
-        """
+        """Return what the steps depend on; raise DataError if a file is missing or damaged."""
         try:
             saved = json.loads((self.folder / _MANIFEST).read_text())
             origin, digests = Origin(saved["recipe"], saved["data"]), dict(saved["files"])
@@ -132,16 +124,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint and remove all but the last `keep`.
 
-    Args:
-        run_folder: `runs/<name>`.
-        model: what is trained; its state dicts hold full weights.
-        optimizers: the optimizers' states, with full tensors.
-        progress: how far the run has come.
-        origin: what its steps depend on.
-        keep: number of checkpoints to keep.
-
-    Raises:
-        MucoError: it cannot be written; the earlier ones stay.
+    The state dicts of the model and `optimizers` hold full tensors. Raise MucoError if the checkpoint cannot
+    be written; the earlier ones stay.
     """
     folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
@@ -173,11 +157,7 @@ def save_checkpoint(
 def restore(
     checkpoint: Checkpoint, settings: ModelSettings, loss: Loss
 ) -> tuple[Model, list[dict[str, Any]]]:
-    """Return the model of a checkpoint, and its optimizers' states.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
+    """Return a checkpoint's model and optimizer states; raise DataError if a file is missing or damaged."""
     encoder = load_encoder(settings, checkpoint.folder / "model")
     try:
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")

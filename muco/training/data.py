@@ -23,13 +23,12 @@ _SAMPLES_FOR_TOKENIZER = 2000
 
 def missing_shards(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
     """Return, by key of the recipe, which folders of shards are missing and how to get them."""
-    missing: dict[str, str] = {}
-    for name, settings in data.items():
-        shards = settings.shards or ""
-        if shards and "://" not in shards and not Path(shards).expanduser().is_dir():
-            how = settings.how_to_get or "`muco data prepare` makes shards; docs/shards.md has the layout."
-            missing[f"data.{name}"] = f"{shards} is not there.\n{how.strip()}"
-    return missing
+    how = "`muco data prepare` makes shards; docs/shards.md has the layout."
+    return {
+        f"data.{name}": f"{settings.shards} is not there.\n{(settings.how_to_get or how).strip()}"
+        for name, settings in data.items()
+        if _is_missing(settings)
+    }
 
 
 def data_fingerprints(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
@@ -42,11 +41,7 @@ def data_fingerprints(data: Mapping[str, DatasetSettings]) -> dict[str, str]:
 
 
 def open_data(data: Mapping[str, DatasetSettings], progress: ShowProgress) -> dict[str, ShardReader]:
-    """Return a reader for each data set; a source is converted to shards first, unless they are cached.
-
-    Raises:
-        MucoError: shards do not fit their index, or a source cannot be converted.
-    """
+    """Return a reader for each data set; a source is converted to shards first, unless they are cached."""
     return {
         name: ShardReader(
             _shards_of(settings, progress),
@@ -59,13 +54,7 @@ def open_data(data: Mapping[str, DatasetSettings], progress: ShowProgress) -> di
 
 
 def check_sample_ids(name: str, settings: DatasetSettings, reader: ShardReader) -> None:
-    """Raise MucoError if two of the first samples have one id: each would be a positive of the other.
-
-    Args:
-        name: of the data set.
-        settings: say which source or shards it comes from.
-        reader: of its samples.
-    """
+    """Raise MucoError if two of the first samples have one id: each would be a positive of the other."""
     first: dict[str, int] = {}
     for index in range(min(len(reader), _SAMPLES_CHECKED)):
         with suppress(DataError):  # training counts samples that cannot be read
@@ -84,11 +73,7 @@ def check_sample_ids(name: str, settings: DatasetSettings, reader: ShardReader) 
 
 
 def make_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:
-    """Return the sampler.
-
-    Raises:
-        MucoError: it was made for other data or does not fit the data.
-    """
+    """Return the sampler; raise MucoError if it was made for other data or does not fit the data."""
     sampler: Sampler = recipe.sampler.make()
     sampler.verify_data({name: reader.index.fingerprint for name, reader in readers.items()})
     check_last_batch(recipe, sampler, {name: len(reader) for name, reader in readers.items()})
@@ -96,13 +81,7 @@ def make_sampler(recipe: Recipe, readers: Mapping[str, ShardReader]) -> Sampler:
 
 
 def check_last_batch(recipe: Recipe, sampler: Sampler, catalog: Catalog) -> None:
-    """Raise MucoError if the sampler does not fit the data, or an epoch ends in a batch of one sample.
-
-    Args:
-        recipe: the run's.
-        sampler: its sampler.
-        catalog: samples by data set.
-    """
+    """Raise MucoError if the sampler does not fit the data, or an epoch ends in a batch of one sample."""
     size = recipe.train.global_batch_size
     last = sampler.num_batches(catalog, batch_size=size) - 1
     plan = sampler.plan(catalog, batch_size=size, seed=recipe.seed, epoch=0, position=last)
@@ -122,6 +101,11 @@ def texts_of(readers: Iterable[ShardReader]) -> Iterator[str]:
                 yield pair.target.text
 
 
+def _is_missing(settings: DatasetSettings) -> bool:
+    shards = settings.shards or ""
+    return bool(shards) and "://" not in shards and not Path(shards).expanduser().is_dir()
+
+
 def _shards_of(settings: DatasetSettings, progress: ShowProgress) -> Path | str:
     if settings.source is None:
         assert settings.shards is not None
@@ -133,7 +117,7 @@ def _shards_of(settings: DatasetSettings, progress: ShowProgress) -> Path | str:
 def _fingerprint(settings: DatasetSettings) -> str:
     if settings.source is None:
         assert settings.shards is not None
-        if "://" not in settings.shards and not Path(settings.shards).expanduser().is_dir():
+        if _is_missing(settings):
             raise DataError(f"{settings.shards} is not there")
         return ShardReader(settings.shards, columns=settings.columns).index.fingerprint
     return source_fingerprint(settings.source.name, settings.source.config, settings.source.make())

@@ -57,11 +57,7 @@ class UnreadableSample:
 
 
 def append_unreadable(run_folder: Path, samples: Iterable[UnreadableSample]) -> None:
-    """Add a line to unreadable.jsonl for each sample.
-
-    Raises:
-        DataError: the file is a symbolic link.
-    """
+    """Add a line to unreadable.jsonl for each sample; raise DataError if the file is a symbolic link."""
     lines = "".join(json.dumps(asdict(each)) + "\n" for each in samples)
     with open_append(run_folder / UNREADABLE_FILE) as file:
         file.write(lines.encode())

@@ -62,13 +62,7 @@ def size_of(chunk: EncoderInputs) -> int:
 def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
     """Measure the memory of a small and a large chunk of a batch. Weights do not change.
 
-    Args:
-        stepper: the run's.
-        batches: the run's.
-        singles: a batch in which each dialogue is a chunk of its own.
-
-    Returns:
-        None if no sample of the batch can be read.
+    In `singles` each dialogue of the batch is a chunk of its own. Return None if no sample can be read.
     """
     longest = max(map(size_of, _chunks(singles)), default=0)
     if not longest:
@@ -82,14 +76,8 @@ def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) 
 def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> int:
     """Return the largest `chunk_tokens` that fits into the free memory.
 
-    Args:
-        stepper: the run's.
-        memory: of its chunks.
-        singles: a batch in which each dialogue is a chunk of its own.
-        state_bytes: the size of the optimizers' states.
-
-    Raises:
-        MucoError: the longest dialogue does not fit.
+    In `singles` each dialogue of a batch is a chunk of its own; `state_bytes` is the size of the optimizers'
+    states. Raise MucoError if the longest dialogue does not fit.
     """
     longest = max(map(size_of, _chunks(singles)))
     full_batch = max(sum(map(size_of, side.chunks)) for side in _sides(singles))

@@ -8,9 +8,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Embedder": "muco.embedder.embedder",
     "MucoError": "muco.core.errors",
+    "evaluate": "muco.commands.api",
+    "load": "muco.embedder.load",
     "load_recipe": "muco.config.load",
     "run": "muco.commands.run",
+    "train": "muco.commands.api",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
 from muco.core.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 Item = TypeVar("Item")
 
@@ -47,6 +50,29 @@ def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Cons
 
     description = escape(printable(what))
     return track(items, description=description, total=number, console=console, transient=True)
+
+
+def items_bar(ranges: Iterable[range], number: int, what: str, console: Console) -> Iterator[range]:
+    """Yield ranges of items while a bar shows their number and items a second; on a terminal only."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=number)
+        for items in ranges:
+            yield items
+            progress.advance(bar, len(items))
 
 
 def quiet_libraries() -> None:

@@ -19,12 +19,14 @@ ENGINE = (
     "muco.console",
     "muco.data",
     "muco.distributed",
+    "muco.embedder",
     "muco.evaluation",
     "muco.job",
     "muco.model",
     "muco.report",
     "muco.run_folder",
     "muco.training",
+    "muco.vectors",
 )
 """Reaches plugins through the registry only."""
 

@@ -110,6 +110,58 @@ def export(
     Terminal().print(f"{write_model(model, to)}")
 
 
+@app.command()
+def encode(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a model folder, an exported one, or its hub name.")
+    ],
+    inputs: Annotated[Path, typer.Argument(help="A folder of images, or a JSONL, CSV or Parquet table.")],
+    to: Annotated[Path, typer.Option("--to", help="The store to write: .parquet or .npy.")],
+    text: Annotated[str | None, typer.Option("--text", help="The table's column of texts.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="The table's column of image paths.")] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", help="The table's column of ids; else row numbers.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Where the image paths start from.")] = None,
+    instruction: Annotated[str, typer.Option("--instruction", help="Put before every text as it is.")] = "",
+    dim: Annotated[int | None, typer.Option("--dim", help="Cut to this size, if it was trained.")] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of a stored number: float32 or float16.")
+    ] = "float32",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens and image patches at once.")] = 16384,
+    append: Annotated[bool, typer.Option("--append", help="Add the items that the store lacks.")] = False,
+) -> None:
+    """Encode a folder of images, or a table, into a store of vectors. A killed call goes on where it was."""
+    from muco.commands.encode import encode as run_encoding
+    from muco.vectors.inputs import Columns
+
+    if dtype not in ("float32", "float16"):
+        raise MucoError(f"--dtype {dtype}: choose float32 or float16")
+    kind: Any = dtype
+    run_encoding(
+        model, inputs, to, columns=Columns(id_, text, image), images=images, instruction=instruction, dim=dim,
+        dtype=kind, batch_tokens=batch_tokens, append=append, console=Terminal(),
+    )  # fmt: skip
+
+
+@app.command()
+def search(
+    store: Annotated[Path, typer.Argument(help="Made by muco encode.")],
+    text: Annotated[str, typer.Argument(help="The query's text.")] = "",
+    image: Annotated[Path | None, typer.Option("--image", help="The query's image.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the items as a page, too.")] = None,
+    instruction: Annotated[str, typer.Option("--instruction", help="Put before the text as it is.")] = "",
+    model: Annotated[str | None, typer.Option("--model", help="Else the store's own, where it was.")] = None,
+) -> None:
+    """Print the items of a store that are nearest to a text, an image, or both."""
+    from muco.commands.search import search as run_search
+
+    run_search(
+        store, text, image=image, model=model, instruction=instruction, k=k, html=html, console=Terminal()
+    )
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,

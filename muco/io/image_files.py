@@ -103,7 +103,7 @@ class ImageFiles:
         try:
             for folder in self._names(name):
                 for files in self._listings(folder, near):
-                    if images := sorted(filter(_is_image, set(files))):
+                    if images := sorted(filter(is_image, set(files))):
                         return [f"{folder}/{image}" for image in images]
         except OSError as error:
             raise DataError(f"folder {_short(name)}: {error}") from error
@@ -231,7 +231,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file of that name is an image to read; hidden files are not."""
     return name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith(".")
 
 

@@ -20,6 +20,7 @@ from muco.core.errors import MucoError, did_you_mean
 from muco.core.registry import default_registry
 from muco.model.build import build_encoder
 from muco.model.folder import METADATA_FILE, LoadedModel, load_model, read_metadata
+from muco.model.hub import hub_folder, is_hub_name
 from muco.run_folder import RunFolder
 
 
@@ -64,7 +65,7 @@ class ModelSource:
 
 
 def find_model(model: str) -> ModelSource:
-    """Return where a model comes from: a run folder, a model folder, or a backbone's name.
+    """Return where a model comes from: a run folder, a model folder, its hub name, or a backbone's name.
 
     Raises:
         MucoError: it is none of them.
@@ -86,10 +87,13 @@ def find_model(model: str) -> ModelSource:
             f"{model}: neither a run folder (it has no recipe.yaml) nor a model folder (it has no muco.json)"
         )
     known = [entry.name for entry in default_registry().entries("backbone")]
+    if is_hub_name(model):
+        folder = hub_folder(model)
+        return ModelSource(_values(folder, model.partition("/")[2], {}), folder, None)
     if model not in known:
         raise MucoError(
             f"{model}: no such folder, and no backbone of that name.{did_you_mean(model, known)}\n"
-            f"Give a run folder, a model folder, or a backbone: {', '.join(known)}."
+            f"Give a run folder, a model folder, a hub name (owner/name), or a backbone: {', '.join(known)}."
         )
     parts = {"packer": "single_turn", "backbone": {"name": model}, "pooler": "last_token"}
     return ModelSource({"name": model, **parts, "evaluate": {}}, None, None)

@@ -13,7 +13,7 @@ from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.statistics import Summary, spread_over
-from muco.evaluation.gallery import thumbnail_uri
+from muco.io.thumbnails import thumbnail_uri
 from muco.io.atomic import write_bytes
 
 _THUMBNAIL_PIXELS = 224

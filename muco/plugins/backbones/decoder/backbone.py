@@ -127,7 +127,9 @@ class DecoderBackbone(AdaptedBackbone):
             attend_within(self.language)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self.hidden_dim = model.config.get_text_config().hidden_size
+        text_config = model.config.get_text_config()
+        self.hidden_dim = text_config.hidden_size
+        processor.max_positions = getattr(text_config, "max_position_embeddings", None)
 
     @property
     def language(self) -> Any:

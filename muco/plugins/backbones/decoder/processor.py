@@ -14,6 +14,7 @@ from torch import Tensor
 
 from muco.core.backbone import Processor
 from muco.core.dialogue import Dialogue
+from muco.core.errors import DataError
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.core.video import Visual
 from muco.plugins.backbones.decoder.attention import AttentionDirection, RowSettings, isolates_turns
@@ -30,6 +31,8 @@ class DecoderProcessor(Processor):
 
     num_axes: ClassVar[int]
     """Axes of position: three for M-RoPE, one otherwise."""
+    max_positions: int | None = None
+    """The context of the language model; None for no limit."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, rows: RowSettings) -> None:
         self.tokenizer = tokenizer
@@ -105,6 +108,12 @@ class DecoderProcessor(Processor):
         return sequence
 
     def collate(self, rendered: Sequence[TokenSequence]) -> EncoderInputs:
+        longest = max(sequence.num_positions for sequence in rendered)
+        if self.max_positions is not None and longest > self.max_positions:
+            raise DataError(
+                f"a dialogue of {longest:,} tokens; the model's context has {self.max_positions:,}. Shorten "
+                "the text, lower backbone.max_pixels, or set train.max_dialogue_tokens"
+            )
         if self.padded:
             # No token attends to padding, so any token id will do.
             padding_id = self.tokenizer.pad_token_id or 0

@@ -40,6 +40,8 @@ class TokenSequence:
     next_position: int = 0
     prefix_end: int = 0
     """The first position of isolated turns."""
+    num_positions: int = 0
+    """Positions that the longest turn reaches to, the prefix included."""
 
     def __post_init__(self) -> None:
         self.positions = [[] for _ in range(self.num_axes)]
@@ -99,6 +101,7 @@ class TokenSequence:
     def end_turn(self, key: TurnKey) -> None:
         """End the turn with this identity."""
         self.stop.append(len(self))
+        self.num_positions = max(self.num_positions, self.next_position)
         self.keys.append(key)
 
     def _put(self, ids: Sequence[int]) -> None:

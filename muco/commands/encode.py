@@ -1,0 +1,82 @@
+"""`muco encode`: the vectors of a folder of images, or of a table, as a store."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from muco.console import items_bar
+from muco.core.errors import MucoError
+from muco.embedder.load import load
+from muco.vectors.inputs import Columns, read_inputs
+from muco.vectors.store import StoreMetadata
+from muco.vectors.write import write_store
+
+_SHOWN = 5
+"""Skipped items that are named one by one."""
+
+
+def encode(
+    model: str,
+    path: Path,
+    to: Path,
+    *,
+    columns: Columns,
+    images: Path | None,
+    instruction: str,
+    dim: int | None,
+    dtype: Literal["float32", "float16"],
+    batch_tokens: int,
+    append: bool,
+    console: Console,
+) -> None:
+    """Encode the images in a folder, or the rows of a table, into a store of vectors.
+
+    Args:
+        model: as for `muco.load`.
+        path: the folder, searched recursively, or the table.
+        to: the store to write, `.parquet` or `.npy`.
+        columns: of the table.
+        images: the folder or archive that the table's image paths start from; None for its own folder.
+        instruction: put before every text as it is.
+        dim: cut the vectors to this size; see `Embedder.encode`.
+        dtype: of a stored number.
+        batch_tokens: tokens, and image patches, that are encoded at once.
+        append: add the items whose ids the store does not have.
+        console: shows progress, and what was skipped.
+
+    Raises:
+        MucoError: something that the user can fix.
+    """
+    inputs = read_inputs(path, columns, images=images, instruction=instruction)
+    embedder = load(model)
+    try:
+        cut = partial(embedder.embed_contents, batch_tokens=batch_tokens, dim=dim)
+        metadata = StoreMetadata(
+            fingerprint=embedder.info.fingerprint,
+            model=str(Path(model).absolute()) if Path(model).exists() else model,
+            instruction=instruction,
+            dim=dim or embedder.info.dim,
+            dtype=dtype,
+            root=str(inputs.root),
+        )
+        embedder.check_dim(dim)
+    except ValueError as error:
+        raise MucoError(f"--{error}") from None
+    start = time.perf_counter()
+    track = partial(items_bar, what="encode", console=console)
+    written = write_store(to, inputs, metadata, cut, append=append, track=track)
+    seconds = time.perf_counter() - start
+    for where, reason in list(written.skipped.items())[:_SHOWN]:
+        console.print(f"skipped {where}: {reason}", soft_wrap=True)
+    if len(written.skipped) > _SHOWN:
+        console.print(f"skipped {len(written.skipped):,} items in all")
+    console.print(
+        f"{to}: {written.num_rows:,} vectors of {metadata.dim} numbers, {written.num_new:,} of them new, in "
+        f"{seconds:.1f} s",
+        soft_wrap=True,
+    )

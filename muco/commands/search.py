@@ -1,0 +1,56 @@
+"""`muco search`: the items of a store that are nearest to a text, an image, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from muco.core.errors import MucoError
+from muco.embedder.load import load
+from muco.vectors.page import write_page
+from muco.vectors.store import VectorStore
+
+
+def search(
+    path: Path,
+    text: str,
+    *,
+    image: Path | None,
+    model: str | None,
+    instruction: str,
+    k: int,
+    html: Path | None,
+    console: Console,
+) -> None:
+    """Print the nearest items of a store, and write them as a page.
+
+    Args:
+        path: the store.
+        text: of the query; empty for none.
+        image: of the query.
+        model: as for `muco.load`; None for the one that made the store, by the path it had.
+        instruction: put before the text as it is.
+        k: how many items.
+        html: the page to write.
+        console: shows the items.
+
+    Raises:
+        MucoError: something that the user can fix.
+    """
+    if not text and image is None:
+        raise MucoError("give a text, or an image with --image FILE, or both")
+    store = VectorStore.open(path)
+    embedder = load(model or store.metadata.model)
+    query = {"text": text, "image": image}
+    hits = embedder.search(store, query, k, instruction=instruction)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("score", justify="right")
+    table.add_column("item", overflow="fold")
+    for hit in hits:
+        table.add_row(f"{hit.score:.3f}", hit.text if hit.text and not hit.image else hit.image or hit.id)
+    console.print(table)
+    if html is not None:
+        write_page(html, text, image, hits, title=str(path))
+        console.print(f"Page: {html}", soft_wrap=True)

@@ -1,0 +1,125 @@
+"""What `muco encode` reads: the images in a folder, or the rows of a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from muco.core.errors import DataError, did_you_mean
+from muco.core.sample import Content
+from muco.io.image_files import ImageFiles, is_image
+from muco.io.table_text import text_of
+from muco.io.tables import rows as table_rows
+from muco.vectors.store import Row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table of inputs."""
+
+    id: str | None = None
+    """Names an item; None numbers the rows from 1."""
+    text: str | None = None
+    """None for `text`, if the table has such a column."""
+    image: str | None = None
+    """Image paths; None for `image`, if the table has such a column."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Items to encode, and where their images are."""
+
+    rows: Sequence[Row]
+    faults: dict[str, str]
+    """Rows that cannot be read: where each is, and why."""
+    root: Path
+    """The folder that image paths start from."""
+    images: ImageFiles
+    instruction: str = ""
+
+    def content(self, row: Row) -> Content:
+        """Return what a row says; raise DataError if its image is missing or cannot be read."""
+        return self.images.content(self.instruction + (row.text or ""), row.image or "")
+
+    def digest(self) -> str:
+        """Return a hash of the rows, and of the names, sizes and times of all images."""
+        digest = blake2b(digest_size=8)
+        for row in self.rows:
+            digest.update(repr((row.id, row.text, row.image)).encode())
+        return f"{digest.hexdigest()}-{self.images.revision()}"
+
+
+def read_inputs(path: Path, columns: Columns, *, images: Path | None = None, instruction: str = "") -> Inputs:
+    """Return the items of a folder of images, searched recursively, or of a table.
+
+    Args:
+        path: the folder; or a JSONL, CSV, TSV, JSON or Parquet file.
+        columns: of a table.
+        images: the folder or archive that a table's image paths start from; None for the table's folder.
+        instruction: put before every text as it is.
+
+    Raises:
+        DataError: it is missing, has no item, or lacks a column.
+    """
+    if path.is_dir():
+        rows, faults, root = _images_below(path), {}, path
+    elif path.is_file():
+        rows, faults = _rows_of(path, columns)
+        root = images or path.parent
+    else:
+        raise DataError(f"{path}: no such file or folder")
+    if not rows:
+        raise DataError(f"{path}: nothing to encode: no {'image in it' if path.is_dir() else 'row to read'}")
+    return Inputs(rows, faults, root.absolute(), ImageFiles([root], decoding="faithful"), instruction)
+
+
+def _images_below(folder: Path) -> list[Row]:
+    """Return the images in a folder and its folders, by their names; hidden ones are left out."""
+    names: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent, name) for name in files if is_image(name) and not name.startswith("."))
+        names += [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        text_of(name, f"the file name {name!a}")
+    return [Row(name, None, name) for name in sorted(names)]
+
+
+def _rows_of(path: Path, columns: Columns) -> tuple[list[Row], dict[str, str]]:
+    rows: dict[str, Row] = {}
+    faults: dict[str, str] = {}
+    seen: dict[str, None] = {}
+    for row in table_rows(path):
+        seen.update(dict.fromkeys(row.values))
+        try:
+            values = row.checked()
+            item = Row(
+                id=values.text(columns.id) if columns.id else str(row.number + 1),
+                text=values.text(columns.text or "text") or None,
+                image=values.text(columns.image or "image") or None,
+            )
+            _check(item, rows, columns, list(values.values))
+        except DataError as error:
+            faults[row.location] = str(error)
+            continue
+        rows[item.id] = item
+    for name in filter(None, (columns.id, columns.text, columns.image)):
+        if name not in seen:
+            near = did_you_mean(name, list(seen))
+            raise DataError(f"{path}: no row has a column {name!r}.{near} Columns: {', '.join(seen)}")
+    return list(rows.values()), faults
+
+
+def _check(item: Row, rows: dict[str, Row], columns: Columns, names: Sequence[str]) -> None:
+    if not item.id:
+        raise DataError(f"no id in column {columns.id!r}")
+    if item.id in rows:
+        raise DataError(f"a second row with id {item.id!r}")
+    if not (item.text or item.image):
+        text, image = columns.text or "text", columns.image or "image"
+        raise DataError(
+            f"neither text in {text!r} nor an image path in {image!r}. Columns: {', '.join(names)}"
+        )

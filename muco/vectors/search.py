@@ -1,0 +1,43 @@
+"""Search a store of vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from muco.evaluation.search.search import top_k
+from muco.vectors.store import VectorStore
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item that a search returns."""
+
+    id: str
+    score: float
+    """The cosine of query and item."""
+    text: str | None
+    image: str | None
+    """The absolute path."""
+
+
+def search(store: VectorStore, query_1D: NDArray[np.float32], k: int) -> list[Hit]:
+    """Return the k nearest items of a store, the best first; equal scores in the order of the store.
+
+    Args:
+        store: of the query's model.
+        query_1D: float32 [1, D], unit length.
+        k: how many, at least 1.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: ask for at least one item")
+    scores, rows = top_k(torch.from_numpy(query_1D), torch.from_numpy(store.vectors), k)
+    nearest = [store.rows[row] for row in rows[0].tolist()]
+    return [
+        Hit(row.id, score, row.text, row.image and str(Path(store.metadata.root, row.image)))
+        for row, score in zip(nearest, scores[0].tolist(), strict=True)
+    ]

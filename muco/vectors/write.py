@@ -1,0 +1,205 @@
+"""Write a store of vectors part by part: a killed process loses at most one part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muco.core.errors import DataError, MucoError
+from muco.core.sample import Content
+from muco.io.atomic import atomic_file, remove_folder, write_text
+from muco.io.json_text import parse_json
+from muco.io.lock import locked
+from muco.vectors.inputs import Inputs
+from muco.vectors.store import METADATA_KEY, SUFFIXES, Row, StoreMetadata, VectorStore
+
+PART_ROWS = 256
+"""Items that are encoded and written together."""
+
+Encode = Callable[[Sequence[Content]], tuple[NDArray[np.float32], dict[int, DataError]]]
+"""Returns vectors [N, D], and for each content that cannot be encoded its index and why."""
+Track = Callable[[Iterable[range], int], Iterable[range]]
+"""A progress bar: (ranges of rows, number of rows) -> the same ranges."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The result of `write_store`."""
+
+    num_new: int
+    """Items that this call added."""
+    num_rows: int
+    """Items in the store."""
+    skipped: dict[str, str]
+    """Items that cannot be encoded: where each is, and why."""
+
+
+def write_store(
+    path: Path,
+    inputs: Inputs,
+    metadata: StoreMetadata,
+    encode: Encode,
+    *,
+    append: bool = False,
+    track: Track = lambda ranges, number: ranges,
+) -> Written:
+    """Encode items into a store; a call that was killed goes on where it was, with the same bytes.
+
+    Args:
+        path: of the store, `.parquet` or `.npy`.
+        inputs: the items.
+        metadata: of the vectors; `inputs` in it is filled in.
+        encode: embeds some contents.
+        append: add the items whose ids a Parquet store does not have.
+        track: shows the progress.
+
+    Raises:
+        MucoError: the store is there already and has other inputs or another model, another process writes
+            it, or the disk is full or not writable.
+    """
+    if path.suffix not in SUFFIXES:
+        raise MucoError(f"{path}: name a store that ends in {' or '.join(SUFFIXES)}")
+    if append and path.suffix != ".parquet":
+        raise MucoError(f"{path}: --append needs a store that ends in .parquet")
+    parts = path.with_name(f".{path.name}.parts")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f".{path.name}.lock"), wait=False):
+            written = _write(path, parts, inputs, metadata, encode, append, track)
+            remove_folder(parts)
+            return written
+    except OSError as error:
+        raise MucoError(f"{path}: cannot be written: {error}") from error
+
+
+def _write(
+    path: Path,
+    parts: Path,
+    inputs: Inputs,
+    metadata: StoreMetadata,
+    encode: Encode,
+    append: bool,
+    track: Track,
+) -> Written:
+    metadata = replace(metadata, inputs=inputs.digest())
+    base = VectorStore.open(path) if path.exists() else None
+    if base is not None:
+        base.check_model(metadata.fingerprint, metadata.model)
+        if not append and base.metadata == metadata:
+            return Written(0, len(base.rows), {})
+        _check_append(base, metadata, append=append)
+    known = {row.id for row in base.rows} if base else set[str]()
+    rows = [row for row in inputs.rows if row.id not in known]
+    if base is not None and not rows:
+        return Written(0, len(base.rows), {})
+    _begin(parts, {**asdict(metadata), "base": base.metadata.inputs if base else ""})
+    ranges = [range(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
+    for some in track(ranges, len(rows)):
+        if not _part(parts, some).is_file():
+            _write_part(_part(parts, some), [rows[row] for row in some], inputs, metadata, encode)
+    skipped = dict(inputs.faults)
+    made: list[tuple[list[Row], NDArray[Any]]] = []
+    for some in ranges:
+        own, faults = _read_part(_part(parts, some), [rows[row] for row in some])
+        made.append(own)
+        skipped |= faults
+    chunks = [*([(list(base.rows), base.vectors)] if base else []), *made]
+    num_rows, num_new = (sum(len(own) for own, _ in each) for each in (chunks, made))
+    if not num_rows:
+        reasons = "; ".join(f"{where}: {why}" for where, why in list(skipped.items())[:3])
+        raise DataError(f"none of the {len(rows):,} items can be encoded. {reasons}")
+    _write_whole(path, chunks, metadata)
+    return Written(num_new, num_rows, skipped)
+
+
+def _check_append(base: VectorStore, metadata: StoreMetadata, *, append: bool) -> None:
+    if not append:
+        raise MucoError(f"{base.path} is there already, with other items. --append adds those that it lacks.")
+    for name in ("instruction", "dim", "dtype", "root"):
+        old, new = getattr(base.metadata, name), getattr(metadata, name)
+        if old != new:
+            raise MucoError(
+                f"{base.path} was made with {name} {old!r}, not {new!r}; give these a store of their own"
+            )
+
+
+def _begin(parts: Path, plan: dict[str, Any]) -> None:
+    """Keep the parts that were written under this plan, and remove those of another."""
+    file = parts / "plan.json"
+    text = json.dumps(plan, sort_keys=True)
+    if not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        remove_folder(parts)
+        write_text(file, text)
+
+
+def _part(parts: Path, rows: range) -> Path:
+    return parts / f"{rows.start:09d}.npz"
+
+
+def _write_part(
+    path: Path, rows: Sequence[Row], inputs: Inputs, metadata: StoreMetadata, encode: Encode
+) -> None:
+    """Write the vectors of the rows that can be encoded, and why the others cannot."""
+    faults: dict[int, str] = {}
+    contents: dict[int, Content] = {}
+    for index, row in enumerate(rows):
+        try:
+            contents[index] = inputs.content(row)
+        except DataError as error:
+            faults[index] = str(error)
+    vectors = np.empty((0, metadata.dim), dtype=np.float32)
+    if contents:
+        vectors, broken = encode(list(contents.values()))
+        indices = list(contents)
+        faults |= {indices[row]: str(error) for row, error in broken.items()}
+        vectors = vectors[[row for row in range(len(indices)) if row not in broken]]
+    with atomic_file(path) as file:
+        reasons = json.dumps(faults)
+        np.savez(file, vectors=vectors.astype(metadata.dtype), faults=np.array(reasons))
+
+
+def _read_part(path: Path, rows: Sequence[Row]) -> tuple[tuple[list[Row], NDArray[Any]], dict[str, str]]:
+    with np.load(path, allow_pickle=False) as saved:
+        faults = {int(index): reason for index, reason in parse_json(str(saved["faults"])).items()}
+        good = [row for index, row in enumerate(rows) if index not in faults]
+        return (good, saved["vectors"]), {rows[index].id: reason for index, reason in faults.items()}
+
+
+def _write_whole(
+    path: Path, chunks: Sequence[tuple[Sequence[Row], NDArray[Any]]], metadata: StoreMetadata
+) -> None:
+    if path.suffix == ".parquet":
+        _write_parquet(path, chunks, metadata)
+        return
+    rows = (row for own, _ in chunks for row in own)
+    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    write_text(path.with_suffix(".jsonl"), lines)
+    write_text(path.with_suffix(".json"), metadata.dump() + "\n")
+    with atomic_file(path) as file:  # the last file: with it the store is whole
+        np.save(file, np.concatenate([vectors for _, vectors in chunks]), allow_pickle=False)
+
+
+def _write_parquet(
+    path: Path, chunks: Sequence[tuple[Sequence[Row], NDArray[Any]]], metadata: StoreMetadata
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    number = pa.from_numpy_dtype(np.dtype(metadata.dtype))
+    vector = pa.list_(number, metadata.dim)
+    strings = [pa.field(name, pa.string()) for name in ("id", "text", "image")]
+    schema = pa.schema([*strings, pa.field("vector", vector)], {METADATA_KEY: metadata.dump()})
+    with atomic_file(path) as file, parquet.ParquetWriter(file, schema) as writer:
+        for rows, vectors in chunks:
+            if not len(rows):
+                continue
+            flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), number)
+            columns = [pa.array([getattr(row, field.name) for row in rows], pa.string()) for field in strings]
+            whole = [*columns, pa.FixedSizeListArray.from_arrays(flat, metadata.dim)]
+            writer.write_table(pa.Table.from_arrays(whole, schema=schema))

@@ -72,11 +72,10 @@ def encode(
     written = write_store(to, inputs, metadata, cut, append=append, track=track)
     seconds = time.perf_counter() - start
     for where, reason in list(written.skipped.items())[:_SHOWN]:
-        console.print(f"skipped {where}: {reason}", soft_wrap=True)
+        console.print(f"skipped {where}: {reason}")
     if len(written.skipped) > _SHOWN:
         console.print(f"skipped {len(written.skipped):,} items in all")
     console.print(
         f"{to}: {written.num_rows:,} vectors of {metadata.dim} numbers, {written.num_new:,} of them new, in "
         f"{seconds:.1f} s",
-        soft_wrap=True,
     )

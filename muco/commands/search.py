@@ -53,4 +53,4 @@ def search(
     console.print(table)
     if html is not None:
         write_page(html, text, image, hits, title=str(path))
-        console.print(f"Page: {html}", soft_wrap=True)
+        console.print(f"Page: {html}")

@@ -12,7 +12,6 @@ from muco.evaluation.search.ranking import Ranking
 from muco.io.thumbnails import data_uri
 
 
-
 def gallery_task(task: Task, rankings: Sequence[Ranking]) -> GalleryTask:
     """Return the first queries of a task, one a ranking, with their best candidates."""
     queries: list[GalleryQuery] = []

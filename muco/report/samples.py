@@ -13,8 +13,8 @@ from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.statistics import Summary, spread_over
-from muco.io.thumbnails import thumbnail_uri
 from muco.io.atomic import write_bytes
+from muco.io.thumbnails import thumbnail_uri
 
 _THUMBNAIL_PIXELS = 224
 _MAX_WORDINGS, _MAX_CHARACTERS, _MAX_FRAMES = 3, 600, 8

@@ -37,6 +37,10 @@ _GENERIC = frozenset({".", "images", "image-tasks", "eval_images", "MMEB"})
 """Leading folders of a name that need not agree with the table's name."""
 _STORED, _DEFLATED, _ENCRYPTED, _LINK = 0, 8, -1, -2
 """Methods: those of zip, and two that are never read."""
+_UNREADABLE = {
+    _ENCRYPTED: "encrypted; unpack the archive with its password",
+    _LINK: "a link or a sparse file; unpack the archive",
+}
 _MAX_INTEGER = 2**62
 """Larger offsets and sizes, which only a broken zip has, do not fit the database."""
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -81,16 +85,12 @@ class Archives:
 
         The archive may have any folders before the name. Generic folders and those named like the archive may
         be missing or differ. Of several matches the one that agrees in most folders is returned. Of one name
-        twice in an archive the later file counts, as in tar and zip.
-
-        Args:
-            name: compared with the names in the archives, whatever their Unicode normal form.
-            below: folders; only archives below one of them are searched. None for all.
+        twice in an archive the later file counts, as in tar and zip. The Unicode normal form does not matter.
+        Only archives below one of the folders `below` are searched; None for all.
 
         Raises:
             DataError: two archives hold different files that match equally well.
-            MucoError: an archive cannot be listed or decompressed. All its files are affected, so this is not
-                a DataError of one file.
+            MucoError: an archive cannot be listed or decompressed, so all its files are missing.
         """
         parts = PurePosixPath(_normal(name)).parts
         if not self.paths or not parts:
@@ -111,8 +111,7 @@ class Archives:
     def names_in(self, folder: str, *, below: Sequence[Path] | None = None) -> list[str]:
         """Return the names of the files in a folder, which is matched as `find` matches a file.
 
-        Raises:
-            DataError: an archive has several such folders that agree in equally many parts of the name.
+        Raise DataError if an archive has several such folders that agree in equally many parts of the name.
         """
         parts = PurePosixPath(_normal(folder)).parts
         if not self.paths or not parts:
@@ -139,19 +138,15 @@ class Archives:
     def read(self, member: Member) -> bytes:
         """Return the bytes of a file; raise DataError if it is too large, or the archive is broken there."""
         path = self.paths[member.archive]
-        if member.method == _ENCRYPTED:
-            raise DataError(f"{path}: {member.name} is encrypted; unpack the archive with its password")
-        if member.method == _LINK:
-            raise DataError(f"{path}: {member.name} is a link or a sparse file; unpack the archive")
+        if member.method in _UNREADABLE:
+            raise DataError(f"{path}: {member.name} is {_UNREADABLE[member.method]}")
         num_bytes = max(member.size, member.stored)
         if num_bytes > MAX_FILE_BYTES:
             raise DataError(f"{path}: {member.name} has {num_bytes:,} bytes, over {MAX_FILE_BYTES:,}")
         file = self._open(member.archive)
         offset = member.offset
         if member.crc is not None:
-            header = os.pread(file, _LOCAL_HEADER.size, offset)
-            if len(header) < _LOCAL_HEADER.size:
-                raise DataError(f"{path} is cut short")
+            header = os.pread(file, _LOCAL_HEADER.size, offset).ljust(_LOCAL_HEADER.size, b"\0")
             offset += _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
         data = os.pread(file, member.stored, offset)
         if len(data) != member.stored:
@@ -182,10 +177,7 @@ class Archives:
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
-        return cached_database(
-            self._index_name,
-            lambda partial: _write_index(partial, self.paths, self._plain),
-        )
+        return cached_database(self._index_name, lambda to: _write_index(to, self.paths, self._plain))
 
     def _members(self, condition: str, *values: str) -> Iterator[Member]:
         query = f"SELECT archive, name, offset, stored, size, method, crc FROM members WHERE {condition}"

@@ -50,11 +50,7 @@ def atomic_file(path: Path, *, inside: Path | None = None) -> Generator[BinaryIO
 def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
     """Yield the path of an empty file that replaces `path` when the block ends without an error.
 
-    For libraries that open the file themselves. An error removes the new file and leaves the old one.
-
-    Args:
-        path: of the file; its parent folders are made.
-        inside: a folder above it. No folder between the two may be a symbolic link.
+    Parent folders are made. No folder between `inside`, a folder above, and the file may be a symbolic link.
 
     Raises:
         DataError: a folder is a symbolic link.
@@ -75,14 +71,8 @@ def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False, inside: Path | None = None) -> Generator[Path]:
     """Yield an empty folder that is renamed to `path` when the block ends without an error.
 
-    Args:
-        path: of the folder.
-        replace: remove what is at `path` first; else it must not exist, or be an empty folder.
-        inside: see `atomic_path`.
-
-    Raises:
-        DataError: a folder is a symbolic link.
-        OSError: `path` exists, or the disk is full or not writable.
+    `replace` removes what is at `path` first; else it must not exist, or be an empty folder. `inside` and
+    errors as in `atomic_path`.
     """
     partial = _partial(path, inside)
     try:
@@ -109,13 +99,8 @@ def remove_folder(path: Path) -> None:
 def open_append(path: Path, *, inside: Path | None = None) -> BinaryIO:
     """Open a file that grows, and make it if it is not there; each write goes to its end.
 
-    Args:
-        path: of the file; its parent folders are made.
-        inside: see `atomic_path`.
-
-    Raises:
-        DataError: the path or a folder is a symbolic link, or the path is no regular file.
-        OSError: the disk is full or not writable.
+    Parent folders are made. `inside` and errors as in `atomic_path`; a path that is a symbolic link, or no
+    regular file, is a DataError too.
     """
     if inside is not None:
         refuse_links(path.parent, inside)

@@ -20,16 +20,10 @@ def cache_folder() -> Path:
 
 
 def cached_file(name: str, write: Callable[[Path], None]) -> Path:
-    """Return the path of a file in the cache folder; write it if it does not exist.
+    """Return the path of the file `name` in the cache folder; write it if it does not exist.
 
-    One process writes it, others wait.
-
-    Args:
-        name: path of the file, relative to the cache folder.
-        write: fills an empty file at a temporary path, which is renamed when it is complete.
-
-    Raises:
-        MucoError: the cache folder cannot be written, or is full.
+    `write` fills an empty file at a temporary path, which is renamed when it is complete. One process writes,
+    others wait. Raise MucoError if the cache folder cannot be written, or is full.
     """
     path = cache_folder() / name
     if path.is_file():

@@ -80,11 +80,11 @@ class PairColumns(ComponentConfig):
 def pair_from(
     columns: PairColumns, values: Mapping[str, Any], read: ReadImage, list_frames: ListFrames | None = None
 ) -> tuple[tuple[Visual, ...], Pair]:
-    """Return the query's images and the pair that a row or a tar's record holds.
+    """Return the query's images and the pair that a row or a tar's record holds, from its values by column.
 
     Args:
         columns: the column of each part.
-        values: the row's values by column.
+        values: by column.
         read: returns the image for the value of an image column.
         list_frames: lists the frames of a folder; None if videos cannot be folders.
 
@@ -127,8 +127,7 @@ def pair_from(
 def frame_list(value: Any, list_frames: ListFrames | None) -> list[Any]:
     """Return the frames of a list, of a list written as text, or of the folder of that name.
 
-    Raises:
-        DataError: there are no frames, or the value is of another type.
+    Raise DataError if there are none, or the value is of another type.
     """
     frames = parsed_list(value) if isinstance(value, str) else value
     if isinstance(value, str) and frames is None:

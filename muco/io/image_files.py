@@ -48,12 +48,9 @@ class ImageFiles:
         aliases: Mapping[str, str] | None = None,
         decoding: ImageDecoding = "plain",
     ) -> None:
-        """Take the paths to search; nothing is opened yet.
+        """Take folders and archives to search, archives below the folders too; nothing is opened yet.
 
-        Args:
-            paths: folders, and archives. Archives below a folder are searched too.
-            aliases: parts of names and what may stand in their stead, such as `images/` -> `image-tasks/`.
-            decoding: what the images' `decode` is to give.
+        `aliases` are parts of names and what may stand in their stead, such as `images/` -> `image-tasks/`.
         """
         self.paths = paths
         self.decoding: ImageDecoding = decoding
@@ -97,8 +94,7 @@ class ImageFiles:
     def names_in(self, name: str, *, near: str = "") -> list[str]:
         """Return the names of the images in a folder, sorted; the folder may lie in an archive.
 
-        Raises:
-            DataError: the folder is missing, holds no image, or cannot be read.
+        Raise DataError if it is missing, holds no image, or cannot be read.
         """
         try:
             for folder in self._names(name):

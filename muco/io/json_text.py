@@ -7,11 +7,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: it is no JSON, is nested too deeply, or has an integer of too many digits.
-    """
+    """Return the value of a JSON text; raise ValueError if it is none, or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

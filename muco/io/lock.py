@@ -19,12 +19,8 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
 
     The system frees the lock of a process that dies. The file is removed at the end.
 
-    Args:
-        path: of the lock file.
-        wait: until other threads and processes of this machine have released it.
-
     Raises:
-        MucoError: another process holds it, and `wait` is false.
+        MucoError: another thread or process of this machine holds it, and `wait` is false.
         OSError: the file cannot be made.
     """
     lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.02)

@@ -56,11 +56,7 @@ class NeighbourGraph:
 
     @classmethod
     def read(cls, path: Path) -> NeighbourGraph:
-        """Return the graph of a file.
-
-        Raises:
-            DataError: the file is missing or broken, or is no graph of this version.
-        """
+        """Return the graph of a file; raise DataError if it is missing or broken, or of another version."""
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():

@@ -8,11 +8,7 @@ from typing import Any, BinaryIO
 
 
 def read_header(file: BinaryIO) -> dict[str, Any]:
-    """Return the header and leave the file at its first tensor.
-
-    Raises:
-        ValueError: the file has no such header.
-    """
+    """Return the header and leave the file at its first tensor; raise ValueError if there is no header."""
     size = int.from_bytes(file.read(8), "little")
     if size > 2**28:
         raise ValueError("not a safetensors file")

@@ -29,12 +29,7 @@ def is_missing(value: Any) -> bool:
 def text_of(value: Any, what: str) -> str:
     """Return a value that must be a text or a number; empty for null and NaN.
 
-    Args:
-        value: from a table.
-        what: how an error names the value, such as its column.
-
-    Raises:
-        DataError: the value is of another type, infinite, or not valid Unicode.
+    Raise DataError, which names the value as `what`, if it is of another type, infinite, or no valid Unicode.
     """
     if is_missing(value):
         return ""
@@ -60,16 +55,10 @@ def without_image_token(text: str) -> str:
 
 
 def content_of(text: str, visuals: Sequence[Visual], *, what: str, caption: str = "") -> Content:
-    """Return the content of a text, which may hold the image token, and its images.
+    """Return the content of a text, which may hold the image token, and its images; drop the caption if none.
 
-    Args:
-        text: with or without the image token.
-        visuals: its images and videos; empty for none.
-        what: how an error names the content: query, target or hard negative.
-        caption: describes the images; dropped if there are none.
-
-    Raises:
-        DataError: the text holds the image token and there is no image.
+    Raise DataError if the text holds the image token and there is no image; `what` names the content: query,
+    target or hard negative.
     """
     if IMAGE_TOKEN in text and not visuals:
         raise DataError(f"the {what}'s text holds {IMAGE_TOKEN} but no image is named")
@@ -94,18 +83,11 @@ def parsed_list(text: str) -> list[Any] | None:
 
 
 def text_list(value: Any, what: str) -> list[str]:
-    """Return the texts of a list, of a list written as a text, or the one text.
+    """Return the texts of a list, of a list written as a text, or the one text; `what` names it in errors.
 
     A text that begins with a bracket and is no list is a text: `[Music] which song?`. Null and empty text
-    give an empty list.
-
-    Args:
-        value: from a table.
-        what: how an error names the value.
-
-    Raises:
-        DataError: the value is of another type, or is a text that begins like a list of texts (`['`) and
-            cannot be parsed.
+    give an empty list. Raise DataError if the value is of another type, or is a text that begins like a list
+    of texts (`['`) and cannot be parsed.
     """
     if isinstance(value, str):
         items = parsed_list(value)

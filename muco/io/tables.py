@@ -65,8 +65,7 @@ class Row:
     def text(self, column: str) -> str:
         """Return the text in a column; empty if the column is absent or null.
 
-        Raises:
-            DataError: the value is neither text nor a number, or is not valid Unicode.
+        Raise DataError if the value is neither text nor a number, or is not valid Unicode.
         """
         return text_of(self.values.get(column), column)
 
@@ -82,10 +81,8 @@ def kind_of(path: Path) -> str:
 def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the tables in a folder, and the files that may be tables but are not read, both sorted.
 
-    Links to folders are followed. Hidden files and folders are skipped: editors write copies there.
-
-    Raises:
-        DataError: the name of a table is not valid Unicode.
+    Links to folders are followed. Hidden files and folders are skipped: editors write copies there. Raise
+    DataError if the name of a table is not valid Unicode.
     """
     tables: list[Path] = []
     left_out: list[Path] = []
@@ -105,8 +102,7 @@ def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
 def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield location (path and line, or row from 1) and values of each row; for tables without bad rows.
 
-    Raises:
-        DataError: the file is missing or has another suffix, or a row cannot be read.
+    Raise DataError if the file is missing or has another suffix, or a row cannot be read.
     """
     for row in rows(path):
         location = f"{path}, {row.position}"

@@ -18,10 +18,7 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
     """Yield the entries of files of an uncompressed tar, in order and in bounded memory.
 
     Links and sparse files are among them: `is_plain_file` says which have their content in the tar. Files
-    that only macOS uses are left out.
-
-    Raises:
-        DataError: the tar is missing, broken or cut short.
+    that only macOS uses are left out. Raise DataError if the tar is missing, broken or cut short.
     """
     if not path.is_file():
         raise DataError(f"{path}: no regular file")
@@ -38,12 +35,9 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def tar_contents(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files whose tar entries are `data`, without those of macOS.
+    """Yield name and content of the files whose tar entries are `data`, the sample `name`; none of macOS.
 
-    `name` says in messages which sample it is.
-
-    Raises:
-        DataError: the bytes are cut short, no tar entries, or hold a link or a sparse file.
+    Raise DataError if the bytes are cut short, no tar entries, or hold a link or a sparse file.
     """
     file = io.BytesIO(data)
     unreadable = f"no tar entries where the index has {name!r}"

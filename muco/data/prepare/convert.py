@@ -136,13 +136,8 @@ class Conversion:
     def run(self, *, engine: Engine = "local", workers: int = 0, progress: ShowProgress) -> Converted:
         """Write the shards, unless the folder holds them already.
 
-        Args:
-            engine: local processes, or Ray.
-            workers: processes of the local engine that read; 0 reads in this process.
-            progress: shows the records that are read.
-
-        Raises:
-            DataError: too many records make no sample, the disk is full, the folder holds something else.
+        `workers` are processes of the local engine; 0 reads in this process. Raise DataError if too many
+        records make no sample, the disk is full, or the folder holds something else.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)

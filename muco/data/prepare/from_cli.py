@@ -26,10 +26,8 @@ def conversion_of(
     """Return the conversion of a registered source into a folder of shards.
 
     Settings are `KEY=VALUE` of the source's Config; keys may be dotted. `path` is that of an outside data
-    set, for sources that read one.
-
-    Raises:
-        MucoError: no such source, or a setting that does not exist or fit.
+    set, for sources that read one. Raise MucoError if there is no such source, or a setting does not exist
+    or fit.
     """
     try:
         cls = default_registry().component("source", name)

@@ -66,11 +66,7 @@ class Maker:
 
 
 def in_processes(maker: Maker, records: Iterator[Any], num_workers: int) -> Iterator[Outcome]:
-    """Yield the outcome of each record in order, made by `num_workers` processes.
-
-    Raises:
-        DataError: a process was killed.
-    """
+    """Yield the outcome of each record in order, made by processes; raise DataError if one was killed."""
     pending: deque[Future[list[Outcome]]] = deque()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, initializer=_start_process, initargs=(maker,))

@@ -45,16 +45,10 @@ class CheckResult:
 def check_shards(
     folder: Path, *, columns: PairColumns | None, decode: bool, progress: ShowProgress
 ) -> CheckResult:
-    """Read every shard and every sample of a folder.
+    """Read every shard and every sample of a folder; `decode` the images, or read their headers only.
 
-    Args:
-        folder: of shards.
-        columns: for tars that another tool wrote.
-        decode: decode the images; else only their headers are read.
-        progress: shows the shards that are read.
-
-    Raises:
-        DataError: there is no index, or it does not belong to the shards.
+    `columns` are those of tars that another tool wrote. Raise DataError if there is no index that belongs to
+    the shards.
     """
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
     result, first = CheckResult(), 0

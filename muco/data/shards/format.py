@@ -47,9 +47,7 @@ class Member:
 def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Member]:
     """Return the sample's files: `json` first, then each distinct image or frame once.
 
-    Args:
-        sample: to write.
-        elsewhere: finds images that the folder holds already; by default each sample holds its own.
+    `elsewhere` finds images that the folder holds already; by default each sample holds its own.
     """
     names: dict[int, str] = {}
     files: list[Member] = []
@@ -96,14 +94,9 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
 
 
 def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) -> Sample:
-    """Return the sample that `to_members` wrote.
+    """Return the sample that `to_members` wrote, from bytes by suffix; raise DataError if it is none.
 
-    Args:
-        members: bytes by suffix.
-        fetch: returns an image that an earlier sample holds.
-
-    Raises:
-        DataError: not a sample of this format.
+    `fetch` returns an image that an earlier sample holds.
     """
     try:
         meta = json.loads(members["json"])

@@ -99,14 +99,9 @@ def write_index(
 
 
 def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
-    """Open the index and check that every shard is there with its size.
+    """Open the index and check that every shard is there with its size, unless they are elsewhere.
 
-    Args:
-        folder: holds both files.
-        shards_elsewhere: the shards are not in `folder`; do not look for them.
-
-    Raises:
-        DataError: no index, a broken one, no samples, or shards that do not fit it.
+    Raise DataError for no index, a broken one, no samples, or shards that do not fit it.
     """
     if not folder.exists():
         raise DataError(f"{folder} does not exist")

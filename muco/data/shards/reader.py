@@ -72,11 +72,7 @@ class ShardReader:
         return f"{self.index.shards[row['shard']].file}:{key}"
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample; its images stay encoded.
-
-        Raises:
-            DataError: it cannot be read; the message says where it is.
-        """
+        """Read one sample, its images encoded; raise DataError, with its location, if it is broken."""
         try:
             key, members = self._members(index)
             if self._columns is None:

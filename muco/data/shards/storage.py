@@ -124,8 +124,7 @@ Storage = LocalStorage | RemoteStorage
 def storage_of(location: str | Path, *, cache_bytes: int) -> Storage:
     """Return the storage at a location of a recipe: a folder, or the URL of one.
 
-    Raises:
-        MucoError: a URL that runs a program, or is a chain of them.
+    Raise MucoError for a URL that runs a program, or is a chain of them.
     """
     text = str(location)
     check_location(text)

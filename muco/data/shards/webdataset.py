@@ -36,8 +36,7 @@ def key_number(key: str) -> int:
 def index_folder(folder: Path, progress: ShowProgress) -> int:
     """Write the index of the tars in a folder, and return the number of samples.
 
-    Raises:
-        DataError: no tar there, an index already, a tar that is compressed, cut short, or out of order.
+    Raise DataError for no tar, an index that exists, a tar that is compressed, cut short, or out of order.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder of the tars")
@@ -86,8 +85,7 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
 def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: str, dataset: str) -> Sample:
     """Return the sample that the columns make of a record of another tool.
 
-    Raises:
-        DataError: a column that the record does not have, text that is not UTF-8, no query or target.
+    Raise DataError for a column that the record does not have, text that is not UTF-8, no query or target.
     """
     image_columns = [getattr(columns, part) for part in _IMAGE_COLUMNS]
     values = {column: _value(members, column, is_image=column in image_columns) for column in columns.used()}

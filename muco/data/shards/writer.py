@@ -88,8 +88,7 @@ class ShardWriter:
     def write(self, sample: Sample, *, elsewhere: Elsewhere | None = None) -> Row:
         """Append a sample and return its row of the index; `elsewhere` as in `to_members`.
 
-        Raises:
-            ValueError: a text cannot be encoded as UTF-8; nothing is written.
+        Raise ValueError, and write nothing, if a text cannot be encoded as UTF-8.
         """
         entries = tar_bytes(f"{self.num_samples:09d}", to_members(sample, elsewhere=elsewhere))
         if self._file is None:

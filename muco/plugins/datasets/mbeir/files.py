@@ -151,11 +151,7 @@ class CandidatePool:
     """
 
     def __init__(self, paths: Sequence[Path], images: ImageFiles, clean: Callable[[str], str]) -> None:
-        """Take the files, their images, and what cleans their texts; the files are listed on first use.
-
-        Raises:
-            DataError: a file is missing.
-        """
+        """Take the files, their images, and what cleans their texts; raise DataError if a file is missing."""
         self.paths = [existing(path, hint="The suite searches its candidates.") for path in paths]
         self._images, self._clean = images, clean
 

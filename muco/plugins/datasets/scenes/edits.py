@@ -58,12 +58,9 @@ def _trades(scene: Scene, attribute: str) -> list[Change]:
 
 
 def draw_change(world: SceneWorld, rng: random.Random, split: Split) -> tuple[Scene, Change]:
-    """Return a scene and a change, both of whose scenes, before and after, are of the split.
+    """Return a scene and a change; the scenes before and after are of the split, else raise MucoError.
 
     All attributes that can be changed in this world are equally likely.
-
-    Raises:
-        MucoError: the world is so small that the split is empty.
     """
     for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
         for _ in range(MAX_DRAWS):

@@ -167,11 +167,7 @@ def seeded(*parts: str | int) -> random.Random:
 
 
 def draw_scene(world: SceneWorld, rng: random.Random, split: Split) -> Scene:
-    """Return a scene of the split.
-
-    Raises:
-        MucoError: the world is so small that the split is empty.
-    """
+    """Return a scene of the split; raise MucoError if the world is so small that the split is empty."""
     for _ in range(MAX_DRAWS):
         scene = _draw_any(world, rng)
         if scene.split == split:

@@ -17,6 +17,7 @@ TESTS_FOLDER = Path(__file__).parent
 TESTS = sorted(TESTS_FOLDER.rglob("test_*.py"))
 ENGINE = (
     "muco.console",
+    "muco.costs",
     "muco.data",
     "muco.distributed",
     "muco.embedder",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -13,6 +13,7 @@ from torch import nn
 
 from muco.core.component import Component, Kind
 from muco.core.dialogue import Dialogue
+from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 
 
@@ -77,6 +78,26 @@ class Backbone(Component, nn.Module, ABC):
     processor: Processor
     hidden_dim: int
     """H of the hidden states."""
+    sizes: Mapping[str, Any] | None = None
+    """The configuration of the model as plain data, for `layers_of`; None if FLOPs cannot be counted."""
+
+    @classmethod
+    def sizes_of(cls, config: Any) -> Mapping[str, Any] | None:
+        """Return the `sizes` of the model that these settings build, from `random_init` or local files.
+
+        No weights are loaded and nothing is downloaded. None, by default: these settings do not tell.
+        """
+        return None
+
+    @classmethod
+    def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
+        """Return the layers of a model of these sizes; None, by default: its FLOPs are not known.
+
+        Args:
+            config: a `Config` of this class.
+            sizes: as `sizes_of` returns them, or as in muco's table of public models.
+        """
+        return None
 
     @classmethod
     def hidden_dim_of(cls, config: Any) -> int | None:

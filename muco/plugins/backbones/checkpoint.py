@@ -66,6 +66,23 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
     return model
 
 
+def local_sizes(name: str) -> dict[str, Any] | None:
+    """Return the configuration of a checkpoint as plain data, defaults filled in; None if it is no folder.
+
+    Raises:
+        MucoError: the folder has no configuration that transformers reads.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (OSError, ValueError) as error:
+        raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
+
+
 def refuse_missing_path(name: str) -> None:
     """Raise MucoError if a name is a path, not a name of the hub, and no folder is there."""
     path = Path(name).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError, MucoError
+from muco.core.layers import Linear
 from muco.io.safetensors_header import sort_header
 from muco.plugins.backbones.checkpoint import check_fit, read_weights
 
@@ -93,6 +95,15 @@ class TokenRows(nn.Embedding):
     def merge(self, embedding: nn.Embedding) -> None:
         """Write the rows into the matrix that they replace."""
         embedding.weight[self.token_ids] = self.weight.to(embedding.weight.dtype)
+
+
+def adapted_linear(linear: Linear, settings: AdapterSettings) -> Linear:
+    """Return a frozen layer as `adapt` would change it, to count its FLOPs."""
+    if settings.targets is not None and not any(_matches(linear.name, each) for each in settings.targets):
+        return linear
+    # DoRA multiplies the weight with the rows after dropout once more.
+    base_calls = 2 if settings.dora and settings.dropout else 1
+    return replace(linear, rank=settings.rank, base_calls=base_calls, dora=settings.dora)
 
 
 def linear_layers(module: nn.Module) -> list[str]:

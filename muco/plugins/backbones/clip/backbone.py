@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
+from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import check_fit, dtype_of, read_weights
 from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
+from muco.plugins.backbones.clip.layers import clip_layers
 from muco.plugins.backbones.clip.lora_attention import (
     called_layers,
     close_attention,
@@ -24,13 +26,14 @@ from muco.plugins.backbones.clip.lora_attention import (
     uncalled_layers,
 )
 from muco.plugins.backbones.clip.processor import ClipProcessor
-from muco.plugins.backbones.clip.random_init import RandomInitSettings
+from muco.plugins.backbones.clip.random_init import RandomInitSettings, scratch_config
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
     FUSION_FILE,
     ImageTowerSettings,
     Towers,
     folder_of,
+    local_sizes,
     random_towers,
     read_towers,
     with_image_tower,
@@ -102,10 +105,21 @@ class Clip(AdaptedBackbone):
     def hidden_dim_of(cls, config: Any) -> int | None:
         return config.random_init and config.random_init.embedding_dim
 
+    @classmethod
+    def sizes_of(cls, config: Any) -> Mapping[str, Any] | None:
+        if config.random_init is not None:
+            return scratch_config(config.random_init, num_tokens=config.random_init.vocab_size)
+        return local_sizes(config.pretrained)
+
+    @classmethod
+    def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
+        return clip_layers(config, sizes)
+
     def __init__(self, towers: Towers, config: Config) -> None:
         super().__init__(towers.model.to(dtype_of(config.dtype)))
         self.config = config
         self.towers = towers
+        self.sizes = towers.model_config
         self.hidden_dim = towers.model_config["embed_dim"]
         self.fusion = make_fusion(
             config.fusion, dim=self.hidden_dim, hidden_dim=config.fusion_dim, image_weight=config.image_weight

@@ -186,6 +186,21 @@ def folder_of(name: str) -> Path:
         raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
 
 
+def local_sizes(name: str) -> dict[str, Any] | None:
+    """Return the `model_cfg` of a folder in open_clip's layout; None if there is no such folder.
+
+    Raises:
+        MucoError: the folder has no `model_cfg`.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    model = _read_json(folder / CONFIG_FILE, name).get("model_cfg")
+    if not isinstance(model, dict):
+        raise MucoError(f"{name}: {CONFIG_FILE} must hold model_cfg")
+    return model
+
+
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

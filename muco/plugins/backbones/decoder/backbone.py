@@ -6,7 +6,7 @@ R rows, L tokens of a row, H hidden size, T image tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from muco.core.component import Feature
 from muco.core.turns import EncoderInputs, TurnStates
-from muco.plugins.backbones.checkpoint import Dtype, add_tokens, dtype_of, load_model, load_tokenizer
+from muco.plugins.backbones.checkpoint import (
+    Dtype,
+    add_tokens,
+    dtype_of,
+    load_model,
+    load_tokenizer,
+    local_sizes,
+)
 from muco.plugins.backbones.decoder.attention import (
     Kernel,
     RowSettings,
@@ -82,6 +89,12 @@ class DecoderBackbone(AdaptedBackbone):
         return config.random_init and config.random_init.hidden_dim
 
     @classmethod
+    def sizes_of(cls, config: Any) -> Mapping[str, Any] | None:
+        if config.pretrained is None:
+            return cls.scratch_parts(config, ())[0].to_dict()
+        return local_sizes(config.pretrained)
+
+    @classmethod
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
         from transformers import AutoModel
 
@@ -121,12 +134,15 @@ class DecoderBackbone(AdaptedBackbone):
     def __init__(self, model: Any, processor: DecoderProcessor, config: DecoderSettings) -> None:
         super().__init__(model)
         self.processor: Any = processor
+        self.sizes = model.config.to_dict()
         self.kernel: Kernel = config.attention
         self.causal = config.attention_direction == "causal"
         if config.rows == "packed":
             attend_within(self.language)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            # transformers makes the inputs of towers need a gradient, which a frozen tower must not compute.
+            model.disable_input_require_grads()
         text_config = model.config.get_text_config()
         self.hidden_dim = text_config.hidden_size
         processor.max_positions = getattr(text_config, "max_position_embeddings", None)

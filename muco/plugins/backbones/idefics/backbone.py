@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,12 @@ from pydantic import PositiveInt
 from torch import nn
 
 from muco.core.errors import MucoError
+from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.bpe_tokenizer import train_tokenizer
 from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.idefics.layers import idefics_layers
 from muco.plugins.backbones.idefics.processor import SPECIAL_TOKENS, IdeficsProcessor
 from muco.plugins.backbones.idefics.random_init import TOKENS, RandomInitSettings, random_config
 
@@ -42,6 +44,10 @@ class Idefics(DecoderBackbone):
     language_name = "text_model"
     vision_name = "vision_model"
     known_tokens = SPECIAL_TOKENS
+
+    @classmethod
+    def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
+        return idefics_layers(config, sizes)
 
     @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:

@@ -75,23 +75,35 @@ class IdeficsProcessor(DecoderProcessor):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of tiles of an image of that size in pixels; 0, 0 if it is not split."""
-        from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
-
         if not self.image_processor.do_image_splitting:
             return 0, 0
         side = self.image_processor.max_image_size["longest_edge"]
-        # The function reads only the shape.
-        shape_only = np.broadcast_to(np.uint8(0), (3, height, width))
-        height, width = get_resize_output_image_size(shape_only, self.image_processor.size["longest_edge"])
-        ratio, tiles = width / height, math.ceil(max(width, height) / side)
-        if tiles == 1:
-            return 0, 0
-        if width >= height:
-            return math.ceil(int(tiles * side / ratio) / side), tiles
-        return tiles, math.ceil(int(tiles * side * ratio) / side)
+        return tile_grid(height, width, side=side, longest_edge=self.image_processor.size["longest_edge"])
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
         images: Any = chain.from_iterable(sequence.images for sequence in sequences)
         nested = [[image.decode()] for image in images]
         made = self.image_processor(nested, do_rescale=False, do_normalize=False, do_pad=False)
         return {"pixel_values": torch.from_numpy(np.stack(list(chain(*made["pixel_values"])))).byte()}
+
+
+def tile_grid(height: int, width: int, *, side: int, longest_edge: int) -> tuple[int, int]:
+    """Return rows and columns of tiles of an image that may be split; 0, 0 if one tile holds it.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        side: of a tile in pixels.
+        longest_edge: the longer side of an image is resized to this.
+    """
+    from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
+
+    # The function reads only the shape.
+    shape_only = np.broadcast_to(np.uint8(0), (3, height, width))
+    height, width = get_resize_output_image_size(shape_only, longest_edge)
+    ratio, tiles = width / height, math.ceil(max(width, height) / side)
+    if tiles == 1:
+        return 0, 0
+    if width >= height:
+        return math.ceil(int(tiles * side / ratio) / side), tiles
+    return tiles, math.ceil(int(tiles * side * ratio) / side)

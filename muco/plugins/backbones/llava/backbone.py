@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
+from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.attention import has_sliding_windows
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.decoder.chat_templates import TemplateName, find_template
+from muco.plugins.backbones.llava.layers import llava_layers
 from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.backbones.llava.random_init import (
     IMAGE,
@@ -27,7 +29,7 @@ from muco.plugins.backbones.llava.random_init import (
     scratch_image_settings,
     scratch_tokenizer,
 )
-from muco.plugins.backbones.llava.tiling import Tiling
+from muco.plugins.backbones.llava.tiling import Tiling, limited_grids
 
 _RANDOM_INIT_TILES = 2
 
@@ -66,6 +68,10 @@ class Llava(DecoderBackbone):
         return super().offers(config)
 
     @classmethod
+    def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
+        return llava_layers(config, sizes)
+
+    @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:
         assert config.random_init is not None
         tokenizer = scratch_tokenizer(config.random_init, texts)
@@ -74,7 +80,8 @@ class Llava(DecoderBackbone):
 
     @classmethod
     def make_processor(cls, config: Config, model: Any, tokenizer: Any, name: str | Path) -> LlavaProcessor:
-        _limit_grids(model.config, config.max_tiles)
+        if model.config.model_type != "llava":
+            model.config.image_grid_pinpoints = limited_grids(model.config, config.max_tiles)
         return LlavaProcessor(
             tokenizer,
             _image_processor(config, model.config, name),
@@ -156,16 +163,6 @@ class Llava(DecoderBackbone):
             **{option: getattr(self.model.config, option)},
         )
         return tuple(tokens)
-
-
-def _limit_grids(config: Any, max_tiles: int | None) -> None:
-    if max_tiles is None or config.model_type == "llava":
-        return
-    side = config.vision_config.image_size
-    grids = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
-    if not grids:
-        raise MucoError(f"backbone.max_tiles: no grid of this model has at most {max_tiles} tiles")
-    config.image_grid_pinpoints = grids
 
 
 def _image_processor(config: Llava.Config, model: Any, name: str | Path) -> Any:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import MucoError
 from muco.plugins.backbones.aspect_ratio import refuse_elongated
 
 
@@ -95,11 +95,7 @@ class Tiling:
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of tiles."""
-        from transformers.image_processing_utils import select_best_resolution
-
-        best = select_best_resolution((height, width), list(self.grids))
-        if best is None:
-            raise DataError(f"image of {width} x {height} pixels: no grid of tiles fits")
+        best = max(self.grids, key=lambda grid: _fit(height, width, grid))
         return best[0] // self.side_pixels, best[1] // self.side_pixels
 
     def _unpadded(self, height: int, width: int) -> tuple[int, int]:
@@ -110,3 +106,28 @@ class Tiling:
             return rows - (rows - filled) // 2 * 2, columns
         filled = int(round(width * (rows / height), 7))
         return rows, columns - (columns - filled) // 2 * 2
+
+
+def _fit(height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return how well an image fits a grid: the pixels that are used of it, and minus those that are not.
+
+    The rule of transformers, whose import alone takes seconds.
+    """
+    scale = min(grid[1] / width, grid[0] / height)
+    used = min(int(width * scale) * int(height * scale), width * height)
+    return used, used - grid[0] * grid[1]
+
+
+def limited_grids(config: Any, max_tiles: int | None) -> list[list[int]]:
+    """Return the grids of a model, height and width in pixels, that have at most so many tiles.
+
+    Raises:
+        MucoError: it has none.
+    """
+    if max_tiles is None:
+        return config.image_grid_pinpoints
+    side = config.vision_config.image_size
+    grids = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
+    if not grids:
+        raise MucoError(f"backbone.max_tiles: no grid of this model has at most {max_tiles} tiles")
+    return grids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,10 +10,12 @@ import torch
 from pydantic import PositiveInt, model_validator
 
 from muco.core.component import Feature
+from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import load_image_processor
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
 from muco.plugins.backbones.decoder.chat import TemplateName
+from muco.plugins.backbones.qwen_vl.layers import qwen_vl_layers
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor, SmallImages
 from muco.plugins.backbones.qwen_vl.random_init import (
     Family,
@@ -71,6 +73,10 @@ class QwenVL(DecoderBackbone):
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
         return super().offers(config).union({"video"})
+
+    @classmethod
+    def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
+        return qwen_vl_layers(config, sizes)
 
     @classmethod
     def scratch_parts(cls, config: Config, texts: Iterable[str]) -> tuple[Any, Any]:

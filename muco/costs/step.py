@@ -1,0 +1,66 @@
+"""The FLOPs of a training step, as `muco.training.step` computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from muco.core.layers import Lengths, Part
+from muco.costs.count import Flops, count_part
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs by part of the step."""
+
+    once: Mapping[str, Flops]
+    """Each chunk encoded once, forward and back, and the loss."""
+    twice: Mapping[str, int]
+    """Forward passes that cached gradients add."""
+
+    @property
+    def model(self) -> int:
+        """Forward and backward without anything computed again, all pairs of attention counted."""
+        return sum(each.forward + each.backward for each in self.once.values())
+
+    @property
+    def hardware(self) -> int:
+        """What is computed: `model`, the first pass of cached gradients, and gradient checkpointing."""
+        return self.model + sum(self.twice.values()) + sum(each.recomputed for each in self.once.values())
+
+    @property
+    def unmasked(self) -> int:
+        """`model` with only those pairs of attention that the mask allows."""
+        return self.model - sum(each.masked for each in self.once.values())
+
+
+def count_step(
+    parts: Sequence[Part], lengths: Lengths, *, calls: int, grad_cache: bool, loss: Flops
+) -> StepFlops:
+    """Return the FLOPs of a step.
+
+    Args:
+        parts: of the backbone.
+        lengths: of all chunks, queries and targets.
+        calls: the number of chunks.
+        grad_cache: whether each chunk is encoded twice. Image features are then kept between the passes if
+            nothing of what computes them is trained.
+        loss: see `count_loss`.
+    """
+    once = {part.name: count_part(part, lengths, calls=calls) for part in parts}
+    keeps_images = not any(part.trained for part in parts if part.computes_images)
+    twice = {
+        part.name: 0 if part.computes_images and keeps_images else once[part.name].forward
+        for part in parts
+        if grad_cache
+    }
+    return StepFlops({**once, "loss": loss}, twice)
+
+
+def count_loss(num_queries: int, num_targets: int, embedding_dim: int, *, symmetric: bool) -> Flops:
+    """Return the FLOPs of the similarities of all queries and targets, of all ranks.
+
+    A loss that computes several such products, Matryoshka's for example, is counted as one.
+    """
+    product = 2 * num_queries * num_targets * embedding_dim * (2 if symmetric else 1)
+    return Flops(forward=product, backward=2 * product)

@@ -17,7 +17,7 @@ from muco.model.build import build_encoder
 from muco.model.folder import save_encoder
 from muco.model.source import find_model
 from muco.plugins.backbones.qwen_vl import QwenVL
-from muco.testing.encoding import dialogue_of
+from muco.testing import dialogue_of
 from tests.helpers.small import SMALL, SMALL_CLIP, TEXTS, picture
 
 DIALOGUES = [dialogue_of(["what is it?", "a"], [picture("red", (56, 56))], "isolated")]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from muco.core import DataError, MucoError
 from muco.plugins.backbones.checkpoint import load_image_processor, load_model
-from muco.testing.encoding import dialogue_of
+from muco.testing import dialogue_of
 from tests.helpers.backbones import BACKBONES, REGISTRY
 from tests.helpers.small import FAMILIES, LLAVA_FAMILIES, TEXTS, picture
 

@@ -37,8 +37,7 @@ from muco.plugins.poolers.last_token import LastToken
 from muco.plugins.poolers.mean import Mean
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.plugins.samplers.mixture import Mixture
-from muco.testing import check_backbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import check_backbone, dialogue_of, states
 from muco.training.batches import StepBatches
 from muco.training.step import Stepper
 from tests.helpers.small import SMALL_CLIP, TEXTS, picture

@@ -12,8 +12,7 @@ import torch
 from muco.core import Dialogue, MucoError
 from muco.core.video import Video
 from muco.plugins.backbones.idefics import Idefics
-from muco.testing import check_backbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import check_backbone, dialogue_of, states
 from tests.helpers.small import TEXTS, picture, small_idefics
 
 IMAGES = [picture("red", (56, 56)), picture("blue", (170, 43)), picture("green", (61, 149))]

@@ -16,8 +16,7 @@ from muco.plugins.backbones.decoder.chat_templates import find_template
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.poolers.turn_token import TurnToken
-from muco.testing import check_backbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import check_backbone, dialogue_of, states
 from tests.helpers.gradients import gradients, ragged, same
 from tests.helpers.small import LLAVA_FAMILIES, TEXTS, picture, small_llava
 

@@ -15,7 +15,7 @@ from muco.core import DataError, MucoError
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.lora import ADAPTER_FILE
 from muco.plugins.backbones.qwen_vl import QwenVL
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import dialogue_of, states
 from tests.helpers.small import SMALL, TEXTS, picture, small, small_llava
 
 DIALOGUES = [

@@ -8,8 +8,7 @@ import torch
 
 from muco.core import DataError, EncodedImage, MucoError
 from muco.plugins.backbones.qwen_vl import QwenVL
-from muco.testing import check_backbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import check_backbone, dialogue_of, states
 from tests.helpers.small import FAMILIES, SMALL, TEXTS, picture, small
 
 IMAGES = [picture("red", (56, 56)), picture("blue", (80, 40))]

@@ -33,8 +33,7 @@ from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.plugins.backbones.qwen_vl.video import cut
 from muco.plugins.poolers.turn_token import TurnToken
-from muco.testing import check_backbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import check_backbone, dialogue_of, states
 from tests.helpers.gradients import gradients, same
 from tests.helpers.small import FAMILIES, SMALL_CLIP, TEXTS, picture, small, small_llava
 

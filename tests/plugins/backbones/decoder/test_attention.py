@@ -17,7 +17,7 @@ from muco.plugins.backbones.decoder.attention.flash_varlen import segments_of
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import dialogue_of, states
 from tests.helpers.small import FAMILIES, LLAVA_FAMILIES, SMALL, TEXTS, picture, small, small_llava
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8

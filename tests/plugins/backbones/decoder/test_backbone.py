@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from muco.core import DataError
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone
-from muco.testing.encoding import dialogue_of, states
+from muco.testing import dialogue_of, states
 from tests.helpers import small
 from tests.helpers.backbones import BACKBONES, REGISTRY
 from tests.helpers.small import LLAVA_FAMILIES, TEXTS, picture

@@ -1,17 +1,21 @@
-"""Contract checks of sources, samplers, packers, poolers, losses and suites; they raise AssertionError."""
+"""Contract checks: the first test of a component, in muco and in plugins. They raise AssertionError."""
 
 from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from muco.core.component import Component, ComponentConfig, Kind
-from muco.core.dialogue import DialoguePair, TurnKey
+from muco.core.backbone import Backbone
+from muco.core.component import KINDS, Component, ComponentConfig, Kind
+from muco.core.dialogue import Dialogue, DialoguePair, Message, Turn, TurnKey
+from muco.core.image import EncodedImage
 from muco.core.loss import Loss
 from muco.core.packer import Packer
 from muco.core.pooler import Pooler
@@ -21,6 +25,8 @@ from muco.core.sampler import Sampler
 from muco.core.source import Source
 from muco.core.suite import Suite
 from muco.core.turns import TurnEmbeddings, TurnIds, TurnSpans, TurnStates
+
+__all__ = [f"check_{kind}" for kind in sorted(KINDS)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def config_of(registry: Registry, kind: Kind, name: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -91,8 +97,7 @@ def check_packer(
         assert {key.group_id for key in queries + targets} == {sample.group_id}
         for dialogue in pair.negatives:
             assert all(turn.key.is_negative for turn in dialogue.turns)
-    alone = packer.inference(Content("a red circle"))
-    assert len(alone.turns) == 1
+    assert len(packer.inference(Content("a red circle")).turns) == 1
 
 
 def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> None:
@@ -103,11 +108,11 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     hidden = torch.randn(10, 6, requires_grad=True)
     # Tokens 0 to 3 are a shared prefix; turns are 4 to 6 and 7 to 9, their embedding tokens 5 and 8.
     spans = TurnSpans(token=torch.tensor([5, 8]), start=torch.tensor([4, 7]), stop=torch.tensor([7, 10]))
-    found: TurnEmbeddings = pooler(TurnStates(hidden=hidden, spans=spans, ids=TurnIds.of([_key(0), _key(1)])))
-    assert found.vectors.shape == (2, pooler.embedding_dim)
+    turns: TurnEmbeddings = pooler(TurnStates(hidden=hidden, spans=spans, ids=TurnIds.of([_key(0), _key(1)])))
+    assert turns.vectors.shape == (2, pooler.embedding_dim)
     assert cls.embedding_dim_of(config, 6) in (None, pooler.embedding_dim)
-    torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(2))
-    (gradient,) = torch.autograd.grad(found.vectors[0].sum(), hidden)
+    torch.testing.assert_close(turns.vectors.norm(dim=1), torch.ones(2))
+    (gradient,) = torch.autograd.grad(turns.vectors[0].sum(), hidden)
     assert not gradient[:4].any(), "the shared prefix is in the embedding"
     assert not gradient[7:].any(), "another turn is in the embedding"
     assert gradient[4:7].any()
@@ -151,11 +156,103 @@ def check_suite(registry: Registry, name: str, settings: Mapping[str, Any]) -> N
         assert task.relevant == again.relevant
 
 
+def check_backbone(
+    registry: Registry,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    texts: Iterable[str],
+    images: Sequence[EncodedImage],
+    folder: Path,
+    tolerance: float = 1e-5,
+) -> None:
+    """Check that batching, packing, given image features, saving and loading do not change an embedding.
+
+    Args:
+        registry: has the backbone.
+        name: names it.
+        settings: of a small model.
+        texts: for a tokenizer that is trained.
+        images: at least two.
+        folder: empty; the backbone is saved there.
+        tolerance: largest allowed difference, in float32.
+    """
+    cls, config = config_of(registry, "backbone", name, settings)
+    torch.manual_seed(0)
+    backbone: Backbone = cls.build(config, texts=list(texts)).eval()
+    assert cls.hidden_dim_of(config) in (None, backbone.hidden_dim)
+    dialogues = [
+        dialogue_of(["what is it?"], images[:1]),
+        dialogue_of(["a"], ()),
+        dialogue_of(["a longer text about nothing much at all"], images[:2]),
+    ]
+    apart = torch.cat([states(backbone, [dialogue]) for dialogue in dialogues])
+    _close(states(backbone, dialogues), apart, tolerance, "a batch differs from dialogues encoded one by one")
+    offered = cls.offers(config)
+    if "isolated_turns" in offered:
+        queries = ["what is it?", "a", "where is the red circle?"]
+        together = states(backbone, [dialogue_of(queries, images[:1], context="isolated")])
+        single = torch.cat([states(backbone, [dialogue_of([text], images[:1])]) for text in queries])
+        _close(together, single, tolerance, "isolated turns differ from single-turn passes")
+    if "causal_context" in offered:
+        first = states(backbone, [dialogue_of(["what is it?", "a"], images[:1])])[:1]
+        _close(first, apart[:1], tolerance, "a first turn sees a later one")
+    _check_processor(backbone, dialogues, tolerance)
+    backbone.save(folder)
+    again = cls.load(config, folder).eval()
+    _close(states(again, dialogues), states(backbone, dialogues), 0.0, "saving changes an embedding")
+
+
+def dialogue_of(texts: Sequence[str], images: Sequence[EncodedImage], context: Any = "causal") -> Dialogue:
+    """Return a dialogue with one user message per turn."""
+    turns = tuple(
+        Turn(
+            (Message("user", Content(text)),),
+            TurnKey(sample_id=1, turn_id=turn, group_id=2, content_id=3 + turn, task_id=0),
+        )
+        for turn, text in enumerate(texts)
+    )
+    return Dialogue("", tuple(images), turns, context)
+
+
+@torch.no_grad()
+def states(backbone: Backbone, dialogues: Sequence[Dialogue]) -> Tensor:
+    """Return the hidden state of each turn's embedding token, [N, H]."""
+    encoded = backbone.encode(backbone.processor.prepare(dialogues))
+    return encoded.hidden[encoded.spans.token]
+
+
+def _check_processor(backbone: Backbone, dialogues: Sequence[Dialogue], tolerance: float) -> None:
+    processor = pickle.loads(pickle.dumps(backbone.processor))
+    rendered = [processor.render(dialogue) for dialogue in dialogues]
+    for each in rendered:
+        chunk = processor.collate([each])
+        assert each.cost.tokens == chunk.num_tokens, "render and collate disagree on tokens"
+        assert each.cost.patches == chunk.num_patches, "render and collate disagree on patches"
+    inputs = processor.collate(rendered)
+    # Fewer are allowed: a backbone may encode what dialogues share once.
+    num_tokens, num_patches = (
+        sum(getattr(each.cost, of) for each in rendered) for of in ("tokens", "patches")
+    )
+    assert inputs.num_tokens <= num_tokens, "a chunk has more tokens than its dialogues"
+    assert inputs.num_patches <= num_patches, "a chunk has more patches than its dialogues"
+    keys = [turn.key.turn_id for dialogue in dialogues for turn in dialogue.turns]
+    assert inputs.ids.turn_ids.tolist() == keys, "collate changed the order of turns"
+    spans = inputs.spans
+    assert ((spans.start <= spans.token) & (spans.token < spans.stop)).all()
+    with torch.no_grad():
+        whole = backbone.encode(inputs).hidden
+        given = backbone.encode(inputs, backbone.encode_images(inputs)).hidden
+    assert whole.shape[1] == backbone.hidden_dim
+    _close(given, whole, tolerance, "given image features change the hidden states")
+
+
+def _close(actual: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
+    difference = float((actual - expected).abs().max())
+    assert difference <= tolerance, f"{message}: by {difference:.2e}"
+
+
 def _key(sample: int, turn: int = 0) -> TurnKey:
     return TurnKey(
-        sample_id=sample,
-        turn_id=turn,
-        group_id=sample,
-        content_id=10 * sample + turn,
-        task_id=turn,
+        sample_id=sample, turn_id=turn, group_id=sample, content_id=10 * sample + turn, task_id=turn
     )

@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -95,10 +95,14 @@ class Archives:
         parts = PurePosixPath(_normal(name)).parts
         if not self.paths or not parts:
             return None
-        members = self._members("tail IN (?, ?)", "/".join(parts[-2:]), parts[-1])
-        matches = [it for it in members if self._is_below(it, below) and self._matches(it, parts)]
+        members = self._members("tail IN (?, ?)", ("/".join(parts[-2:]), parts[-1]), below)
+        matches = [it for it in members if self._matches(it, parts)]
         most = max((_common(it.name, parts) for it in matches), default=0)
-        best = {it.archive: it for it in sorted(matches, key=_position) if _common(it.name, parts) == most}
+        best = {
+            it.archive: it
+            for it in sorted(matches, key=lambda it: (it.archive, it.offset))
+            if _common(it.name, parts) == most
+        }
         if not best:
             return None
         first, *others = best.values()
@@ -121,10 +125,10 @@ class Archives:
         if parts[-1] in {*_GENERIC, *map(stem_of, self.paths)}:
             condition += " OR instr(tail, '/') = 0"
         folders: dict[tuple[int, int], dict[str, list[str]]] = {}
-        for member in self._members(condition, *bounds):
+        for member in self._members(condition, bounds, below):
             path = PurePosixPath(member.name)
             inside = (*parts, path.name)
-            if self._is_below(member, below) and self._matches(member, inside):
+            if self._matches(member, inside):
                 rank = _common(member.name, inside), -member.archive
                 folders.setdefault(rank, {}).setdefault(str(path.parent), []).append(path.name)
         if not folders:
@@ -179,8 +183,12 @@ class Archives:
     def _index(self) -> sqlite3.Connection:
         return cached_database(self._index_name, lambda to: _write_index(to, self.paths, self._plain))
 
-    def _members(self, condition: str, *values: str) -> Iterator[Member]:
-        query = f"SELECT archive, name, offset, stored, size, method, crc FROM members WHERE {condition}"
+    def _members(
+        self, condition: str, values: Sequence[str], below: Sequence[Path] | None
+    ) -> Iterator[Member]:
+        """Yield the files that fulfil an SQL condition, in archives below one of the folders."""
+        columns = "archive, name, offset, stored, size, method, crc"
+        query = f"SELECT {columns} FROM members WHERE {condition} ORDER BY archive, offset"
         try:
             rows = self._index.execute(query, values).fetchall()
         except sqlite3.DatabaseError:
@@ -188,11 +196,10 @@ class Archives:
             del self._index
             (cache_folder() / self._index_name).unlink(missing_ok=True)
             rows = self._index.execute(query, values).fetchall()
-        return (Member(*row) for row in rows)
-
-    def _is_below(self, member: Member, folders: Sequence[Path] | None) -> bool:
-        path = self.paths[member.archive]
-        return folders is None or any(path.is_relative_to(folder) for folder in folders)
+        for member in (Member(*row) for row in rows):
+            path = self.paths[member.archive]
+            if below is None or any(path.is_relative_to(folder) for folder in below):
+                yield member
 
     def _is_same(self, one: Member, other: Member) -> bool:
         """Return whether two members have the same bytes."""
@@ -242,10 +249,6 @@ def _common(name: str, parts: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _position(member: Member) -> tuple[int, int]:
-    return member.archive, member.offset
-
-
 def _normal(name: str) -> str:
     """Return a name in one Unicode normal form; macOS writes another. Bytes that are not UTF-8 become `?`."""
     return unicodedata.normalize("NFC", name).encode("utf-8", "replace").decode()
@@ -276,18 +279,14 @@ def _decompress(path: Path, to: Path) -> None:
             source = stack.enter_context(gzip.GzipFile(fileobj=io.BufferedReader(joined)))
             target = stack.enter_context(open(to, "wb"))
             written = 0
-            while True:
+            for block in chain([b""], iter(partial(source.read, _BLOCK_BYTES), b"")):
+                written += target.write(block)
                 free = shutil.disk_usage(to.parent).free - _SPARE_BYTES
                 if max(num_bytes - written, _BLOCK_BYTES) > free:
                     raise MucoError(
                         f"{path} is compressed, and the disk of {to.parent} has no room to decompress it. "
                         f"Set $MUCO_CACHE to a larger one, or decompress it elsewhere: {command_for(path)}"
                     )
-                block = source.read(_BLOCK_BYTES)
-                if not block:
-                    return
-                target.write(block)
-                written += len(block)
     except (EOFError, OSError, zlib.error) as error:
         raise MucoError(f"{path} cannot be decompressed: {error}. Download it again.") from error
 

@@ -234,12 +234,15 @@ def is_image(name: str) -> bool:
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """Yield the regular files at or below a path that have one of the suffixes, except in hidden folders."""
-    if path.name.endswith(suffixes) and _is_archive(path):
-        yield path
+    walked = (Path(folder, name) for folder, names in _folders(path) for name in names)
+    yield from (file for file in (path, *walked) if file.name.endswith(suffixes) and _is_archive(file))
+
+
+def _folders(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder at or below a path, except hidden ones, and its files, sorted."""
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = (Path(folder, name) for name in sorted(names))
-        yield from (file for file in files if file.name.endswith(suffixes) and _is_archive(file))
+        yield folder, sorted(names)
 
 
 def _is_archive(path: Path) -> bool:
@@ -252,8 +255,7 @@ def _images_and_archives(path: Path) -> Iterator[Path]:
     suffixes = (*_IMAGE_SUFFIXES, *PLAIN, *COMPRESSED)
     if path.is_file():
         yield path
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, names in _folders(path):
         if "index.json" not in names:
-            files = (Path(folder, name) for name in sorted(names) if name.lower().endswith(suffixes))
+            files = (Path(folder, name) for name in names if name.lower().endswith(suffixes))
             yield from (file for file in files if file.is_file())

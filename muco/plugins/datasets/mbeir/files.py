@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import sqlite3
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +121,14 @@ class Instructions:
         """Read the file; raise DataError if it is missing or lacks a column."""
         self.path = path
         self._prompts: dict[tuple[str, str, str], list[str]] = {}
-        head, *lines = read_lines(path) or [""]
-        names = head.split("\t")
-        for number, line in enumerate(filter(None, lines), start=2):
-            row = dict(zip_longest(names, line.split("\t"), fillvalue=""))
+        table = csv.DictReader(read_lines(path), restval="", delimiter="\t", quoting=csv.QUOTE_NONE)
+        for row in table:
             try:
                 key = (row["dataset_id"], row["query_modality"], row["cand_modality"])
                 self._prompts[key] = [row[f"prompt_{index}"] for index in range(1, 5)]
             except KeyError:
                 raise DataError(
-                    f"{path}, line {number}: must have the columns query_modality, cand_modality, "
+                    f"{path}, line {table.line_num}: must have the columns query_modality, cand_modality, "
                     "dataset_name, dataset_id, prompt_1 to prompt_4"
                 ) from None
 

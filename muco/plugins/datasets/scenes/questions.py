@@ -9,6 +9,8 @@ from muco.plugins.datasets.scenes.captions import a, at, caption, listed
 from muco.plugins.datasets.scenes.world import CELLS, PLACES, Scene, SceneObject, reading_order
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+Wordings = tuple[str, ...]
+Answer = Callable[[Scene, SceneObject], str]
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,23 @@ class Question:
 
     task: str
     meta_task: str
-    answer: Callable[[Scene, SceneObject], str]
+    answer: Answer
     """Return the only answer; most kinds ignore the object."""
-    wordings: tuple[str, ...]
+    wordings: Wordings
     """`{it}` stands for the object, `{count}` for the number of objects."""
-    wordings_of_one: tuple[str, ...] = ()
+    wordings_of_one: Wordings = ()
     """For a picture with one object; empty if they are the same."""
 
-    def queries(self, scene: Scene, index: int) -> tuple[str, ...]:
+    def queries(self, scene: Scene, index: int) -> Wordings:
         """Return the paraphrases of the question about the object of this index."""
         wordings = (len(scene.objects) == 1 and self.wordings_of_one) or self.wordings
         count = NUMBERS[len(scene.objects)]
         return tuple(wording.format(it=scene.objects[index], count=count) for wording in wordings)
+
+    @classmethod
+    def of(cls, task: str, meta_task: str, answer: Answer, *wordings: str, one: Wordings = ()) -> Question:
+        """Return a question from its wordings."""
+        return cls(task, meta_task, answer, wordings, one)
 
 
 def _shapes(scene: Scene, it: SceneObject) -> str:
@@ -66,85 +73,71 @@ def _mirror(place: str) -> str:
 
 
 QUESTIONS = (
-    Question(
+    Question.of(
         "classification",
         "classification",
         _shapes,
-        (
-            "Which {count} shapes are drawn?",
-            "Name the {count} shapes in the picture.",
-            "What kinds of shapes are there?",
-        ),
-        (
+        "Which {count} shapes are drawn?",
+        "Name the {count} shapes in the picture.",
+        "What kinds of shapes are there?",
+        one=(
             "Which shape is drawn, and how large?",
             "Name the shape and its size.",
             "What size and shape is the object?",
         ),
     ),
-    Question(
+    Question.of(
         "global_vqa_1",
         "vqa",
         lambda scene, it: f"{a(scene.background)} background",
-        (
-            "What color is the background?",
-            "Name the color behind the objects.",
-            "On what background is the picture drawn?",
-        ),
+        "What color is the background?",
+        "Name the color behind the objects.",
+        "On what background is the picture drawn?",
     ),
-    Question(
+    Question.of(
         "global_vqa_2",
         "vqa",
         _arrangement,
-        (
-            "How are the objects arranged?",
-            "Where do the shapes lie, seen from each other?",
-            "Describe the arrangement of the shapes.",
-        ),
-        (
+        "How are the objects arranged?",
+        "Where do the shapes lie, seen from each other?",
+        "Describe the arrangement of the shapes.",
+        one=(
             "What is where in the picture?",
             "In which part of the picture is which shape?",
             "How is the picture arranged?",
         ),
     ),
-    Question(
+    Question.of(
         "local_vqa_1",
         "vqa",
         lambda scene, it: f"{it.size} and {it.color}",
-        (
-            "What does the {it.shape} look like?",
-            "What size and color is the {it.shape}?",
-            "Describe the {it.shape}.",
-        ),
+        "What does the {it.shape} look like?",
+        "What size and color is the {it.shape}?",
+        "Describe the {it.shape}.",
     ),
-    Question(
+    Question.of(
         "local_vqa_2",
         "vqa",
         lambda scene, it: f"{a(it.shape)} {at(it.place)}",
-        (
-            "What is the {it.color} object, and where is it?",
-            "Which shape is {it.color}, and in which part of the picture?",
-            "Name the {it.color} shape and its place.",
-        ),
+        "What is the {it.color} object, and where is it?",
+        "Which shape is {it.color}, and in which part of the picture?",
+        "Name the {it.color} shape and its place.",
     ),
-    Question(
+    Question.of(
         "creative",
         "vqa",
         _in_mirror,
-        (
-            "Imagine the picture in a mirror. What do you see?",
-            "Imagine that left and right change places. What is where then?",
-            "What would be seen if the picture were flipped from left to right?",
-        ),
+        "Imagine the picture in a mirror. What do you see?",
+        "Imagine that left and right change places. What is where then?",
+        "What would be seen if the picture were flipped from left to right?",
     ),
-    Question(
+    Question.of(
         "retrieval",
         "retrieval",
         lambda scene, it: caption(scene),
-        (
-            "Describe the picture in detail.",
-            "What does the picture show?",
-            "Write a full caption for the picture.",
-        ),
+        "Describe the picture in detail.",
+        "What does the picture show?",
+        "Write a full caption for the picture.",
     ),
 )
 """The seven kinds of M3T (arXiv:2602.06393), in its order."""

@@ -101,7 +101,7 @@ class _TaskBuilder:
         for index in range(self.config.num_queries):
             rng = seeded("candidates", self.name, self.config.seed, index)
             problem = self._problem(index)
-            queries.append(self._query(problem, rng))
+            queries.append(Content(rng.choice(problem.queries), problem.images(self.config)))
             candidates.append(tuple(map(self._index, self._candidates(problem, rng))))
         return Task(
             name=self.name,
@@ -116,9 +116,6 @@ class _TaskBuilder:
     def _pose(self, index: int) -> Problem:
         rng = seeded("held_out", self.name, self.config.seed, index)
         return self.task.pose(self.config, rng, "held_out")
-
-    def _query(self, problem: Problem, rng: random.Random) -> Content:
-        return Content(rng.choice(problem.queries), problem.images(self.config))
 
     def _candidates(self, problem: Problem, rng: random.Random) -> list[View]:
         """Return the right view, then wrong ones: those that nearly fit, then random ones."""

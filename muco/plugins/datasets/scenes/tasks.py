@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
@@ -122,12 +123,7 @@ def _filled(prompts: Wordings, words: str) -> Wordings:
     return tuple(prompt.format(words) for prompt in prompts)
 
 
-def _facts(view: View) -> str:
-    return view.scene.facts
-
-
-def _arrangement(view: View) -> str:
-    return view.scene.arrangement
+_facts, _arrangement = attrgetter("scene.facts"), attrgetter("scene.arrangement")
 
 
 def _part_facts(view: View) -> str:

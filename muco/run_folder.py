@@ -51,6 +51,10 @@ _FREE_ON_RESUME = (
 but for `train.num_steps` under a cosine schedule."""
 
 
+MAX_THREADS = 1024
+"""More than that, only a damaged environment.json names."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """summary.json: the result of a run that ended."""
@@ -109,6 +113,19 @@ class RunFolder:
         else:
             text = json.dumps(values, indent=1) + "\n"
         write_text(self.path / name, text)
+
+    def num_threads(self) -> int | None:
+        """Return how many threads the run computes with; None if it has not begun.
+
+        Raises:
+            MucoError: it is no number of threads.
+        """
+        number = (self.read("environment.json") or {}).get("num_threads")
+        if number is not None and not (type(number) is int and 0 < number <= MAX_THREADS):
+            raise MucoError(
+                f"{self.path}/environment.json: num_threads is {number!r}, not 1 to {MAX_THREADS}"
+            )
+        return number
 
     def recipe(self) -> dict[str, Any] | None:
         """Return the resolved recipe of the run in the folder; None if there is none."""

@@ -22,7 +22,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no failure, and a run of the tests is the same every time.
 settings.register_profile("muco", deadline=None, derandomize=True)
-settings.load_profile("muco")
+settings.register_profile("thorough", deadline=None, derandomize=True, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "muco"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -108,8 +108,9 @@ def _run(
     start: float,
 ) -> Summary | None:
     quiet_libraries()
-    if num_threads := (run_folder.read("environment.json") or {}).get("num_threads"):
-        torch.set_num_threads(num_threads)  # sums split over another number of threads round differently
+    if num_threads := run_folder.num_threads():
+        # Sums split over another number of threads round differently.
+        torch.set_num_threads(num_threads)
     train, evaluate = only != "evaluate", only != "train"
     job = assemble(
         recipe, run_folder.path, origin, train=train, evaluate=evaluate, console=console, ranks=ranks

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -42,6 +43,20 @@ class PluginError(MucoError):
 
 class DataError(MucoError):
     """Data is missing or broken, or does not match its index."""
+
+
+@contextmanager
+def library_errors(message: str) -> Generator[None]:
+    """Raise DataError with the message for whatever a library raises about a file of any origin.
+
+    Parsers raise errors of all types for damaged files. Put only their calls into the block.
+    """
+    try:
+        yield
+    except MucoError:
+        raise
+    except Exception as error:
+        raise DataError(f"{message}: {str(error) or type(error).__name__}") from error
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

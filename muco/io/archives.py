@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import chain, takewhile
+from itertools import chain, pairwise, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -337,6 +337,11 @@ def _zip_members(number: int, path: Path) -> Iterator[Member]:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise MucoError(f"{path}: no zip archive that can be read: {error}. Download it again.") from error
+    by_offset = sorted(entries, key=lambda it: it.header_offset)
+    for it, following in pairwise(by_offset):
+        if it.header_offset + _LOCAL_HEADER.size + it.compress_size > following.header_offset:
+            names = f"{it.filename} and {following.filename}"
+            raise MucoError(f"{path}: {names} overlap, as in a zip bomb; the archive is not read")
     for it in entries:
         name = _zip_name(it)
         if it.is_dir() or is_macos_file(name):

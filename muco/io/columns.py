@@ -154,7 +154,7 @@ def _seconds(value: Any, default: float) -> float:
         return default
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{value!r} instead of the seconds from frame to frame") from None
     if not (seconds > 0 and math.isfinite(seconds)):
         raise DataError(f"a video with {seconds} seconds from frame to frame")

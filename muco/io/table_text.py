@@ -33,7 +33,8 @@ def text_of(value: Any, what: str) -> str:
     """
     if is_missing(value):
         return ""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_finite = isinstance(value, float) and math.isfinite(value)
+    if is_finite or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
     if not isinstance(value, str):
         raise DataError(f"{what} is a {type(value).__name__}, not text")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from muco.config.recipe import ModelSettings
 from muco.core.encoder import TurnEncoder
-from muco.core.errors import DataError
+from muco.core.errors import DataError, library_errors
 from muco.core.packer import Packer
 from muco.io.json_text import parse_json
 from muco.io.safetensors_header import read_header
@@ -146,7 +146,7 @@ def weights_hash(folder: Path) -> str:
     digest = blake2b(digest_size=16)
     for name, path in _files(folder).items():
         digest.update(name.encode())
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, library_errors(f"{path} cannot be read"):
             if path.suffix == ".safetensors":
                 digest.update(_canonical(read_header(file)))
             elif path.suffix == ".json":
@@ -166,7 +166,8 @@ def _canonical(values: Any) -> bytes:
 
 def _load_pooler(encoder: TurnEncoder, folder: Path) -> None:
     weights = folder / _POOLER
-    encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
+    with library_errors(f"{folder}: {_POOLER} does not fit the pooler of {METADATA_FILE}"):
+        encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
 
 
 def _files(folder: Path) -> dict[str, Path]:

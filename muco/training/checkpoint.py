@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from muco.config.recipe import ModelSettings
 from muco.core.errors import DataError, MucoError
@@ -63,9 +64,13 @@ class Checkpoint:
     def progress(self) -> Progress:
         """Return the saved progress; raise DataError if the file is missing or damaged."""
         try:
-            return Progress(**parse_json((self.folder / "progress.json").read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            values = parse_json((self.folder / "progress.json").read_bytes())
+            progress = TypeAdapter(Progress).validate_python(values)
+        except (OSError, ValueError) as error:
             raise self.broken(str(error)) from error
+        if progress.step != self.step:
+            raise self.broken(f"progress.json is of step {progress.step}")
+        return progress
 
     def origin(self) -> Origin:
         """Return what the steps depend on; raise DataError if a file is missing or damaged."""

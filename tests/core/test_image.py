@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from muco.core import DataError
@@ -53,26 +50,6 @@ def pixels(image: EncodedImage) -> list:
 def test_a_palette_png_without_palette_is_a_broken_image(use):
     with pytest.raises(DataError, match="broken image: "):
         use(png_without_palette())
-
-
-GOOD = [
-    saved(Image.new("P", (9, 7), 1), "PNG", transparency=1).data,
-    saved(Image.new("RGB", (9, 7), "red"), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0").data,
-    *(saved(Image.new("RGBA", (9, 7)), kind).data for kind in ("PNG", "WEBP", "GIF", "TIFF", "BMP")),
-]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from(GOOD), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8))
-@pytest.mark.filterwarnings("ignore")
-def test_changed_bytes_raise_data_errors_only(data, changes):
-    changed = bytearray(data)
-    for index, value in changes:
-        changed[index % len(changed)] = value
-    image = EncodedImage(bytes(changed))
-    for use in (lambda: image.size, image.decode, image.faithful):
-        with contextlib.suppress(DataError):
-            use()
 
 
 def test_transparency_is_laid_on_white():

@@ -10,12 +10,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from muco.core import DataError, MucoError
+from muco.core import DataError
 from muco.io.table_text import text_list, text_of
-from muco.io.tables import kind_of, num_rows, rows, strict_rows, tables_below
+from muco.io.tables import kind_of, num_rows, rows, tables_below
 from tests.helpers.outside_data import write_files, write_jsonl, write_parquet
 
 
@@ -155,25 +153,3 @@ def test_dates_are_no_text_and_times_beyond_python_are_faults(tmp_path):
         with pytest.raises(DataError, match=f"{name} is a {kind}, not text"):
             good.text(name)
     assert broken.fault.startswith("cannot be read: ")
-
-
-@pytest.mark.parametrize("name", [*FILES, "a.jsonl.gz"])
-@settings(
-    max_examples=60,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edits=st.lists(st.tuples(st.floats(0, 0.999), st.binary(max_size=4)), min_size=1, max_size=4))
-def test_a_damaged_file_raises_no_other_error(tmp_path, name, edits):
-    data = bytearray(FILES.get(name) or gzip.compress(FILES["a.jsonl"]))
-    for share, value in edits:
-        at = int(share * len(data))
-        data[at : at + len(value) or at + 1] = value
-    (tmp_path / name).write_bytes(data)
-    try:
-        for _, values in strict_rows(tmp_path / name):
-            for value in values.values():
-                text_list(value, "q")
-    except MucoError as error:
-        str(error).encode()

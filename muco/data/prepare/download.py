@@ -142,6 +142,8 @@ class _Store:
             raise DataError(f"{folder}: another download is writing to it ({error})") from None
         last = self._db.execute("SELECT number, size FROM tars ORDER BY number DESC LIMIT 1").fetchone()
         self._number, self._size = last or (0, 0)
+        if not (isinstance(self._size, int) and self._size >= 0 <= self._number):
+            raise DataError(f"{folder / JOURNAL_FILE} is damaged; remove {folder} to start over")
         # A killed process may have started a tar that is not in the list yet.
         (folder / _tar_name(self._number + 1)).unlink(missing_ok=True)
         self._file = self._open()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from muco.core.errors import DataError
+from muco.core.errors import DataError, library_errors
 from muco.io.atomic import atomic_file, write_text
 from muco.io.json_text import parse_json
 
@@ -116,7 +117,7 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
         rows = _open_rows(folder / INDEX_ROWS)
         metadata, layout = dict(values["about"]), values["layout"]
         num_samples, rows_digest = values["num_samples"], values["rows_blake2b"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (DataError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{folder}: the index is broken: {error}. Remove the folder and make the shards again."
         ) from None
@@ -138,7 +139,7 @@ def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
             raise DataError(f"{folder}: the index names {shard.file!r}; a shard must be next to its index")
         if shards_elsewhere:
             continue
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also for a name that is too long
             raise DataError(f"{path}: missing, though the index names it")
         if path.stat().st_size != shard.num_bytes:
             raise DataError(
@@ -160,7 +161,8 @@ def _open_rows(path: Path) -> NDArray[np.void]:
     """Map a file of rows into memory; raise ValueError if it holds something else."""
     if not path.is_file():
         raise ValueError(f"no file {path.name}")
-    rows = np.lib.format.open_memmap(path, mode="r")
+    with library_errors(path.name):
+        rows = np.lib.format.open_memmap(path, mode="r")
     if rows.dtype != ROW or rows.ndim != 1:
         raise ValueError(f"{path.name} is {rows.dtype} {list(rows.shape)}, not rows of samples")
     return rows

@@ -16,6 +16,7 @@ from muco.data.progress import ShowProgress
 from muco.data.shards.index import INDEX_JSON, Row, Shard, digest_of, write_index
 from muco.io.columns import PairColumns, pair_from
 from muco.io.json_text import parse_json
+from muco.io.table_text import text_of
 from muco.io.tar import is_plain_file, tar_files
 
 _IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
@@ -29,8 +30,12 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def key_number(key: str) -> int:
-    """Return the hash of a foreign key that the index stores, to detect another sample at its offset."""
-    return zlib.crc32(key.encode())
+    """Return the hash of a foreign key that the index stores, to detect another sample at its offset.
+
+    Raises:
+        DataError: the key is not valid Unicode.
+    """
+    return zlib.crc32(text_of(key, f"the name {key!a}").encode())
 
 
 def index_folder(folder: Path, progress: ShowProgress) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import DataError, MucoError, library_errors
 from muco.plugins.backbones.decoder.chat import EMB, MASK
 
 Dtype = Literal["float32", "bfloat16"]
@@ -40,12 +40,11 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
         MucoError: no such checkpoint, one of another family, or one with adapters of peft.
         DataError: a weight is missing, unexpected or of another shape.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig
     from transformers.utils.hub import has_file
 
     refuse_missing_path(name)
-    try:
+    with library_errors(f"backbone.pretrained: {name} cannot be loaded"):
         if has_file(name, PEFT_FILE):
             raise adapters_of_peft(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -53,8 +52,6 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
         if family not in families:
             raise MucoError(f"{name} is a {family} model; {backbone} loads {', '.join(families)}")
         model, report = _read_model(name, config, dtype_of(dtype))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
     _refuse(
         {
             "missing": _used(report["missing_keys"]),
@@ -136,12 +133,11 @@ def load_tokenizer(name: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with library_errors(f"{name}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
+        is_empty = not tokenizer("a", add_special_tokens=False)["input_ids"]
     # If files are missing, some tokenizers of transformers load without a vocabulary.
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+    if is_empty:
         raise MucoError(f"{name}: its tokenizer encodes text to nothing; tokenizer.json is missing or empty")
     return tokenizer
 
@@ -158,11 +154,9 @@ def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
         MucoError: there is none, or a setting of the checkpoint overrules a replaced one.
     """
     settings = {"do_resize": True, **settings}
-    try:
+    with library_errors(f"backbone.pretrained: preprocessor_config.json of {name} cannot be read"):
         # A copy: transformers writes the checkpoint's settings into the one it gets.
         image_processor = cls.from_pretrained(name, **deepcopy(settings))
-    except OSError as error:
-        raise MucoError(f"backbone.pretrained: {name} has no preprocessor_config.json: {error}") from error
     for key, value in settings.items():
         actual = getattr(image_processor, key, value)  # some are only other names of others
         if _plain(actual) != _plain(value):
@@ -182,15 +176,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        DataError: it cannot be read.
+        MucoError: it cannot be read.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with library_errors(f"{file}: it cannot be read"):
         return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{file}: it cannot be read: {error}") from error
 
 
 def check_fit(

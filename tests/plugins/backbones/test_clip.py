@@ -275,9 +275,14 @@ def test_images_that_cannot_be_read_are_named(backbone):
             backbone.processor.prepare([dialogue_of(["a"], [image])])
 
 
-def test_an_empty_turn_is_an_error(backbone):
-    with pytest.raises(DataError, match="neither text nor image"):
-        backbone.processor.prepare([dialogue_of([" \n"], ())])
+def test_an_empty_turn_is_encoded_as_the_empty_text(backbone):
+    inputs = backbone.processor.prepare([dialogue_of([" \n"], ()), dialogue_of(["a"], ())])
+    assert inputs.tensors["text_turn"].tolist() == [0, 1]
+    assert torch.equal(inputs.tensors["input_ids"], backbone.processor.texts.rows(["", "a"]))
+    with torch.no_grad():
+        hidden = backbone.eval().encode(inputs).hidden
+    assert hidden.isfinite().all()
+    assert not torch.equal(hidden[0], hidden[1])
 
 
 # What it cannot do

@@ -13,7 +13,6 @@ from torch import Tensor
 from muco.core.backbone import Cost, Processor
 from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue, Turn, TurnKey
-from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.turns import EncoderInputs, TurnIds, TurnSpans
 from muco.core.video import Visual
@@ -25,7 +24,8 @@ from muco.plugins.backbones.clip.texts import TextReader
 class _TurnContent:
     """What the towers encode of one turn."""
 
-    text: str
+    texts: tuple[str, ...]
+    """One, or none for a turn of images alone. A turn without images has a text, which may be empty."""
     images: tuple[EncodedImage, ...]
 
 
@@ -59,7 +59,7 @@ class ClipProcessor(Processor):
 
     def render(self, dialogue: Dialogue) -> _Rendered:
         turns = _turn_contents(dialogue)
-        texts = {turn.text for turn in turns if turn.text}
+        texts = {text for turn in turns for text in turn.texts}
         images = {image.content_id for turn in turns for image in turn.images}
         cost = Cost(sum(map(self.texts.num_tokens, texts)), len(images) * self.patches_per_image)
         return _Rendered(cost, turns, [turn.key for turn in dialogue.turns])
@@ -72,7 +72,7 @@ class ClipProcessor(Processor):
         `both` lists the turns that have text and image.
         """
         turns = [turn for dialogue in rendered for turn in dialogue.turns]
-        texts = list(dict.fromkeys(turn.text for turn in turns if turn.text))
+        texts = list(dict.fromkeys(text for turn in turns for text in turn.texts))
         images = {image.content_id: image for turn in turns for image in turn.images}
         tensors: dict[str, Tensor] = {}
         num_tokens = sum(map(self.texts.num_tokens, texts))
@@ -80,15 +80,13 @@ class ClipProcessor(Processor):
         if texts:
             tensors["input_ids"] = self.texts.rows(texts)
             num_padding_tokens = tensors["input_ids"].numel() - num_tokens
-            tensors["text_turn"], tensors["text_row"] = _links(
-                texts, [[turn.text] if turn.text else [] for turn in turns]
-            )
+            tensors["text_turn"], tensors["text_row"] = _links(texts, [turn.texts for turn in turns])
         if images:
             tensors["pixel_values"] = torch.stack([self._pixels(image) for image in images.values()])
             tensors["image_turn"], tensors["image_row"] = _links(
                 list(images), [[image.content_id for image in turn.images] for turn in turns]
             )
-        both = [index for index, turn in enumerate(turns) if turn.text and turn.images]
+        both = [index for index, turn in enumerate(turns) if turn.texts and turn.images]
         if both:
             tensors["both"] = torch.tensor(both)
         index = torch.arange(len(turns))
@@ -99,7 +97,7 @@ class ClipProcessor(Processor):
             num_tokens=num_tokens,
             num_padding_tokens=num_padding_tokens,
             num_patches=len(images) * self.patches_per_image,
-            num_cut_texts=sum(self.texts.is_cut(turn.text) for turn in turns if turn.text),
+            num_cut_texts=sum(self.texts.is_cut(text) for turn in turns for text in turn.texts),
         )
 
     def save(self, folder: Path) -> None:
@@ -114,7 +112,6 @@ def _turn_contents(dialogue: Dialogue) -> list[_TurnContent]:
     """Return what is encoded of each turn; the system text is not.
 
     Raises:
-        DataError: a turn has neither text nor image.
         MucoError: a turn has a video.
         ValueError: turns see earlier turns.
     """
@@ -130,9 +127,7 @@ def _turn_content(turn: Turn, shared: tuple[Visual, ...]) -> _TurnContent:
     images = tuple(visual for visual in visuals if isinstance(visual, EncodedImage))
     if len(images) < len(visuals):
         raise no_video("clip")
-    if not text and not images:
-        raise DataError("a turn has neither text nor image")
-    return _TurnContent(text, images)
+    return _TurnContent((text,) if text or not images else (), images)
 
 
 def _links(rows: Sequence[object], by_turn: Sequence[Sequence[object]]) -> tuple[Tensor, Tensor]:

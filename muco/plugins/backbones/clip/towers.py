@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, library_errors
 from muco.plugins.backbones.checkpoint import PEFT_FILE, adapters_of_peft, check_fit, read_weights
 from muco.plugins.backbones.clip.random_init import (
     RandomInitSettings,
@@ -202,12 +202,8 @@ def local_sizes(name: str) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
+    with library_errors(f"{name}: {path.name} cannot be read"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MucoError(f"{name}: {path.name} cannot be read: {error}") from error
-    except ValueError as error:
-        raise MucoError(f"{name}: {path.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise MucoError(f"{name}: {path.name} must hold a JSON object")
     return content
@@ -238,10 +234,8 @@ def _supported(config: dict[str, Any], name: str) -> dict[str, Any]:
 def _build(config: dict[str, Any], name: str) -> Any:
     from open_clip.model import CustomTextCLIP
 
-    try:
+    with library_errors(f"{name}: {CONFIG_FILE} does not describe a model of open_clip"):
         return CustomTextCLIP(**config)
-    except (TypeError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        raise MucoError(f"{name}: {CONFIG_FILE} does not describe a model of open_clip: {error}") from error
 
 
 def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
@@ -250,10 +244,8 @@ def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> Any:
     # CLIP's own tokenizer has no such setting.
     is_of_transformers = bool(config["text_cfg"].get("hf_tokenizer_name"))
     settings: dict[str, Any] = {"trust_remote_code": False} if is_of_transformers else {}
-    try:
+    with library_errors(f"{name}: its tokenizer cannot be loaded"):
         tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", **settings)
-    except (OSError, ValueError) as error:
-        raise MucoError(f"{name}: its tokenizer cannot be loaded: {error}") from error
     if getattr(getattr(tokenizer, "tokenizer", None), "padding_side", "right") != "right":
         raise MucoError(f"{name} has a tokenizer that pads on the left, which clip does not support")
     return tokenizer

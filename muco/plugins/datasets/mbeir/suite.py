@@ -17,6 +17,7 @@ from muco.core.errors import DataError
 from muco.core.ids import stable_id
 from muco.core.suite import Suite, Task
 from muco.io.image_files import ImageFiles, PublicDecoding, TextAndImage
+from muco.io.table_text import text_of
 from muco.io.tables import strict_rows
 from muco.plugins.datasets.mbeir.files import (
     DATA_SETS,
@@ -100,7 +101,7 @@ class MBEIR(Suite):
         for name in names:
             self._prompts(name)
             for _, row in islice(strict_rows(self._queries_file(name)), 1):
-                self._check_images(name, [row.get("query_img_path") or ""])
+                self._check_images(name, [text_of(row.get("query_img_path"), "query_img_path")])
 
     def tasks(self) -> Iterable[Task]:
         names = self._present()

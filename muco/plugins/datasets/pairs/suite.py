@@ -69,13 +69,16 @@ class PairsSuite(Suite):
     def tasks(self) -> Iterable[Task]:
         config = self.config
         self._unseen = self._named_columns()
-        pool, indices = self._read_pool(self.folder / config.candidates)
+        pool, indices, num_empty = self._read_pool(self.folder / config.candidates)
         path = self.folder / config.queries
         queries: list[TextAndImage] = []
         relevant: list[list[int]] = []
         among: list[list[int] | None] = []
         for location, row in self._rows(path):
-            queries.append(self._content(row, location))
+            query = self._content(row, location)
+            if not any(query):
+                raise DataError(self._no_content(row, location))
+            queries.append(query)
             right = self._ids(row, config.relevant, location)
             if not right:
                 raise DataError(f"{location}: no right candidate in column {config.relevant!r}")
@@ -99,6 +102,7 @@ class PairsSuite(Suite):
             relevant=relevant,
             metric=config.metric,
             more_metrics=tuple(name for name in config.more_metrics if name != config.metric),
+            warnings=(f"pairs: {num_empty:,} candidates have neither text nor image",) if num_empty else (),
         )
 
     def _named_columns(self) -> list[str]:
@@ -113,31 +117,37 @@ class PairsSuite(Suite):
             self._unseen = [name for name in self._unseen if name not in row]
             yield location, row
 
-    def _read_pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int]]:
-        """Return the candidates, equal ones once, and the index of each id."""
+    def _read_pool(self, path: Path) -> tuple[list[TextAndImage], dict[str, int], int]:
+        """Return the candidates, equal ones once, the index of each id, and how many ids have no content."""
         pool: dict[TextAndImage, int] = {}
         indices: dict[str, int] = {}
+        num_empty = 0
         for location, row in self._rows(path):
             name = text_of(row.get(self.config.id), f"{location}: {self.config.id}")
             if not name:
                 raise DataError(f"{location}: no id in column {self.config.id!r}. Columns: {', '.join(row)}")
             if name in indices:
                 raise DataError(f"{location}: a second candidate with id {name!r}")
-            indices[name] = pool.setdefault(self._content(row, location), len(pool))
+            content = self._content(row, location)
+            num_empty += not any(content)
+            if num_empty == len(indices) + 1:  # a column's name is wrong, rather than a candidate
+                raise DataError(self._no_content(row, location))
+            indices[name] = pool.setdefault(content, len(pool))
         if not pool:
             raise DataError(f"{path}: no candidate")
-        return list(pool), indices
+        return list(pool), indices, num_empty
 
     def _content(self, row: Mapping[str, Any], location: str) -> TextAndImage:
         text, image = (
             text_of(row.get(name), f"{location}: {name}") for name in (self.config.text, self.config.image)
         )
-        if not (text or image):
-            raise DataError(
-                f"{location}: neither text in column {self.config.text!r} nor an image path in "
-                f"{self.config.image!r}. Columns: {', '.join(row)}"
-            )
         return text, image
+
+    def _no_content(self, row: Mapping[str, Any], location: str) -> str:
+        return (
+            f"{location}: neither text in column {self.config.text!r} nor an image path in "
+            f"{self.config.image!r}. Columns: {', '.join(row)}"
+        )
 
     def _ids(self, row: Mapping[str, Any], column: str, location: str) -> list[str]:
         return text_list(row.get(column), f"{location}: {column}")

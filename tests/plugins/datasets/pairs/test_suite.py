@@ -29,6 +29,16 @@ def test_tables_may_be_csv(tmp_path):
     assert task.candidates is None
 
 
+def test_an_empty_candidate_is_counted_and_scored(tmp_path):
+    write_pairs(tmp_path)
+    with open(tmp_path / "candidates.jsonl", "a") as file:
+        file.write('{"id": "e", "text": ""}\n{"id": "f"}\n')
+    (task,) = suite_of(tmp_path).tasks()
+    assert len(task.pool) == 9  # equal candidates once
+    assert not task.pool[8]
+    assert task.warnings == ("pairs: 2 candidates have neither text nor image",)
+
+
 @pytest.mark.parametrize(
     ("query", "candidate", "told"),
     [
@@ -38,6 +48,7 @@ def test_tables_may_be_csv(tmp_path):
         ({"text": ["x"], "relevant": "c"}, {"id": "c", "text": "c"}, "text is a list, not text"),
         ({"text": "\ud800", "relevant": "c"}, {"id": "c", "text": "c"}, "text is not valid Unicode"),
         ({"text": "x", "relevant": "c"}, {"text": "c"}, "no id in column 'id'"),
+        ({"text": "x", "relevant": "c"}, {"id": "c", "txt": "c"}, "candidates.jsonl, line 1: neither text"),
         (
             {"text": "x", "relevant": "c", "image": "none.png"},
             {"id": "c", "text": "c"},

@@ -49,7 +49,8 @@ class NeighbourGraph:
         try:
             with atomic_path(path) as partial:
                 tensors = {"neighbours": np.ascontiguousarray(self.neighbours)}
-                cast(Any, safetensors).save_file(tensors, partial, metadata=metadata)
+                # `save_file` writes a file of its own beside `partial`, which would stay after a kill.
+                partial.write_bytes(cast(Any, safetensors).save(tensors, metadata=metadata))
                 sort_header(partial)
         except OSError as error:
             raise DataError(f"{path}: the graph cannot be written: {error}") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from itertools import chain
@@ -167,6 +170,27 @@ def test_the_file_is_what_its_page_says(tmp_path):
     assert (again.data, again.teacher) == ("abc", "a model")
     assert np.array_equal(again.neighbours, rows)
     assert [path.name for path in tmp_path.iterdir()] == ["g.safetensors"]
+
+
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from muco.io.neighbor_graph import NeighbourGraph
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+NeighbourGraph(np.full((1000, 1), -1, np.int32), data="d", teacher="t").write(Path(sys.argv[1]))
+"""
+
+
+def test_what_a_kill_within_a_write_leaves_is_removed_by_the_next(tmp_path):
+    """The system kills a process that writes beyond the limit on a file's size."""
+    path = tmp_path / "g.safetensors"
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    assert list(tmp_path.iterdir())
+    NeighbourGraph(scattered(7, 3), data="d", teacher="t").write(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_no_graph_is_told(tmp_path):

@@ -58,7 +58,7 @@ def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
     """
     partial = _partial(path, inside)
     try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        partial.touch(exist_ok=False)
         yield partial
         _sync(partial)
         os.replace(partial, path)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -148,7 +148,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object on a line; raise DataError if there is none."""
+    """Return the JSON object on a line; raise DataError if there is none, or the line is too long."""
+    if len(line) > _MAX_LINE_BYTES:
+        raise DataError(f"longer than {_MAX_LINE_BYTES:,} bytes")
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -182,14 +184,18 @@ def _json_file_rows(path: Path, columns: Sequence[str] | None, start: int) -> It
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON: {error}") from None
     for number, item in enumerate(items[start:], start):
-        try:
-            yield Row(path.name, number, values=_select(_object(item), columns))
-        except DataError as error:
-            yield Row(path.name, number, fault=str(error))
+        yield _read_row(Row(path.name, number), columns, _object, item)
 
 
-def _select(values: dict[str, Any], columns: Sequence[str] | None) -> dict[str, Any]:
-    return {name: values[name] for name in columns or values if name in values}
+def _read_row(
+    row: Row, columns: Sequence[str] | None, read: Callable[..., dict[str, Any]], *data: Any
+) -> Row:
+    """Return the row with the values that `read` makes of the data, or the fault that it raises."""
+    try:
+        values = read(*data)
+    except DataError as error:
+        return replace(row, fault=str(error))
+    return replace(row, values={name: values[name] for name in columns or values if name in values})
 
 
 def _json_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
@@ -199,7 +205,7 @@ def _json_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterato
             if at == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if number >= start:
-                yield _json_row(Row(path.name, number, line=at), line, columns)
+                yield _read_row(Row(path.name, number, line=at), columns, json_object, line)
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -208,15 +214,6 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
         yield line
         while len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
             line = file.readline(_MAX_LINE_BYTES + 1)
-
-
-def _json_row(row: Row, line: bytes, columns: Sequence[str] | None) -> Row:
-    if len(line) > _MAX_LINE_BYTES:
-        return replace(row, fault=f"longer than {_MAX_LINE_BYTES:,} bytes")
-    try:
-        return replace(row, values=_select(json_object(line), columns))
-    except DataError as error:
-        return replace(row, fault=str(error))
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
@@ -228,27 +225,24 @@ def _csv_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator
     ):
         heading = file.readline(_MAX_LINE_BYTES)
         reader = _csv_reader(path, chain([heading], file), heading)
-        names, number = None, 0
-        while True:
-            line = reader.line_num + 1
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                raise DataError(
-                    f"{path}: line {line}: {error}. A field that begins with a double quote ends with one, "
-                    "and double quotes in it are doubled"
-                ) from None
-            if fields is None:
-                break
-            if not fields:
-                continue
-            if names is None:
-                names = [text_of(name, f"{path}: the heading") for name in fields]
-                _check_columns(path, columns, names)
-                continue
-            if number >= start:
-                yield _csv_row(Row(path.name, number, line=line), names, fields, columns)
-            number += 1
+        names, number, line = None, 0, 1
+        try:
+            for fields in reader:
+                first, line = line, reader.line_num + 1
+                if fields and names is None:
+                    names = [text_of(name, f"{path}: the heading") for name in fields]
+                    _check_columns(path, columns, names)
+                elif fields:
+                    if number >= start:
+                        yield _read_row(
+                            Row(path.name, number, line=first), columns, _csv_values, names, fields
+                        )
+                    number += 1
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: line {line}: {error}. A field that begins with a double quote ends with one, "
+                "and double quotes in it are doubled"
+            ) from None
         if names is None:
             _check_columns(path, columns, ())
 
@@ -261,21 +255,21 @@ def _csv_reader(path: Path, lines: Iterable[str], heading: str) -> Any:
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
-def _csv_row(row: Row, names: Sequence[str], fields: Sequence[str], columns: Sequence[str] | None) -> Row:
+def _csv_values(names: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     if len(fields) != len(names):
-        return replace(row, fault="more or fewer fields than the heading has")
-    return replace(row, values=_select(dict(zip(names, fields, strict=True)), columns))
+        raise DataError("more or fewer fields than the heading has")
+    return dict(zip(names, fields, strict=True))
 
 
 def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
     table = _parquet(path)
     _check_columns(path, columns, table.schema_arrow.names)
     number, first_group = 0, 0
-    while first_group < table.num_row_groups:
-        length = table.metadata.row_group(first_group).num_rows
+    for group in range(table.num_row_groups):
+        length = table.metadata.row_group(group).num_rows
         if number + length > start:
             break
-        number, first_group = number + length, first_group + 1
+        number, first_group = number + length, group + 1
     batches = table.iter_batches(
         _BATCH_ROWS,
         row_groups=range(first_group, table.num_row_groups),
@@ -290,17 +284,18 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iter
         if batch is None:
             return
         for index in range(max(0, start - number), len(batch)):
-            yield _parquet_row(Row(path.name, number + index), batch.slice(index, 1))
+            row = Row(path.name, number + index)
+            yield _read_row(row, None, _parquet_values, batch.slice(index, 1))
         number += len(batch)
 
 
-def _parquet_row(row: Row, batch: Any) -> Row:
+def _parquet_values(batch: Any) -> dict[str, Any]:
     try:
-        return replace(row, values=_object(batch.to_pylist()[0]))
+        return _object(batch.to_pylist()[0])
     except UnicodeDecodeError as error:
-        return replace(row, fault=f"not UTF-8: {error}")
+        raise DataError(f"not UTF-8: {error}") from None
     except (ValueError, *_parquet_errors()) as error:  # such as dates that Python does not have
-        return replace(row, fault=f"cannot be read: {error}")
+        raise DataError(f"cannot be read: {error}") from None
 
 
 def _parquet_errors() -> tuple[type[Exception], ...]:

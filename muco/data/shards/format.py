@@ -148,13 +148,8 @@ def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) ->
         raise DataError(f"not a sample: {error}") from None
 
 
-def tar_bytes(key: str, members: Sequence[Member]) -> bytes:
-    """Return the members as tar entries, the same bytes on every machine at any time."""
-    return b"".join(tar_entry(f"{key}.{member.suffix}", member.data) for member in members)
-
-
 def tar_entry(name: str, data: bytes) -> bytes:
-    """Return a file as a tar entry: USTAR header without time, user and host, content, padding."""
+    """Return a file as a tar entry, the same bytes everywhere: a USTAR header without time, content."""
     header = tarfile.TarInfo(name)
     header.size, header.mode = len(data), 0o644
     return header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)

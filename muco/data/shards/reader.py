@@ -31,11 +31,8 @@ class ShardReader:
     ) -> None:
         """Open a folder, or the URL of one.
 
-        Args:
-            location: of the shards.
-            columns: what makes a pair of a record that another tool wrote; only for such shards.
-            cache_bytes: the most that remote shards may take of this machine's disk.
-            dataset: name of the data set, for samples of shards that another tool wrote.
+        `columns` make a pair of a record that another tool wrote, and `dataset` names the data set of such
+        samples. Remote shards take at most `cache_bytes` of this machine's disk.
 
         Raises:
             DataError: no index, a broken one, or shards that do not fit it.
@@ -44,18 +41,16 @@ class ShardReader:
         self._arguments = (location, columns, cache_bytes, dataset)
         self._storage = storage_of(location, cache_bytes=cache_bytes)
         self.index: ShardIndex = self._storage.index()
-        if columns is not None and columns.has_videos:
-            raise DataError(
-                f"{self._storage.name}: videos are read from tables, not from another tool's tars"
-            )
         self._columns, self._dataset = columns, dataset
-        if self.index.layout == "webdataset" and columns is None:
-            raise DataError(
-                f"{self._storage.name}: tars of another tool need `columns` in the recipe, which say what is "
-                "query and what is target"
-            )
-        if self.index.layout == "muco" and columns is not None:
-            raise DataError(f"{self._storage.name}: these are muco's own shards; leave `columns` out")
+        problem = ""
+        if columns is not None and columns.has_videos:
+            problem = "videos are read from tables, not from another tool's tars"
+        elif self.index.layout == "webdataset" and columns is None:
+            problem = "tars of another tool need `columns` in the recipe, which say what is query and target"
+        elif self.index.layout == "muco" and columns is not None:
+            problem = "these are muco's own shards; leave `columns` out"
+        if problem:
+            raise DataError(f"{self._storage.name}: {problem}")
         self._files: dict[int, int] = {}
         self._process = os.getpid()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from muco.core.errors import DataError
 from muco.core.sample import Sample
-from muco.data.shards.format import TAR_END, Elsewhere, tar_bytes, to_members
+from muco.data.shards.format import TAR_END, Elsewhere, tar_entry, to_members
 from muco.data.shards.index import Row, Shard, write_index
 from muco.io.atomic import atomic_folder
 
@@ -26,14 +26,10 @@ def write_shards(
 ) -> None:
     """Write `samples` to `folder`, which appears only when all of it is written.
 
-    Args:
-        samples: read once; the index numbers them in this order.
-        folder: must not exist, unless another process wrote the same in the meantime.
-        metadata: what made the samples; JSON values, stored in the index as `about`.
-        max_shard_bytes: a shard is closed once it is larger.
-
-    Raises:
-        DataError: the disk is full or not writable.
+    The samples are read once, and the index numbers them in this order. `folder` must not exist, unless
+    another process wrote the same in the meantime. `metadata`, JSON values, says what made the samples; the
+    index stores it as `about`. A shard is closed once it is larger than `max_shard_bytes`. Raise DataError if
+    the disk is full or not writable.
     """
     try:
         with atomic_folder(folder) as partial, ShardWriter(partial, max_shard_bytes) as writer:
@@ -90,7 +86,8 @@ class ShardWriter:
 
         Raise ValueError, and write nothing, if a text cannot be encoded as UTF-8.
         """
-        entries = tar_bytes(f"{self.num_samples:09d}", to_members(sample, elsewhere=elsewhere))
+        members = to_members(sample, elsewhere=elsewhere)
+        entries = b"".join(tar_entry(f"{self.num_samples:09d}.{it.suffix}", it.data) for it in members)
         if self._file is None:
             self._path = self._folder / f"shard-{self._num_shards:06d}.tar"
             self._file = open(self._path, "wb")  # noqa: SIM115 - closed with the shard

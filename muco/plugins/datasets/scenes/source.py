@@ -28,8 +28,8 @@ class Scenes(Source):
     hard negatives, in the nine directions between text, image and both. Sample i depends only on the
     settings, the seed and i.
 
-    One arrangement of objects in eight is held out for the `scenes` suite, by a hash. It is never drawn or
-    captioned here, on either side of a pair, on any background, for any seed and settings.
+    No arrangement of objects that is held out for the `scenes` suite is drawn or captioned here, on either
+    side of a pair, on any background, for any seed and settings.
 
     References:
         Gu et al. 2026, arXiv:2602.06393: M3T, seven kinds of question about one image.

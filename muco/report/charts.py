@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import ceil, floor, isfinite, log10
 
 from muco.report.formatting import count, measured, short
@@ -108,10 +109,8 @@ def _round_size(least: float) -> float:
 
 
 def _columns(curve: Sequence[tuple[int, float]], steps: Axis, values: Axis) -> list[Point | None]:
-    columns: dict[int, list[tuple[int, float]]] = {}
-    for step, value in curve:
-        columns.setdefault(round(steps.position(step) * NUM_COLUMNS / 100), []).append((step, value))
-    return [_mean_point(column, steps, values) for column in columns.values()]
+    columns = groupby(curve, key=lambda point: round(steps.position(point[0]) * NUM_COLUMNS / 100))
+    return [_mean_point(list(column), steps, values) for _, column in columns]
 
 
 def _mean_point(column: list[tuple[int, float]], steps: Axis, values: Axis) -> Point | None:

@@ -58,10 +58,10 @@ class Row:
 class Radar:
     """Polygons over spokes, on a drawing of 100 by 100."""
 
-    rings: tuple[str, ...]
-    spokes: tuple[tuple[float, float, float, float, str, str], ...]
+    rings: list[str]
+    spokes: list[tuple[float, float, float, float, str, str]]
     """End, position of the label, its text-anchor, and the label."""
-    polygons: tuple[tuple[int, bool, str], ...]
+    polygons: list[tuple[int, bool, str]]
     """Colour, whether a paper prints it, and points."""
 
 
@@ -81,9 +81,9 @@ class Comparison:
 def comparisons_of(run: RunFiles, others: Sequence[RunFiles]) -> tuple[Comparison, ...]:
     """Return a comparison of each suite of `run` that another run or a paper has scores of."""
     comparisons: list[Comparison] = []
+    theirs = [(other.recipe.name, each) for other in others for each in other.suites]
     for suite in run.suites:
-        same = [(other.recipe.name, each) for other in others for each in other.suites]
-        runs = [(run.recipe.name, suite), *(pair for pair in same if pair[1].suite == suite.suite)]
+        runs = [(run.recipe.name, suite), *(pair for pair in theirs if pair[1].suite == suite.suite)]
         papers = [each for each in published() if each.suite == suite.suite and _has_published_pools(suite)]
         if len(runs) > 1 or papers:
             comparisons.append(_comparison(runs, papers))
@@ -111,8 +111,11 @@ def _has_published_pools(suite: SuiteScores) -> bool:
 
 def _comparison(runs: Sequence[tuple[str, SuiteScores]], papers: Sequence[Published]) -> Comparison:
     first = runs[0][1]
-    names = _numbered([name for name, _ in runs])
-    rows = [_row(name, scores) for name, (_, scores) in zip(names, runs, strict=True)]
+    names = [name for name, _ in runs]
+    rows: list[Row] = []
+    for index, (name, scores) in enumerate(runs):
+        number = f" ({names[: index + 1].count(name)})" if names.count(name) > 1 else ""
+        rows.append(_row(name + number, scores))
     rows += [Row(each.model, True, each.values) for each in papers]
     averages = dict.fromkeys(name for _, scores in runs for name in scores.averages if name != "mean")
     columns = _COLUMNS.get(first.suite) or (*averages, "mean")
@@ -126,35 +129,21 @@ def _comparison(runs: Sequence[tuple[str, SuiteScores]], papers: Sequence[Publis
         columns=tuple((name, _average_title(name)) for name in columns),
         rows=tuple(rows),
         radar=_radar(axes, drawn) if drawn else None,
-        changed_data=_changed_data([scores for _, scores in runs]),
+        changed_data=tuple(
+            name
+            for name, task in first.tasks.items()
+            if any(name in other.tasks and other.tasks[name].data != task.data for _, other in runs)
+        ),
     )
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Return the names, those of several runs with a number each."""
-    return [
-        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
-        for index, name in enumerate(names)
-    ]
-
-
 def _row(name: str, scores: SuiteScores) -> Row:
-    tasks = {name: task.score for name, task in scores.tasks.items()}
-    averages = {name: average.score for name, average in scores.averages.items()}
-    return Row(name, False, tasks | averages, scores.partial_averages)
+    values = {name: result.score for name, result in (*scores.tasks.items(), *scores.averages.items())}
+    return Row(name, False, values, scores.partial_averages)
 
 
 def _average_title(name: str) -> str:
     return "ID" if name == "ind" else title(name.removeprefix("meta_"))
-
-
-def _changed_data(suites: Sequence[SuiteScores]) -> tuple[str, ...]:
-    first, *others = suites
-    return tuple(
-        name
-        for name, task in first.tasks.items()
-        if any(name in other.tasks and other.tasks[name].data != task.data for other in others)
-    )
 
 
 def _radar(axes: Sequence[str], rows: Sequence[Row]) -> Radar:
@@ -163,11 +152,11 @@ def _radar(axes: Sequence[str], rows: Sequence[Row]) -> Radar:
         end, (label_x, label_y) = _point(index, len(axes), 1.0), _point(index, len(axes), 1.12)
         anchor = "middle" if abs(label_x - 50) < 4 else "start" if label_x > 50 else "end"
         spokes.append((*end, label_x, label_y, anchor, title(axis.removeprefix("meta_"))))
-    polygons = tuple(
+    polygons = [
         (colour, row.is_published, _polygon([row.values[axis] for axis in axes]))
         for colour, row in enumerate(rows)
-    )
-    return Radar(tuple(_polygon([ring] * len(axes)) for ring in _RINGS), tuple(spokes), polygons)
+    ]
+    return Radar([_polygon([ring] * len(axes)) for ring in _RINGS], spokes, polygons)
 
 
 def _polygon(values: Sequence[float]) -> str:

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from muco.evaluation.results import Coherence, SuiteScores, TaskScore
+from muco.evaluation.results import SuiteScores, TaskScore
 from muco.report.formatting import percent, title
 
 META_TASKS = ("classification", "vqa", "retrieval", "grounding")
 """MMEB's, in the order of its tables."""
+_MEASURES = {
+    "modality_gap": "modality gap, 0 to 2",
+    "alignment": "alignment: query to answer, squared distance",
+    "uniformity": "uniformity, lower is more even",
+    "turn_agreement": "agreement of the turns of one image, cosine",
+    "turn_agreement_others": "the same, of different images",
+}
+"""Label of each measure of `Coherence`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,11 @@ def suite_of(scores: SuiteScores) -> Suite:
         scores=scores,
         metrics=", ".join(sorted({task.metric for task in scores.tasks.values()})),
         meta_tasks=[(title(name), groups[name]) for name in (*first, *others)],
-        coherence=_coherence(scores.coherence),
+        coherence=[
+            (label, value)
+            for name, label in _MEASURES.items()
+            if (value := getattr(scores.coherence, name)) is not None
+        ],
     )
 
 
@@ -45,14 +57,3 @@ def standard_error(task: TaskScore) -> str | None:
     if task.metric != "precision@1" or not 0 <= task.score <= 1 or task.num_queries < 2:
         return None
     return percent(sqrt(task.score * (1 - task.score) / (task.num_queries - 1)))
-
-
-def _coherence(found: Coherence) -> list[tuple[str, float]]:
-    labels = {
-        "modality gap, 0 to 2": found.modality_gap,
-        "alignment: query to answer, squared distance": found.alignment,
-        "uniformity, lower is more even": found.uniformity,
-        "agreement of the turns of one image, cosine": found.turn_agreement,
-        "the same, of different images": found.turn_agreement_others,
-    }
-    return [(label, value) for label, value in labels.items() if value is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from statistics import median
 
@@ -48,21 +49,21 @@ def _curve(log: Sequence[LoggedStep], field: str) -> Curve:
 def _loss_charts(curve: Curve) -> tuple[Chart, ...]:
     if not curve:
         return ()
-    steps, losses = [step for step, _ in curve], [loss for _, loss in curve]
-    values = value_axis(losses)
+    steps, losses = zip(*curve, strict=True)
     axes = (log_step_axis(steps), step_axis(steps))
-    return tuple(draw("Loss", curve, steps=axis, values=values) for axis in axes)
+    return tuple(draw("Loss", curve, steps=axis, values=value_axis(losses)) for axis in axes)
 
 
 def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
-    wanted: list[tuple[str, str, Callable[[Sequence[float]], Axis]]] = [
+    few_ticks = partial(value_axis, num_ticks=2)
+    rows: list[tuple[str, str, Callable[[Sequence[float]], Axis]]] = [
         ("In-batch accuracy", "in_batch_accuracy", lambda _: Axis(0, 1, (0, 0.5, 1))),
-        ("Gradient norm", "grad_norm", _few_ticks),
-        ("Learning rate", "lr", _few_ticks),
-        ("Pairs a second", "pairs_per_second", _few_ticks),
+        ("Gradient norm", "grad_norm", few_ticks),
+        ("Learning rate", "lr", few_ticks),
+        ("Pairs a second", "pairs_per_second", few_ticks),
     ]
     charts: list[Chart] = []
-    for name, field, axis in wanted:
+    for name, field, axis in rows:
         if curve := _curve(log, field):
             steps = step_axis([step for step, _ in curve], num_ticks=3)
             values = axis([value for _, value in curve])
@@ -70,13 +71,9 @@ def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
     return charts
 
 
-def _few_ticks(values: Sequence[float]) -> Axis:
-    return value_axis(values, num_ticks=2)
-
-
 def _facts(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
     """Return medians over the log: one slow step does not change them."""
-    wanted: list[tuple[str, str, Callable[[float], str]]] = [
+    rows: list[tuple[str, str, Callable[[float], str]]] = [
         ("pairs a second", "pairs_per_second", count),
         ("samples a second", "samples_per_second", count),
         ("tokens a step", "tokens", count),
@@ -84,13 +81,11 @@ def _facts(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
         ("% of the time waiting for data", "wait_share", percent),
     ]
     facts: list[tuple[str, str]] = []
-    for label, field, write in wanted:
+    for label, field, write in rows:
         if values := [value for _, value in _curve(log, field) if isfinite(value)]:
             facts.append((write(median(values)), label))
-    return facts + _masked(log)
-
-
-def _masked(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:
-    names = dict.fromkeys(name for line in log for name in line.counts)
-    medians = [(name, median(line.counts.get(name, 0) for line in log)) for name in names]
-    return [(count(number), f"{title(name).lower()} a step") for name, number in medians if isfinite(number)]
+    for name in dict.fromkeys(name for line in log for name in line.counts):
+        number = median(line.counts.get(name, 0) for line in log)
+        if isfinite(number):
+            facts.append((count(number), f"{title(name).lower()} a step"))
+    return facts

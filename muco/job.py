@@ -48,11 +48,8 @@ def assemble(
 ) -> Job:
     """Open the data and build what a run needs; training goes on from the last checkpoint in the run folder.
 
-    Nothing is written but shards in the cache folder, by the main process.
-
-    Raises:
-        DataError: data is missing; the message names all of it and how to get it.
-        MucoError: components, data and checkpoint do not fit together.
+    Nothing is written but shards in the cache folder, by the main process. Raise DataError with all data that
+    is missing, MucoError if components, data and checkpoint do not fit together.
     """
     suites = make_suites(recipe.evaluate) if evaluate else []
     verify_data(recipe.name, recipe.data if train else {}, suites)

@@ -89,11 +89,7 @@ class RunFolder:
         return self.path / "eval"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return the mapping in `name`, a JSON or YAML file of the folder; None if there is no such file.
-
-        Raises:
-            MucoError: the file cannot be read or holds something else.
-        """
+        """Return the mapping in a JSON or YAML file, None without it; raise MucoError if it is broken."""
         path = self.path / name
         try:
             text = path.read_text(encoding="utf-8")
@@ -176,11 +172,9 @@ class RunFolder:
     ) -> Summary | None:
         """Return the summary of a finished run of the recipe; None if the run can start or go on.
 
-        `data` has the fingerprints of the training data, as far as they are known.
-
-        Raises:
-            MucoError: the folder holds another run, other files, a run on other data, or an unfinished one
-                that is not resumed; or there is none to evaluate.
+        `data` has the fingerprints of the training data, as far as they are known. Raise MucoError if the
+        folder holds another run, other files, other data, an unfinished run that is not resumed, or no run to
+        evaluate.
         """
         old = self.recipe()
         if old is None:
@@ -206,11 +200,7 @@ class RunFolder:
         return None
 
     def clear(self) -> None:
-        """Remove the run in the folder; a folder that holds no run is left alone.
-
-        Raises:
-            MucoError: the folder holds files, and no recipe.yaml among them.
-        """
+        """Remove the run in the folder; raise MucoError if it holds files and no recipe.yaml."""
         if not self.path.exists():
             return
         if self.recipe() is None and self._has_files():
@@ -316,11 +306,7 @@ def _git_commit() -> str | None:
 
 
 def validate_record(path: Path, record: type[R], values: Any) -> R:
-    """Return the record that a file of the folder holds; keys that the record does not have are ignored.
-
-    Raises:
-        MucoError: a field is missing or has another type.
-    """
+    """Return the record in a file, unknown keys ignored; raise MucoError if a field is wrong."""
     try:
         return TypeAdapter(record).validate_python(values)
     except ValidationError as error:

@@ -21,8 +21,7 @@ from muco.training.data import check_last_batch, missing_shards
 def check(recipe: Recipe, title: str) -> list[str]:
     """Return what is unusual about a recipe that can run; `title` names it in messages.
 
-    Raises:
-        RecipeError: something is missing on this machine, or the settings do not fit the data. It lists all.
+    Raise RecipeError with all that is missing on this machine, or does not fit the data.
     """
     suites = make_suites(recipe.evaluate)
     problems = {**_package_problems(recipe), **_missing_checkpoints(recipe), **missing_suites(suites)}

@@ -62,11 +62,7 @@ def evaluate(
 
 
 def _prepare(run_folder: RunFolder, evaluation: Evaluation, source: ModelSource, weights: str) -> None:
-    """Write the settings and the environment, unless the folder is the run of this model.
-
-    Raises:
-        MucoError: the folder holds another run, results of another model, or other files.
-    """
+    """Write settings and environment, unless this is the model's run; refuse a folder of others."""
     path, problem = run_folder.path, ""
     if run_folder.recipe() is not None:
         if source.folder is not None and source.folder.resolve() == run_folder.model.resolve():

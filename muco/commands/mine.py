@@ -125,9 +125,9 @@ def _check(readers: Mapping[str, ShardReader], range_min: int, range_max: int, n
 def _neighbours(
     reader: ShardReader, embedder: CachedEmbedder, num_neighbours: int, name: str, console: Console
 ) -> NDArray[np.int32] | None:
-    """Return each sample's neighbours, nearest first, int32 [samples, num_neighbours], -1 where none is left.
+    """Return each sample's neighbours, nearest first; None in all processes but the main one.
 
-    Returns None in all processes but the main one.
+    int32 [samples, num_neighbours], -1 where none is left.
     """
     num_pairs = [len(reader[index].pairs) for index in range(len(reader))]
     sample_of_pair = np.repeat(np.arange(len(reader)), num_pairs)

@@ -24,9 +24,6 @@ def find_recipe(name: str) -> Path:
     """Return the recipe file: the path on disk, else the shipped recipe of that name.
 
     `recipes/quickstart.yaml`, `quickstart.yaml` and `quickstart` all name the shipped one.
-
-    Raises:
-        MucoError: there is neither.
     """
     path = Path(name)
     if path.is_file():

@@ -21,9 +21,6 @@ def apply_override(
 
     The key is dotted, a number in it indexes a list; the value is YAML. Where a component is picked by its
     name only and the key leads into it, the name becomes the mapping that it stands for.
-
-    Raises:
-        MucoError: the override is malformed, or its key leads into a value without keys.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -34,10 +34,9 @@ def parse_yaml(title: str, text: str) -> tuple[dict[str, Any], Lines]:
 
 
 def read_yaml(title: str, text: str) -> tuple[Any, Lines]:
-    """Return any value of YAML text, and the line of each key.
+    """Return any value of YAML text and the line of each key.
 
-    Raises:
-        RecipeError: the text is not YAML, repeats a key, or is too large. `title` names it in the message.
+    Raise RecipeError if it is not YAML, repeats a key or is too large; `title` names it in the message.
     """
     lines: Lines = {}
     problems: list[Problem] = []

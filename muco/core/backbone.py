@@ -45,11 +45,7 @@ class Processor(ABC):
 
     @abstractmethod
     def render(self, dialogue: Dialogue) -> Rendered:
-        """Return `dialogue` as `collate` takes it. Decodes no image: image headers give the cost.
-
-        Raises:
-            DataError: the dialogue cannot be rendered, an image without a readable header for example.
-        """
+        """Return `dialogue` as `collate` takes it, or raise DataError. Of images only headers are read."""
 
     @abstractmethod
     def collate(self, rendered: Sequence[Any]) -> EncoderInputs:
@@ -117,11 +113,7 @@ class Backbone(Component, nn.Module, ABC):
     @classmethod
     @abstractmethod
     def load(cls, config: Any, folder: Path) -> Self:
-        """Return the backbone that `save` wrote to `folder`.
-
-        Raises:
-            DataError: a weight is missing or unexpected.
-        """
+        """Return the backbone that `save` wrote; raise DataError if a weight is missing or unexpected."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

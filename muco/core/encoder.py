@@ -18,10 +18,8 @@ class TurnEncoder(nn.Module):
         self.pooler = pooler
 
     def forward(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnEmbeddings:
-        """Return the embeddings of the chunk's N turns, in the chunk's order.
+        """Return the embeddings of the chunk's N turns, in its order.
 
-        Args:
-            inputs: a chunk from the backbone's processor, on this module's device.
-            images: the chunk's image features, if they were computed before.
+        The chunk is on this module's device; `images` are its image features, if they were computed before.
         """
         return self.pooler(self.backbone.encode(inputs, images))

@@ -9,11 +9,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 def stable_id(*parts: str | bytes) -> int:
-    """Hash the parts to a signed 64-bit integer, equal in every process and on every machine.
-
-    Args:
-        parts: text or bytes. Boundaries count: ("ab", "c") and ("a", "bc") differ.
-    """
+    """Hash the parts to a signed 64-bit integer, equal everywhere; ('ab', 'c') and ('a', 'bc') differ."""
     digest = blake2b(digest_size=8)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -52,11 +52,7 @@ class EncodedImage:
             return image.size
 
     def decode(self) -> Image:
-        """Return the image in RGB, by Pillow's plain conversion.
-
-        Raises:
-            DataError: the bytes are no image, are cut short, or have more than `MAX_PIXELS` pixels.
-        """
+        """Return the image in RGB; raise DataError if it is none, broken, or larger than `MAX_PIXELS`."""
         with self._open() as image:
             return _plain(image)
 

@@ -64,9 +64,8 @@ class Loss(Component, nn.Module, ABC):
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
         """Return `per_turn`.
 
-        Raises:
-            ValueError: a query turn has no positive or no negative.
-            PluginError: the loss returns anything but one number a query turn.
+        Raise ValueError if a query turn has no positive or no negative, PluginError unless there is one
+        number a query turn.
         """
         check_sides(query, target)
         terms: Any = self.per_turn(query, target)

@@ -7,12 +7,7 @@ from torch import Tensor
 
 
 def equal_pairs(query_N: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pairs with equal ids, (rows, columns), int64 [P] each, ordered by row.
-
-    Args:
-        query_N: int64 [N].
-        target_M: int64 [M].
-    """
+    """Return (rows, columns) of equal ids, int64 [P] each, ordered by row. The ids are int64."""
     sorted_M, order_M = target_M.sort(stable=True)
     left_N = torch.searchsorted(sorted_M, query_N)
     counts_N = torch.searchsorted(sorted_M, query_N, right=True) - left_N

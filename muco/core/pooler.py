@@ -30,11 +30,7 @@ class Pooler(Component, nn.Module, ABC):
         return None
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:
-        """Return one embedding a turn, of unit length.
-
-        Raises:
-            PluginError: the pooler returns another number of vectors or dimensions.
-        """
+        """Return one embedding a turn, of unit length; raise PluginError if `pool` returns another shape."""
         vectors = self.pool(states)
         expected = (len(states.ids), self.embedding_dim)
         if vectors.shape != expected:

@@ -165,11 +165,7 @@ def _declarations(plugin: Any, hook: str, provider: str) -> dict[str, str]:
 
 @cache
 def default_registry() -> Registry:
-    """Return the registry of all installed packages with an entry point in the group `muco`.
-
-    Raises:
-        PluginError: a plugin package cannot be used.
-    """
+    """Return the registry of all installed packages that have an entry point in the group `muco`."""
     from importlib.metadata import entry_points
 
     registry = Registry()

@@ -11,10 +11,7 @@ from muco.core.video import Visual
 
 @dataclass(frozen=True)
 class Content:
-    """A text, images or both; the images are rendered before the text.
-
-    `images` may hold videos, here and in `Sample`.
-    """
+    """A text, images (or videos) or both; the images are rendered before the text."""
 
     text: str = ""
     images: tuple[Visual, ...] = ()
@@ -32,11 +29,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and its target.
-
-    Raises:
-        ValueError: there is no query, or the target is empty.
-    """
+    """A query and its target; raises ValueError if there is no query or the target is empty."""
 
     task: str
     """The kind of question, such as `local_vqa_1`; for statistics only."""
@@ -55,11 +48,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sample:
-    """One record of a data set.
-
-    Raises:
-        ValueError: there is no pair.
-    """
+    """One record of a data set; raises ValueError if there is no pair."""
 
     sample_id: str
     """Unique within its data set."""

@@ -64,8 +64,4 @@ class Sampler(Component, ABC):
 
     @abstractmethod
     def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
-        """Return the batch at `position` of `epoch`. `batch_size` counts samples over all ranks.
-
-        Raises:
-            ValueError: `position` is not below `num_batches`.
-        """
+        """Return batch `position` of `epoch`, of all ranks; raise ValueError beyond `num_batches`."""

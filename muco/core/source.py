@@ -34,9 +34,8 @@ class Source(Component, ABC):
     def sample(self, record: Any) -> Sample:
         """Return the sample of a record.
 
-        Raises:
-            DataError: the record makes no sample: an image is missing, a target is empty, a text is broken.
-                It is then skipped and counted.
+        Raise DataError if it makes none: an image is missing, a target is empty, a text is broken. It is then
+        skipped and counted.
         """
 
     def samples(self, start: int = 0) -> Iterator[Sample]:
@@ -52,11 +51,7 @@ class Source(Component, ABC):
         return ()
 
     def files_of(self, record: Any) -> Iterable[tuple[str, int]]:
-        """Yield name and size in bytes of each image file that `sample` reads, to forecast disk usage.
-
-        Raises:
-            DataError: a file is missing.
-        """
+        """Yield name and bytes of each image file that `sample` reads; raise DataError if one is missing."""
         return ()
 
     def left_out(self) -> Sequence[Path]:

@@ -77,21 +77,14 @@ class Suite(Component, ABC):
     kind: ClassVar[Kind] = "suite"
 
     def verify_data(self) -> None:
-        """Check the suite's files before training; by default do nothing.
+        """Check in seconds, before training, that the suite's files exist and begin as they should.
 
-        It should take seconds: check that the files exist and begin as they should.
-
-        Raises:
-            DataError: a file is missing or of another layout; the message says how to get it.
+        By default do nothing. Raise DataError if one is missing or of another layout, and say how to get it.
         """
 
     @abstractmethod
     def tasks(self) -> Iterable[Task]:
-        """Yield the tasks; equal settings must give equal queries and candidates.
-
-        Raises:
-            DataError: a file is missing or broken.
-        """
+        """Yield the tasks, equal ones for equal settings; raise DataError if a file is missing or broken."""
 
     def members(self) -> Mapping[str, int]:
         """Return the number of tasks in each average; one over fewer tasks is reported as partial.

@@ -14,10 +14,9 @@ from muco.core.image import EncodedImage
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one size, in order. A video may be used wherever an image may.
+    """Frames of one size, in order; usable wherever an image is.
 
-    Raises:
-        ValueError: there is no frame, or `seconds_per_frame` is no positive number.
+    Raises ValueError if there is no frame, or `seconds_per_frame` is no positive number.
     """
 
     frames: tuple[EncodedImage, ...]
@@ -38,11 +37,7 @@ class Video:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height of every frame in pixels, read from the headers.
-
-        Raises:
-            DataError: the frames differ in size, or one is no image.
-        """
+        """Width and height of every frame in pixels; DataError if they differ or one is no image."""
         sizes = dict.fromkeys(frame.size for frame in self.frames)
         if len(sizes) > 1:
             two = " and ".join(f"{width} x {height}" for width, height in list(sizes)[:2])

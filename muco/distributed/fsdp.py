@@ -27,11 +27,7 @@ from muco.distributed.ranks import Ranks
 
 
 def fsdp_requested() -> bool:
-    """Return whether the launcher asks for FSDP: `accelerate launch --use_fsdp --fsdp_version 2`.
-
-    Raises:
-        MucoError: it asks for FSDP1, or for an option that muco does not support.
-    """
+    """Return whether the launcher asks for FSDP2; raise MucoError for FSDP1 and unsupported options."""
     if not _is_set("ACCELERATE_USE_FSDP"):
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -63,11 +59,7 @@ class Shards:
 
     @classmethod
     def of(cls, encoder: TurnEncoder, ranks: Ranks, device: torch.device) -> Shards:
-        """Shard the modules that the backbone allows; all processes must hold the same weights.
-
-        Raises:
-            MucoError: the backbone allows none.
-        """
+        """Shard the modules that the backbone allows; all processes must hold the same weights."""
         modules = list(encoder.backbone.shardable_modules())
         if not modules:
             raise MucoError(

@@ -38,10 +38,7 @@ class Ranks:
     def join(cls) -> Ranks:
         """Join the processes that `accelerate launch` or `torchrun` started.
 
-        An exchange fails when another process ended, or did not answer for 10 minutes.
-
-        Raises:
-            MucoError: the launcher asks for DeepSpeed.
+        An exchange fails when another process ended, or did not answer for 10 minutes. DeepSpeed is refused.
         """
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
             raise MucoError(

@@ -18,10 +18,7 @@ _SAME_REQUEST_SECONDS = 2.0
 
 
 class Interrupted(MucoError):  # noqa: N818 - the user asked for it, so it is no error
-    """The run was asked to stop and has written a checkpoint.
-
-    The exit code is 128 and the signal's number.
-    """
+    """The run was stopped and has written a checkpoint; the exit code is 128 and the signal's number."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -128,15 +128,7 @@ class EmbeddingStore:
         return len(self._ids)
 
     def add(self, content_ids: Sequence[int], vectors_ND: Tensor) -> None:
-        """Append vectors under the ids of their contents; `find` sees them after `refresh`.
-
-        Args:
-            content_ids: one a vector.
-            vectors_ND: float32, on the CPU.
-
-        Raises:
-            MucoError: the disk is full or not writable.
-        """
+        """Append float32 vectors by the ids of their contents; `find` sees them after `refresh`."""
         assert self._files is not None, "a store is written within `with`"
         vectors = vectors_ND.numpy().astype(self.dtype)
         records = np.empty(len(vectors), dtype=_ROW)
@@ -151,11 +143,7 @@ class EmbeddingStore:
             raise MucoError(f"{self.folder}: embeddings cannot be written: {error}") from error
 
     def refresh(self) -> None:
-        """Read what all processes have written so far, and check the checksums of new rows.
-
-        Raises:
-            DataError: a row is damaged.
-        """
+        """Read what all processes have written so far; raise DataError if a new row has a wrong checksum."""
         parts = [self._read_part(file) for file in sorted(self.folder.glob("*.rows"))]
         self._ids = np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in parts)])
         self._parts = [vectors for _, vectors in parts]

@@ -151,12 +151,7 @@ class Gallery:
 
 
 def write_results(folder: Path, scores: SuiteScores, gallery: Gallery) -> None:
-    """Write `<suite>.json` and `<suite>.gallery.json` to `folder`, each whole or not at all.
-
-    Raises:
-        DataError: `folder` is a symbolic link.
-        MucoError: the disk is full or not writable.
-    """
+    """Write `<suite>.json` and `<suite>.gallery.json` to `folder`, each whole or not at all."""
     for name, record in ((f"{gallery.suite}.gallery.json", gallery), (f"{scores.suite}.json", scores)):
         try:
             write_text(folder / name, json.dumps(asdict(record), indent=1) + "\n", inside=folder.parent)

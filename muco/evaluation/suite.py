@@ -153,10 +153,7 @@ def _score(task: Task, rankings: Sequence[Ranking], ties: Ties, data: str) -> Ta
 def _averages(
     scores: Mapping[str, TaskScore], num_members: Mapping[str, int]
 ) -> tuple[dict[str, Average], dict[str, PartialAverage]]:
-    """Return the means over all tasks, over each meta-task and over each group.
-
-    Partial where fewer tasks were scored than `num_members` says.
-    """
+    """Return the means over all tasks, meta-tasks and groups; partial below `num_members` tasks."""
     members: dict[str, list[TaskScore]] = {"mean": []}
     for score in scores.values():
         own = ("mean", f"meta_{score.meta_task}") if score.in_mean else ()

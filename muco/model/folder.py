@@ -60,11 +60,7 @@ def save_encoder(
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return a model's metadata: its step, and the settings of its packer, backbone and pooler.
-
-    Raises:
-        DataError: the metadata or a file that it lists is missing or damaged.
-    """
+    """Return a model's step and components; raise DataError if a file is missing or damaged."""
     path = folder / METADATA_FILE
     try:
         metadata = parse_json(path.read_bytes())
@@ -103,22 +99,14 @@ class LoadedModel:
 
 
 def load_model(settings: ModelSettings, folder: Path) -> LoadedModel:
-    """Return the model that `save_encoder` wrote.
-
-    Raises:
-        DataError: a file is missing or damaged, or the weights do not fit the settings.
-    """
+    """Return the model that `save_encoder` wrote; raises as `load_encoder`."""
     encoder, saved = load_encoder(settings, folder), read_metadata(folder)
     packer, nested_dims = settings.packer.make(), tuple(saved.get("nested_dims", ()))
     return LoadedModel(settings, packer, encoder, weights_hash(folder), saved["step"], nested_dims)
 
 
 def load_encoder(settings: ModelSettings, folder: Path) -> TurnEncoder:
-    """Return the encoder that `save_encoder` wrote.
-
-    Raises:
-        DataError: a file is missing or damaged, or the weights do not fit the settings.
-    """
+    """Return the encoder that `save_encoder` wrote; raise DataError if a file is missing or does not fit."""
     read_metadata(folder)
     backbone = settings.backbone.cls.load(settings.backbone.config, folder)
     encoder = TurnEncoder(backbone, settings.pooler.make(hidden_dim=backbone.hidden_dim))
@@ -127,11 +115,7 @@ def load_encoder(settings: ModelSettings, folder: Path) -> TurnEncoder:
 
 
 def load_pretrained_pooler(settings: ModelSettings, encoder: TurnEncoder) -> None:
-    """Load the pooler's weights if `backbone.pretrained` is a model folder with an equal pooler.
-
-    Raises:
-        DataError: a file of that folder is missing or damaged.
-    """
+    """Load the pooler's weights if `backbone.pretrained` is a model folder with an equal pooler."""
     folder = Path(getattr(settings.backbone.config, "pretrained", None) or "").expanduser()
     if (folder / METADATA_FILE).is_file() and read_metadata(folder)["pooler"] == settings.pooler.dump():
         _load_pooler(encoder, folder)

@@ -52,11 +52,7 @@ class ModelSource:
         return validate_settings(Evaluation, values, overrides, title=title)
 
     def load(self, settings: ModelSettings) -> LoadedModel:
-        """Return the model; a backbone without a folder is built, its random weights from seed 0.
-
-        Raises:
-            DataError: the folder is damaged, or its weights do not fit the settings.
-        """
+        """Return the model; a backbone without a folder is built, its random weights from seed 0."""
         quiet_libraries()
         if self.folder is not None:
             return load_model(settings, self.folder)
@@ -65,11 +61,7 @@ class ModelSource:
 
 
 def find_model(model: str) -> ModelSource:
-    """Return where a model comes from: a run folder, a model folder, its hub name, or a backbone's name.
-
-    Raises:
-        MucoError: it is none of them.
-    """
+    """Return where a model comes from: a run folder, a model folder, its hub name, or a backbone's name."""
     path = Path(model)
     if (path / "recipe.yaml").is_file():
         recipe = RunFolder(path).recipe() or {}

@@ -23,17 +23,10 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
-    """Write `report.html` from the files of a run folder and return its path.
+    """Write `report.html` from the files of a run folder, compared with `others`, and return its path.
 
     The page is one file and loads nothing. The run may be unfinished: a section without data names the
-    command that makes it.
-
-    Args:
-        folder: of the run.
-        others: run folders to compare it with.
-
-    Raises:
-        MucoError: a folder is no run folder, or a file in it is not what muco writes.
+    command that makes it. Raise MucoError if a folder is no run's, or a file is not what muco writes.
     """
     page = render(read_run(folder), [read_run(other) for other in others])
     path = folder / "report.html"

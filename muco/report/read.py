@@ -67,11 +67,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run folder.
-
-    Raises:
-        MucoError: there is no recipe.yaml, or a file is not what muco writes.
-    """
+    """Read a run folder; raise MucoError if it is none, or a file is not what muco writes."""
     run = RunFolder(folder)
     source = next((path for path in (run.path / name for name in _SETTINGS) if path.is_file()), None)
     if source is None:

@@ -45,13 +45,10 @@ class PreciseMuon(Muon):
 def orthogonalized(
     matrix: Tensor, coefficients: tuple[float, float, float], num_rounds: int, eps: float
 ) -> Tensor:
-    """Return a matrix with about the same singular vectors and singular values near 1.
+    """Return a float matrix with about the same singular vectors and singular values near 1.
 
-    Args:
-        matrix: [rows, columns], float32 or float64.
-        coefficients: of the Newton-Schulz iteration, an odd polynomial of degree five.
-        num_rounds: iterations.
-        eps: the smallest norm to divide by.
+    `coefficients` are those of the Newton-Schulz iteration, an odd polynomial of degree five; a norm below
+    `eps` is divided by `eps`.
     """
     a, b, c = coefficients
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

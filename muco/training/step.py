@@ -47,11 +47,7 @@ class Stepper:
     """Between the two passes, hold a frozen vision tower's features on the host, not on the device."""
 
     def __call__(self, inputs: StepInputs) -> StepLoss:
-        """Add the batch's gradients to the weights; the caller clears them after the update.
-
-        Raises:
-            ValueError: a query turn has no positive or no negative.
-        """
+        """Add the batch's gradients to the weights; the caller clears them after the update."""
         self.shards.unshard()
         loss = self._backward_by_chunk(inputs) if self.grad_cache else self._backward(inputs)
         self.shards.reshard(self.encoder)
@@ -66,8 +62,7 @@ class Stepper:
     def dry_run(self, chunk: EncoderInputs) -> int:
         """Run a step's passes over one chunk to measure their memory; its gradients are zero.
 
-        Returns:
-            The bytes of image features that the step holds on the device for the chunk's second pass.
+        Return the bytes of image features that are on the device until the chunk's second pass.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
         first = self._first_pass(chunk)
@@ -88,10 +83,8 @@ class Stepper:
         return self._score(queries, targets)
 
     def _backward_by_chunk(self, inputs: StepInputs) -> StepLoss:
-        """Compute the gradient of the embeddings first, then that of the weights, one chunk at a time.
-
-        References:
-            Gao et al. 2021, arXiv:2101.06983: GradCache.
+        """Compute the gradient of the embeddings first, then of the weights, one chunk at a time (GradCache,
+        Gao et al. 2021, arXiv:2101.06983).
         """
         passes, sides = [], []
         for side in (inputs.queries, inputs.targets):

@@ -71,10 +71,8 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step and write a checkpoint there.
 
-        Raises:
-            Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
-            MucoError: the loss is not finite, too many samples cannot be read, a data worker was killed, or
-                the disk is full.
+        Raise Interrupted after a stop signal, when a checkpoint was written, and MucoError if the loss is not
+        finite, too many samples cannot be read, a data worker was killed, or the disk is full.
         """
         settings = self.settings
         on_cpu = not torch.cuda.is_available()
@@ -290,11 +288,7 @@ class Trainer:
         self.ranks.wait()
 
     def _log_unreadable(self, inputs: StepInputs, numbers: dict[str, float]) -> None:
-        """Log this process's unreadable samples and count those of all.
-
-        Raises:
-            MucoError: there are too many.
-        """
+        """Log this process's unreadable samples; raise MucoError if all processes have too many."""
         if not numbers["unreadable"]:
             return
         append_unreadable(

@@ -31,16 +31,10 @@ from muco.evaluation.search.vectors import Vectors
 def rank_pool(
     query_QD: Tensor, pool: Vectors, relevant: Sequence[Sequence[int]], device: torch.device
 ) -> list[tuple[RelevantRank, ...]]:
-    """Return the ranks of each query's right answers, by (-score, position).
+    """Return the ranks of each query's right answers (their rows: `relevant`), by (-score, position).
 
-    Args:
-        query_QD: float32, on the CPU.
-        pool: P candidates.
-        relevant: the rows of each query's right answers.
-        device: where products are computed.
-
-    Raises:
-        ValueError: a vector is not finite.
+    `query_QD` is float32 on the CPU, products are computed on `device`. Raise ValueError if a vector is not
+    finite.
     """
     rights = [_Right.of(row, query_QD, pool, rows) for row, rows in enumerate(relevant)]
     slots = [

@@ -83,10 +83,7 @@ class Scorer:
     def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
         """Return float32 [Q, B], and the most that one may differ from the true score rounded to float32.
 
-        The next call overwrites the scores.
-
-        Raises:
-            ValueError: a vector is not finite.
+        The next call overwrites the scores. Raise ValueError if a vector is not finite.
         """
         longest = float(torch.linalg.vector_norm(block_BD, dim=1).max())
         # D products and sums, each rounded to half a unit of 2^-23, and the rounding of the result.

@@ -40,16 +40,9 @@ def rank_all(
 ) -> list[Ranking]:
     """Rank the right answers of every query.
 
-    Args:
-        task: has the candidates and the right answers of each query.
-        query: the task's queries in order, unit length.
-        pool: the task's pool in order, unit length.
-        num_top: how many of the best candidates to return in `Ranking.top`.
-        top_queries: for how many of the first queries to do so.
-        device: where products are computed.
-
-    Raises:
-        ValueError: a vector is not finite.
+    The vectors of the task's queries and pool are in its order, unit length; products are computed on
+    `device`. `Ranking.top` has the `num_top` best candidates of the first `top_queries` queries. Raise
+    ValueError if a vector is not finite.
     """
     query, pool = as_vectors(query), as_vectors(pool)
     if task.candidates is not None:
@@ -69,19 +62,10 @@ def rank_all(
 def top_k(
     query_QD: Tensor, pool: Vectors | Tensor, num_best: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Return the best candidates of each query, by (-score, position).
+    """Return the best candidates of each query by (-score, position).
 
-    Args:
-        query_QD: float32, unit length.
-        pool: P candidates.
-        num_best: K; fewer are returned if the pool is smaller.
-        device: where products are computed.
-
-    Returns:
-        scores float32 [Q, K] and rows of the pool int64 [Q, K].
-
-    Raises:
-        ValueError: a vector is not finite.
+    `query_QD` is float32 of unit length; products are computed on `device`. Returns scores float32 [Q, K] and
+    rows of the pool int64 [Q, K], K at most the size of the pool. Raise ValueError if a vector is not finite.
     """
     pool = as_vectors(pool)
     parts = [

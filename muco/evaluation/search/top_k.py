@@ -14,11 +14,7 @@ from muco.evaluation.search.vectors import Vectors
 
 
 def top_k_of_pool(query_QD: Tensor, pool: Vectors, num_best: int) -> tuple[Tensor, Tensor]:
-    """Return scores float32 [Q, K] and rows int64 [Q, K], on the CPU, by (-score, position).
-
-    Raises:
-        ValueError: a vector is not finite.
-    """
+    """Return scores float32 [Q, K] and rows int64 [Q, K], on the CPU, by (-score, position)."""
 
     def scan_part(rows: range) -> tuple[Tensor, Tensor]:
         best = _Best(query_QD, num_best)

@@ -163,6 +163,18 @@ def search(
     )
 
 
+@app.command()
+def demo(
+    store: Annotated[Path, typer.Argument(help="Made by muco encode.")],
+    model: Annotated[str | None, typer.Option("--model", help="Else the store's own, where it was.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 for any free one.")] = 0,
+) -> None:
+    """Serve a page on this machine that searches a store by text and image. Needs muco[demo]."""
+    from muco.commands.demo import demo as run_demo
+
+    run_demo(store, model=model, port=port, console=Terminal())
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,

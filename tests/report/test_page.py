@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -332,25 +331,6 @@ def test_numbers_are_written_as_people_read_them():
     assert [short(n) for n in (0, 0.5, 1280, 5e-5, 0.0012)] == ["0", "0.5", "1,280", "5e-5", "1.2e-3"]
     assert [measured(n) for n in (0.82, 1.7, 12, 512, 2e-5)] == ["0.820", "1.70", "12.0", "512", "2e-5"]
     assert [duration(s) for s in (5.21, 252.3, 3600, 90061)] == ["5.2 s", "4 min 12 s", "1 h", "1 d 1 h"]
-
-
-@pytest.fixture
-def browser():
-    """A headless Chromium; nothing is downloaded for it."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=Service(driver))
-    yield chromium
-    chromium.quit()
 
 
 @pytest.mark.browser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +39,8 @@ class EncodedImage:
     """The bytes of one PNG, JPEG, WebP, GIF, BMP or TIFF file. Of an animation, the first frame is read."""
 
     data: bytes
+    file: str = field(default="", compare=False, repr=False)
+    """Its name for errors, if known."""
 
     @cached_property
     def content_id(self) -> int:
@@ -97,22 +99,25 @@ class EncodedImage:
     def _open(self) -> Generator[Image]:
         from PIL import Image, UnidentifiedImageError
 
+        name = f"image {self.file}: " if self.file else ""
         try:
             with Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise DataError(f"image of {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+                    raise DataError(
+                        f"{name}image of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+                    )
                 if image.mode == "P" and image.palette is None:
-                    raise DataError("broken image: its palette is missing")
+                    raise DataError(f"{name}broken image: its palette is missing")
                 yield image
         except DataError:
             raise
         except UnidentifiedImageError:
-            message = f"no PNG, JPEG, WebP, GIF, BMP or TIFF image ({len(self.data)} bytes)"
+            message = f"{name}no PNG, JPEG, WebP, GIF, BMP or TIFF image ({len(self.data)} bytes)"
             raise DataError(message) from None
         except Exception as error:
             # Pillow's readers raise many kinds for broken bytes, AssertionError and struct.error among them.
-            raise DataError(f"broken image: {error or type(error).__name__}") from error
+            raise DataError(f"{name}broken image: {error or type(error).__name__}") from error
 
 
 def _plain(image: Image) -> Image:

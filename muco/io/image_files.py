@@ -70,12 +70,9 @@ class ImageFiles:
             raise DataError(f"image {_short(name)}: {error}") from error
         if not data:
             raise DataError(f"image {_short(name)} is empty")
-        image = EncodedImage(data)
-        try:
-            _ = image.size
-            return image.decoded_as(self.decoding)
-        except DataError as error:
-            raise DataError(f"image {_short(name)}: {error}") from None
+        image = EncodedImage(data, _short(name))
+        _ = image.size
+        return image.decoded_as(self.decoding)
 
     def images(self, name: str) -> tuple[EncodedImage, ...]:
         """Return the image of a name, or nothing if the name is empty; raises as `image` does."""

@@ -5,6 +5,7 @@ import pytest
 from muco.core.errors import DataError
 from muco.plugins.datasets.pairs.suite import PairsSuite
 from tests.helpers.eval_files import write_lines, write_pairs
+from tests.helpers.small import picture
 
 
 def suite_of(folder, **settings) -> PairsSuite:
@@ -37,6 +38,18 @@ def test_an_empty_candidate_is_counted_and_scored(tmp_path):
     assert len(task.pool) == 9  # equal candidates once
     assert not task.pool[8]
     assert task.warnings == ("pairs: 2 candidates have neither text nor image",)
+
+
+def test_an_image_that_is_cut_short_is_named_when_it_is_decoded(tmp_path):
+    """Of a candidate without text, an evaluation's error has nothing else that says which one it is."""
+    write_pairs(tmp_path)
+    with open(tmp_path / "candidates.jsonl", "a") as file:
+        file.write('{"id": "e", "image": "cut.png"}\n')
+    data = picture("red", (56, 56)).data
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (task,) = suite_of(tmp_path).tasks()
+    with pytest.raises(DataError, match=r"^image cut\.png: broken image: .*truncated"):
+        task.pool[8].images[0].decode()
 
 
 @pytest.mark.parametrize(

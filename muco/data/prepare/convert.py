@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -170,9 +170,9 @@ class Conversion:
         try:
             _remove_open_shard(self.work, journal)
             start = journal.position
-            outcomes = self._outcomes(engine, workers, start)
-            shown = progress(outcomes, len(self.source) - start, "writing shards")
-            self._write_shards(enumerate(shown, start), journal)
+            outcomes: Iterable[Outcome] = self._outcomes(engine, workers, start)
+            outcomes = progress(outcomes, len(self.source) - start, "writing shards")
+            self._write_shards(enumerate(outcomes, start), journal)
             self._write_index(journal)
         finally:
             journal.close()

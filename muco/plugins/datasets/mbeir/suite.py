@@ -80,12 +80,10 @@ class MBEIR(Suite):
         return frozenset({"image_targets"})
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.folder = Path(config.data).expanduser()
-        self.names = config.datasets
-        self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
-        self.prompt = config.prompt
         self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
-        self.prompt_seed = config.prompt_seed
+        self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
 
     def members(self) -> Mapping[str, int]:
         names = [name for each in TEST_SETS for name in ("mean", *_averages(each))]
@@ -118,7 +116,7 @@ class MBEIR(Suite):
         )
 
     def _present(self) -> Sequence[str]:
-        names = self.names or [name for name in TEST_SETS if self._queries_file(name).is_file()]
+        names = self.config.datasets or [name for name in TEST_SETS if self._queries_file(name).is_file()]
         if not names:
             raise DataError(f"{self.folder}: no query/test/mbeir_*_test.jsonl. {self._download}")
         return names
@@ -196,8 +194,7 @@ class MBEIR(Suite):
         path = self._qrels_file(name)
         positives: dict[str, list[str]] = {}
         for number, line in enumerate(read_lines(path), start=1):
-            fields = line.split()
-            if not fields:
+            if not (fields := line.split()):
                 continue
             if len(fields) != 5 or not fields[3].lstrip("-").isdecimal():
                 raise DataError(f"{path}, line {number}: must be `qid 0 did relevance task_id`")
@@ -210,9 +207,10 @@ class MBEIR(Suite):
         return Instructions(self.folder / INSTRUCTIONS)
 
     def _prompt_of(self, prompts: Sequence[str], qid: str) -> str:
-        if isinstance(self.prompt, int):
-            return prompts[self.prompt - 1]
-        return Random(stable_id(str(self.prompt_seed), qid)).choice(prompts)
+        prompt = self.config.prompt
+        if prompt == "draw":
+            return Random(stable_id(str(self.config.prompt_seed), qid)).choice(prompts)
+        return prompts[prompt - 1]
 
     def _prompts(self, name: str) -> list[str]:
         """Return the four instructions of a test set."""

@@ -183,22 +183,21 @@ class Pairs(Source):
         not skip others.
         """
         columns = self.config.columns
-        shown = [row.values.get(name) for name in (columns.query_image, columns.query_video) if name]
-        if not (any(shown) and self.config.group_by_image and _makes_pair(columns, row)):
+        visuals = [row.values.get(name) for name in (columns.query_image, columns.query_video) if name]
+        if not (any(visuals) and self.config.group_by_image and _makes_pair(columns, row)):
             return position
         has_video = columns.query_video and row.values.get(columns.query_video)
         seconds = row.values.get(columns.seconds_column) if has_video and columns.seconds_column else None
-        key = self._key(shown, row) + str(seconds or "").encode()
+        key = self._key(visuals, row) + str(seconds or "").encode()
         spool.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (key, position))
         (first,) = spool.execute("SELECT first FROM firsts WHERE image = ?", (key,)).fetchone()
         return first
 
-    def _key(self, shown: Sequence[Any], row: Row) -> bytes:
+    def _key(self, visuals: Sequence[Any], row: Row) -> bytes:
         """Return a hash of where a query's image and video are, or of their bytes."""
         digest = blake2b(digest_size=16)
-        for value in shown:
-            parts = value if isinstance(value, list) else [value]
-            for part in parts if value else []:
+        for value in visuals:
+            for part in value if isinstance(value, list) else filter(None, [value]):
                 location = _embedded(part) or self._location(_name(part), _near(row)).encode()
                 digest.update(blake2b(location, digest_size=16).digest())
             digest.update(b".")

@@ -25,10 +25,9 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
             try:
                 definitions |= _definitions(kind, name, registry.component(kind, name).Config)
             except PydanticInvalidForJsonSchema as error:
-                raise PluginError(
-                    f"{kind} {name!r} ({registry.find(kind, name).provider}): its `Config` has a field "
-                    f"without a JSON Schema: {error.message}"
-                ) from None
+                provider = registry.find(kind, name).provider
+                problem = f"its `Config` has a field without a JSON Schema: {error.message}"
+                raise PluginError(f"{kind} {name!r} ({provider}): {problem}") from None
         # The name alone stands for a mapping without settings.
         short = [name for name in names if definitions[f"{kind}.{name}"]["required"] == ["name"]]
         definitions[kind] = {"oneOf": [{"enum": short}, *options]}

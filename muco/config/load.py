@@ -13,8 +13,9 @@ from muco.config.overrides import apply_override
 from muco.config.problems import problems_of
 from muco.config.recipe import Recipe
 from muco.config.schema_walk import is_component
-from muco.config.yaml_lines import Lines, parse_yaml
-from muco.core.errors import MucoError, RecipeError, did_you_mean
+from muco.config.yaml_lines import Lines, read_yaml
+from muco.core.component_ref import is_mapping
+from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
 from muco.core.registry import Registry, default_registry
 
 S = TypeVar("S", bound=BaseModel)
@@ -58,7 +59,10 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry 
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MucoError(f"{name}: cannot be read: {error}") from error
-    values, lines = parse_yaml(name, text)
+    values, lines = read_yaml(name, text)
+    if not is_mapping(values):
+        actual = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise RecipeError(name, [Problem("", f"a recipe is a mapping of keys; this is {actual}")])
     return validate_settings(Recipe, values, overrides, title=name, lines=lines, registry=registry)
 
 

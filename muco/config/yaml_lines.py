@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, cast
 
 import yaml
 
-from muco.core.component_ref import is_mapping
 from muco.core.errors import Problem, RecipeError
 
 KeyPath = tuple[str | int, ...]
@@ -18,19 +18,6 @@ MAX_CHARACTERS = 2**18
 """Limit on the text: some numbers take a time that grows with the square of their length."""
 MAX_KEYS = 10_000
 """Limit on keys and entries with aliases expanded: a few lines of YAML can expand to billions."""
-
-
-def parse_yaml(title: str, text: str) -> tuple[dict[str, Any], Lines]:
-    """Return the values of a YAML mapping and the line of each key.
-
-    Raises:
-        RecipeError: the text is not a mapping; else as `read_yaml`.
-    """
-    values, lines = read_yaml(title, text)
-    if not is_mapping(values):
-        actual = "an empty file" if values is None else f"a {type(values).__name__}"
-        raise RecipeError(title, [Problem("", f"a recipe is a mapping of keys; this is {actual}")])
-    return values, lines
 
 
 def read_yaml(title: str, text: str) -> tuple[Any, Lines]:
@@ -44,7 +31,13 @@ def read_yaml(title: str, text: str) -> tuple[Any, Lines]:
         if len(text) > MAX_CHARACTERS:
             raise RecursionError
         node = cast(Any, yaml).compose(text, Loader=yaml.SafeLoader)  # its stubs are untyped here
-        _LineCollector(lines, problems).visit(node, ())  # bounds what safe_load then builds
+        for number, (path, line) in enumerate(_keys(node, ())):
+            if number == MAX_KEYS:  # bounds what safe_load builds
+                raise RecursionError
+            if path in lines and isinstance(path[-1], str) and path[-1] != "?":
+                # YAML would keep only the last.
+                problems.append(Problem(dotted(path), f"given twice, first in line {lines[path]}", line))
+            lines[path] = line
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -60,33 +53,21 @@ def read_yaml(title: str, text: str) -> tuple[Any, Lines]:
     return values, lines
 
 
-class _LineCollector:
-    """Note the line of every key, and a problem for every repeated key: YAML would keep only the last."""
-
-    def __init__(self, lines: Lines, problems: list[Problem]) -> None:
-        self.lines, self.problems = lines, problems
-        self.num_visited = 0
-
-    def visit(self, node: Any, path: KeyPath) -> None:
-        self.num_visited += 1
-        if self.num_visited > MAX_KEYS:
-            raise RecursionError
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                # A key that is a list or a mapping is refused when the values are built.
-                child = (*path, str(key.value) if isinstance(key, yaml.ScalarNode) else "?")
-                self._add_key(child, key.start_mark.line + 1)
-                self.visit(value, child)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                self.lines[(*path, index)] = value.start_mark.line + 1
-                self.visit(value, (*path, index))
-
-    def _add_key(self, path: KeyPath, line: int) -> None:
-        if path in self.lines and path[-1] != "?":
-            message = f"given twice, first in line {self.lines[path]}"
-            self.problems.append(Problem(dotted(path), message, line))
-        self.lines[path] = line
+def _keys(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    """Yield the path and the line of every key and list entry below a node, aliases expanded."""
+    children: list[tuple[KeyPath, int, Any]] = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            # A key that is a list or a mapping is refused when the values are built.
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            children.append(((*path, name), key.start_mark.line + 1, value))
+    elif isinstance(node, yaml.SequenceNode):
+        children = [
+            ((*path, index), value.start_mark.line + 1, value) for index, value in enumerate(node.value)
+        ]
+    for child, line, value in children:
+        yield child, line
+        yield from _keys(value, child)
 
 
 def dotted(path: KeyPath) -> str:

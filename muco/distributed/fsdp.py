@@ -39,11 +39,7 @@ def fsdp_requested() -> bool:
 
 
 def check_launch(recipe: Recipe) -> None:
-    """Check that the recipe can run as it is launched.
-
-    Raises:
-        MucoError: FSDP is requested and the optimizer is Muon, which needs full matrices.
-    """
+    """Raise MucoError if the recipe cannot run as it is launched: Muon needs full matrices."""
     if fsdp_requested() and recipe.train.optimizer == "muon":
         raise MucoError(
             "train.optimizer: muon orthogonalizes full matrices, and FSDP shards them; take adamw, or "
@@ -62,9 +58,8 @@ class Shards:
         """Shard the modules that the backbone allows; all processes must hold the same weights."""
         modules = list(encoder.backbone.shardable_modules())
         if not modules:
-            raise MucoError(
-                f"backbone {type(encoder.backbone).__name__} cannot be sharded; launch without FSDP"
-            )
+            name = type(encoder.backbone).__name__
+            raise MucoError(f"backbone {name} cannot be sharded; launch without FSDP")
         mesh = init_device_mesh(device.type, (ranks.world_size,))
         for module in modules:
             sharded = fully_shard(module, mesh=mesh, reshard_after_forward=False)
@@ -106,8 +101,7 @@ class Shards:
     def full_state_dicts(self, *, keep: bool) -> Iterator[None]:
         """Within the block, the modules' state dicts hold the full weights, on the host.
 
-        Args:
-            keep: whether this process saves them. All processes must enter the block.
+        All processes must enter the block; `keep` says whether this one saves the weights.
         """
         modules = [module for module in self.modules if isinstance(module, nn.Module)]
         full_weights: dict[int, Tensor] = {}
@@ -131,11 +125,9 @@ class Shards:
 
 
 def full_states(states: Any, *, keep: bool) -> Any:
-    """Return an optimizer's states with shards replaced by full tensors on the host.
+    """Return an optimizer's states with full tensors on the host for shards, or None if not `keep`.
 
-    Args:
-        states: of this process. All processes must call this.
-        keep: whether this process saves them; if not, shards become None.
+    All processes must call this; `keep` says whether this one saves the states.
     """
     if isinstance(states, DTensor):
         full = states.full_tensor()

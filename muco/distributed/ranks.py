@@ -91,7 +91,7 @@ class Ranks:
             return turns
         ids = torch.stack([getattr(turns, name).long() for name in _ID_COLUMNS], dim=1)
         sizes = self._sizes(len(turns), ids.device)
-        columns: dict[str, Any] = dict(zip(_ID_COLUMNS, _all_rows(ids, sizes).unbind(1), strict=True))
+        columns = dict(zip(_ID_COLUMNS, _all_rows(ids, sizes).unbind(1), strict=True))
         columns["is_negative"] = columns["is_negative"].bool()
         return TurnEmbeddings.join(_Gather.apply(turns.vectors, sizes, self.rank), TurnIds(**columns))  # type: ignore[arg-type]
 
@@ -135,15 +135,12 @@ class Ranks:
 
 @contextmanager
 def explain_failed_exchange(ranks: Ranks) -> Iterator[None]:
-    """Run the block as one of the processes of a run.
-
-    Raises:
-        MucoError: an exchange failed, because another process ended or did not answer in time.
-    """
+    """Raise MucoError if an exchange fails, because another process ended or did not answer in time."""
     try:
         yield
     except RuntimeError as error:
-        if not _is_failed_exchange(error):
+        # Gloo raises plain RuntimeErrors that name its source files; NCCL and the store raise DistErrors.
+        if not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
         if dist.get_backend() == "gloo":
             dist.destroy_process_group()  # threads of gloo that are left abort the interpreter's exit
@@ -153,11 +150,6 @@ def explain_failed_exchange(ranks: Ranks) -> Iterator[None]:
             "Look at the output of the other processes and of the launcher for the cause. Fix it, then start "
             "all processes again with --resume: the last checkpoint is complete."
         ) from error
-
-
-def _is_failed_exchange(error: RuntimeError) -> bool:
-    """Gloo raises plain RuntimeErrors that name its source files; NCCL and the store raise DistErrors."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class _Gather(torch.autograd.Function):
@@ -192,13 +184,11 @@ def _buckets(weights: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Split weights into groups of one dtype and device, of at most `_BUCKET_NUMEL` elements."""
     buckets: list[list[nn.Parameter]] = []
     numel = 0
-    previous = None
     for weight in weights:
-        kind = (weight.dtype, weight.device)
-        if kind != previous or numel + weight.numel() > _BUCKET_NUMEL:
+        same = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (weight.dtype, weight.device)
+        if not same or numel + weight.numel() > _BUCKET_NUMEL:
             buckets.append([])
             numel = 0
         buckets[-1].append(weight)
         numel += weight.numel()
-        previous = kind
     return buckets

@@ -31,10 +31,10 @@ class Optimizers:
     def state_bytes(self) -> int:
         """Return the bytes of the optimizers' states after a step: two numbers a weight, with Muon one."""
         return sum(
-            (1 if isinstance(optimizer, PreciseMuon) else 2) * weight.nbytes
+            (1 if isinstance(optimizer, PreciseMuon) else 2)
+            * sum(weight.nbytes for weight in group["params"])
             for optimizer, _ in self.parts
             for group in optimizer.param_groups
-            for weight in group["params"]
         )
 
     def step(self, step: int) -> None:
@@ -47,11 +47,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self, *, keep: bool) -> list[dict[str, Any]]:
-        """Return the state of each optimizer, with full tensors also under FSDP.
-
-        Args:
-            keep: whether this process saves them. All processes must call this.
-        """
+        """Return the state of each optimizer, with full tensors also under FSDP; see `full_states`."""
         return [full_states(optimizer.state_dict(), keep=keep) for optimizer, _ in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
@@ -135,10 +131,6 @@ def _split(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], 
 
 
 def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], settings: TrainSettings) -> AdamW:
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
-    )
+    kinds = ((decayed, settings.weight_decay), (others, 0.0))
+    groups = [{"params": weights, "weight_decay": decay} for weights, decay in kinds if weights]
+    return AdamW(groups, lr=settings.learning_rate, betas=settings.betas)

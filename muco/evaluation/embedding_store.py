@@ -79,17 +79,10 @@ class EmbeddingStore:
         dtype: StoreDtype = "float32",
         part: int = 0,
     ) -> None:
-        """Open a store, or make one.
+        """Open a store, or make one in a folder of its own.
 
-        Args:
-            folder: holds nothing but the store.
-            metadata: all that the vectors depend on, as JSON data.
-            dim: D, the embedding size.
-            dtype: how a number is stored.
-            part: the part that this process writes; each process needs another.
-
-        Raises:
-            MucoError: about.json is damaged or has other metadata, or the folder cannot be written.
+        `metadata` is all that the vectors depend on, as JSON data; each process that writes needs a `part` of
+        its own. Raise MucoError if about.json is damaged or has other metadata, or is not writable.
         """
         self.folder, self.dim, self.dtype = folder, dim, np.dtype(dtype)
         self._part = part

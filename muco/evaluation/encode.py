@@ -88,8 +88,8 @@ class CachedEmbedder:
             packer: makes a dialogue of a content, with the prompts of training.
             store: shared with the other processes.
             batch_tokens: language-model tokens and image patches that are encoded at once.
-            join_turns: encode contents with the same images in one pass, isolated from each other. The
-                backbone must offer `isolated_turns`.
+            join_turns: encode contents with the same images in one pass, isolated from each other; for a
+                backbone that offers `isolated_turns`.
             ranks: the processes that share the work.
         """
         self._encoder = encoder.eval()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
@@ -93,7 +94,9 @@ class Stepper:
             passes += zip(side.chunks, first_passes, strict=True)
         loss = self._score(*sides)
         for chunk, first in passes:
-            first.random.restore()
+            cpu_state, device_states = first.random
+            torch.set_rng_state(cpu_state)
+            set_device_states(*device_states)
             vectors = self._encode(chunk, first.images_on(self.device))
             vectors.backward(first.vectors.grad)
         return loss
@@ -105,7 +108,7 @@ class Stepper:
             if not any(weight.requires_grad for weight in self.encoder.backbone.image_parameters()):
                 with self.autocast():
                     images = self.encoder.backbone.encode_images(chunk)
-            random = _RandomState.of(self.device)
+            random = torch.get_rng_state(), get_device_states(chunk.ids.sample_ids)
             vectors = self._encode(chunk, images)
         if images is not None and self.offload_images:
             images = images.to("cpu")
@@ -153,27 +156,9 @@ class _FirstPass:
 
     vectors: Tensor
     """Leaves of the graph; backward from the loss sets their gradient."""
-    random: _RandomState
+    random: tuple[Tensor, tuple[list[int], list[Tensor]]]
+    """The states of the generators, of the CPU and of the devices, that dropout draws from."""
     images: ImageFeatures | None
 
     def images_on(self, device: torch.device) -> ImageFeatures | None:
         return None if self.images is None else self.images.to(device)
-
-
-@dataclass(frozen=True)
-class _RandomState:
-    """The state of the generators that dropout draws from."""
-
-    cpu: Tensor
-    device: torch.device
-    cuda: Tensor | None = field(default=None)
-
-    @classmethod
-    def of(cls, device: torch.device) -> _RandomState:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(torch.get_rng_state(), device, cuda)
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)

@@ -22,6 +22,7 @@ ENGINE = (
     "muco.distributed",
     "muco.embedder",
     "muco.evaluation",
+    "muco.export",
     "muco.job",
     "muco.model",
     "muco.report",

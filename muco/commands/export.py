@@ -1,46 +1,71 @@
-"""`muco export`: write a trained model as a folder of its own, its adapters merged."""
+"""`muco export`: write a trained model as a folder of its own, for muco and for other tools."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from rich.console import Console
+from rich.table import Table
+
+from muco.console import Terminal
 from muco.core.errors import MucoError
-from muco.io.atomic import atomic_folder
-from muco.model.folder import save_encoder
+from muco.export.write import write_exported, write_merged
 from muco.model.source import find_model
 
+if TYPE_CHECKING:
+    from muco.export.check import Agreement
 
-def export(model: str, to: Path) -> Path:
+Layout = Literal["transformers", "muco"]
+"""transformers: for transformers, sentence-transformers and vLLM; muco reads it too. muco: as a run saves its
+model, for muco alone, or for open_clip."""
+
+
+def export(
+    model: str,
+    to: Path,
+    *,
+    layout: Layout = "transformers",
+    check: bool = True,
+    license_id: str | None = None,
+    console: Console | None = None,
+) -> Path:
     """Write the model of a run or of a model folder, its adapters merged into its weights.
 
-    `muco evaluate` reads the folder, `backbone.pretrained` starts from it, and the weights have the names
-    that transformers, or open_clip, gives a model of the family.
+    Args:
+        model: a run folder or a model folder.
+        to: the folder to write; it appears when it is complete.
+        layout: see `Layout`.
+        check: whether to compare vectors that another tool computes from the folder with muco's; with the
+            layout `transformers` only.
+        license_id: of the weights, for the model card.
+        console: shows the result of the check.
 
-    `to` appears when it is complete, and is returned.
+    Returns:
+        `to`.
+
+    Raises:
+        MucoError: there is no model, other tools cannot compute its vectors, the check failed, `to` exists,
+            or the disk is full or not writable.
     """
     source = find_model(model)
     if source.folder is None:
         raise MucoError(
             f"{model}: a backbone without training has nothing to export; name a run or a model folder"
         )
-    if to.exists():
-        raise MucoError(f"{to} is there already; name another folder")
-    title = f"muco export {model}"
-    loaded = source.load(source.evaluation(title).model)
-    loaded.encoder.backbone.merge_adapters()
-    backbone = source.values["backbone"]
-    if "adapter" in backbone:
-        source = replace(source, values={**source.values, "backbone": {**backbone, "adapter": None}})
-    try:
-        with atomic_folder(to) as partial:
-            save_encoder(
-                loaded.encoder,
-                source.evaluation(title).model,
-                partial,
-                step=loaded.step,
-                nested_dims=loaded.nested_dims,
-            )
-    except OSError as error:
-        raise MucoError(f"{to}: the model cannot be written: {error}") from error
+    if layout == "muco":
+        write_merged(source, to)
+        return to
+    agreements = write_exported(source, to, check=check, license_id=license_id)
+    if agreements:
+        (console or Terminal()).print(_table(agreements))
     return to
+
+
+def _table(agreements: list[Agreement]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("read by", "inputs", "number", "lowest cosine to muco"):
+        table.add_column(column, no_wrap=True)
+    for each in agreements:
+        table.add_row(each.reader, each.kind, str(each.number), f"{min(each.cosine, 1):.6f}")
+    return table

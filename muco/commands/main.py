@@ -103,12 +103,23 @@ def mine(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
-    to: Annotated[Path, typer.Argument(help="The folder to write.")],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
+    layout: Annotated[str, typer.Option(help="transformers, or muco: for muco and open_clip alone.")] = (
+        "transformers"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare its vectors with muco's.")
+    ] = True,
+    license_id: Annotated[str | None, typer.Option("--license", help="Of the weights: apache-2.0.")] = None,
 ) -> None:
-    """Write a trained model as a folder of its own, its adapters merged into its weights."""
+    """Write a trained model for transformers, sentence-transformers, vLLM and muco; adapters are merged."""
     from muco.commands.export import export as write_model
 
-    Terminal().print(f"{write_model(model, to)}")
+    if layout not in ("transformers", "muco"):
+        raise MucoError(f"--layout {layout}: choose transformers or muco")
+    chosen: Any = layout
+    written = write_model(model, to, layout=chosen, check=check, license_id=license_id, console=Terminal())
+    Terminal().print(f"{written}")
 
 
 @app.command()

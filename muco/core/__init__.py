@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from muco.core.dialogue import Context, Dialogue, DialoguePair, Message, Turn, TurnKey
     from muco.core.encoder import TurnEncoder
     from muco.core.errors import DataError, MucoError, PluginError, RecipeError
+    from muco.core.exported import Exported, PooledState
     from muco.core.hookspecs import CONTRACT, hookimpl
     from muco.core.ids import stable_id
     from muco.core.image import EncodedImage
     from muco.core.loss import Loss, LossTerms, check_sides, positive_pairs
     from muco.core.packer import Packer
-    from muco.core.pooler import Pooler
+    from muco.core.pooler import ExportedPooler, Pooler
     from muco.core.registry import Entry, Registry, default_registry
     from muco.core.sample import Content, Pair, Sample
     from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
@@ -38,12 +39,13 @@ _NAMES = {
     "dialogue": "Context Dialogue DialoguePair Message Turn TurnKey",
     "encoder": "TurnEncoder",
     "errors": "DataError MucoError PluginError RecipeError",
+    "exported": "Exported PooledState",
     "hookspecs": "CONTRACT hookimpl",
     "ids": "stable_id",
     "image": "EncodedImage",
     "loss": "Loss LossTerms check_sides positive_pairs",
     "packer": "Packer",
-    "pooler": "Pooler",
+    "pooler": "ExportedPooler Pooler",
     "registry": "Entry Registry default_registry",
     "sample": "Content Pair Sample",
     "sampler": "BatchPlan Catalog Sampler SampleRef",

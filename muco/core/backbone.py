@@ -13,6 +13,8 @@ from torch import nn
 
 from muco.core.component import Component, Kind
 from muco.core.dialogue import Dialogue
+from muco.core.errors import MucoError
+from muco.core.exported import Exported, PooledState
 from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 
@@ -149,6 +151,21 @@ class Backbone(Component, nn.Module, ABC):
 
         After that, `load` reads what `save` writes with `adapter: null`.
         """
+
+    def export(self, folder: Path, *, system: str, pooled: PooledState) -> Exported:
+        """Write the model as transformers reads it, with processor and chat template; `load` reads it too.
+
+        Adapters are merged before. The folder exists. By default this raises MucoError.
+
+        Args:
+            folder: to write to.
+            system: the system text of chats that have none; empty for none.
+            pooled: the state that the pooler takes.
+
+        Raises:
+            MucoError: transformers has no model that gives the same vectors; the message says why.
+        """
+        raise MucoError(f"backbone {type(self).__name__} cannot be exported: it has no form in transformers")
 
     def shardable_modules(self) -> Iterable[nn.Module]:
         """Return the modules whose weights may be sharded over processes, inner ones first; none by default.

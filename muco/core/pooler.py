@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muco.core.component import Component, Kind
+from muco.core.errors import MucoError
+from muco.core.exported import PooledState
 from muco.core.turns import TurnEmbeddings, TurnStates
+
+
+@dataclass(frozen=True)
+class ExportedPooler:
+    """A pooler in terms that other tools have: a state of the turn, then a linear map."""
+
+    pooled: PooledState
+    projection: nn.Linear | None
 
 
 class Pooler(Component, nn.Module, ABC):
@@ -40,3 +51,13 @@ class Pooler(Component, nn.Module, ABC):
     @abstractmethod
     def pool(self, states: TurnStates) -> Tensor:
         """Return one vector a turn, float [N, D], of any length but zero."""
+
+    def export(self) -> ExportedPooler:
+        """Return what this pooler does in terms that other tools have. By default this raises MucoError.
+
+        Raises:
+            MucoError: it does something else.
+        """
+        raise MucoError(
+            f"pooler {type(self).__name__} cannot be exported: other tools take one state and a linear map"
+        )

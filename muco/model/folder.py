@@ -22,6 +22,8 @@ METADATA_FILE = "muco.json"
 """A folder with this file is a model folder."""
 _FORMAT = 1
 _POOLER = "pooler.safetensors"
+_EXPORTED_POOLER = "pooler/pooler.safetensors"
+"""In a folder of `muco export`: vLLM reads every safetensors file beside the model's own."""
 _FILE_KEYS = {"files"}
 _LOADING_KEYS = {"is_local", "local_files_only", "name_or_path", "_name_or_path", "transformers_version"}
 """Say where a file was loaded from and by which version."""
@@ -46,9 +48,20 @@ def save_encoder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
-    pooler = encoder.pooler.state_dict()
-    if pooler:
-        save_file(pooler, folder / _POOLER)
+    _save_pooler(encoder, folder / _POOLER)
+    _write_metadata(settings, folder, step=step, nested_dims=nested_dims)
+
+
+def save_exported(
+    encoder: TurnEncoder, settings: ModelSettings, folder: Path, *, step: int, nested_dims: Sequence[int]
+) -> None:
+    """Make a folder that `Backbone.export` wrote one that `load_model` reads; arguments as above."""
+    _save_pooler(encoder, folder / _EXPORTED_POOLER)
+    _write_metadata(settings, folder, step=step, nested_dims=nested_dims)
+
+
+def _write_metadata(settings: ModelSettings, folder: Path, *, step: int, nested_dims: Sequence[int]) -> None:
+    """Write `METADATA_FILE`, with the sizes of the files that are there."""
     metadata = {
         "format": _FORMAT,
         "step": step,
@@ -148,13 +161,21 @@ def _canonical(values: Any) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
+def _save_pooler(encoder: TurnEncoder, file: Path) -> None:
+    if weights := encoder.pooler.state_dict():
+        file.parent.mkdir(exist_ok=True)
+        save_file(weights, file)
+
+
 def _load_pooler(encoder: TurnEncoder, folder: Path) -> None:
-    weights = folder / _POOLER
+    files = [folder / name for name in (_POOLER, _EXPORTED_POOLER) if (folder / name).is_file()]
     with library_errors(f"{folder}: {_POOLER} does not fit the pooler of {METADATA_FILE}"):
-        encoder.pooler.load_state_dict(load_file(weights) if weights.is_file() else {})
+        encoder.pooler.load_state_dict(load_file(files[0]) if files else {})
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return all files of a folder by their relative paths, in order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {file.relative_to(folder).as_posix(): file for file in files}
+    """Return a folder's files by their relative paths, in order; a README and hidden files are no model."""
+    names = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return {name: path for name, path in names.items() if name != "README.md" and not name.startswith(".")}

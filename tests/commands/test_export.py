@@ -1,24 +1,26 @@
-"""A model folder with its adapters merged: what muco, and what transformers, reads of it."""
+"""`muco export`: from a run to a folder for other tools, and what cannot be exported."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModel
+from typer.testing import CliRunner
 
 from muco.commands.export import export
-from muco.config.load import validate_settings
-from muco.config.recipe import Evaluation
+from muco.commands.main import app
+from muco.commands.run import run
+from muco.config.load import load_recipe
 from muco.core import MucoError
-from muco.model.build import build_encoder
-from muco.model.folder import save_encoder
 from muco.model.source import find_model
-from muco.plugins.backbones.qwen_vl import QwenVL
 from muco.testing import dialogue_of
-from tests.helpers.small import SMALL, SMALL_CLIP, TEXTS, picture
+from tests.helpers.model_folders import save_model
+from tests.helpers.small import QUICK, SMALL, SMALL_CLIP, picture
 
 DIALOGUES = [dialogue_of(["what is it?", "a"], [picture("red", (56, 56))], "isolated")]
 MODELS = {
@@ -29,21 +31,8 @@ MODELS = {
 
 
 def saved(name: str, folder: Path) -> Path:
-    """Write a model whose every trained weight was changed, as training would."""
-    values = {
-        "name": "x",
-        "packer": {"name": "multi_turn", "context": "isolated"},
-        "backbone": MODELS[name],
-        "pooler": {"name": "turn_token", "projection_dim": 8},
-        "evaluate": {},
-    }
-    asked = validate_settings(Evaluation, values, title="a test")
-    encoder = build_encoder(asked.model, texts=TEXTS, seed=0)
-    for weight in encoder.parameters():
-        if weight.requires_grad:
-            weight.data += 0.05 * torch.randn_like(weight)
-    save_encoder(encoder, asked.model, folder, step=7)
-    return folder
+    pooler = {"name": "turn_token", "projection_dim": 8}
+    return save_model(folder, backbone=MODELS[name], pooler=pooler)
 
 
 def embedded(folder: Path) -> torch.Tensor:
@@ -56,24 +45,59 @@ def embedded(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_exported_model_has_the_same_embeddings_and_no_adapters(name, tmp_path):
+def test_a_merged_model_has_the_same_embeddings_and_no_adapters(name, tmp_path):
     folder = saved(name, tmp_path / "model")
-    whole = export(str(folder), tmp_path / "exported")
+    whole = export(str(folder), tmp_path / "exported", layout="muco")
     assert not (whole / "adapter.safetensors").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "model"]
     torch.testing.assert_close(embedded(whole), embedded(folder), rtol=0, atol=1e-5)
 
 
-def test_transformers_and_another_run_start_from_it(tmp_path):
-    whole = export(str(saved("adapters", tmp_path / "model")), tmp_path / "exported")
+def test_transformers_misses_no_weight(tmp_path):
+    whole = export(str(saved("adapters", tmp_path / "model")), tmp_path / "exported", check=False)
     _, report = AutoModel.from_pretrained(whole, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    settings = {**SMALL, "random_init": None, "pretrained": str(whole)}
-    started = QwenVL.build(QwenVL.Config.model_validate(settings), texts=())
-    source = find_model(str(whole))
-    encoder = source.load(source.evaluation("a test").model).encoder
-    for name, weight in started.state_dict().items():
-        assert torch.equal(weight, encoder.backbone.state_dict()[name]), name
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A quickstart of two steps."""
+    home = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run(load_recipe("quickstart", [*QUICK, "train.num_steps=2"]))
+    return home / "runs/quickstart"
+
+
+def test_a_run_becomes_a_checked_folder_with_a_model_card(run_folder, tmp_path):
+    to = tmp_path / "exported"
+    result = CliRunner().invoke(app, ["export", str(run_folder), str(to), "--license", "apache-2.0"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    cosines = [float(row[-1]) for row in rows if row[:1] in (["transformers"], ["sentence-transformers"])]
+    assert len(cosines) == 6
+    assert min(cosines) >= 0.9999
+
+    _, front, body = (to / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    scores = json.loads((run_folder / "eval/scenes.json").read_text())["tasks"]
+    for task, result in scores.items():
+        row = next(line for line in body.splitlines() if line.startswith(f"| scenes | {task} |"))
+        assert [each.strip() for each in row.split("|")[4:6]] == [
+            f"{result['score']:.3f}",
+            str(result["num_queries"]),
+        ]
+    for expected in ("`turns`: source `scenes`", "Recipe: `quickstart`", "multiturn_infonce", "2 steps"):
+        assert expected in body
+    assert str(run_folder.parent) not in body
+
+
+def test_an_edited_model_card_does_not_damage_the_folder(run_folder, tmp_path):
+    to = export(str(run_folder), tmp_path / "exported", check=False)
+    before = find_model(str(to))
+    weights = before.load(before.evaluation("a test").model).weights
+    (to / "README.md").write_text("mine")
+    assert before.load(before.evaluation("a test").model).weights == weights
 
 
 def test_what_cannot_be_exported_is_told(tmp_path):
@@ -91,4 +115,6 @@ def test_what_cannot_be_exported_is_told(tmp_path):
     (tmp_path / "cut/model.safetensors").write_bytes(b"")
     with pytest.raises(MucoError, match=r"model\.safetensors: missing, or of another size"):
         export(str(tmp_path / "cut"), tmp_path / "to")
+    result = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "to"), "--layout", "onnx"])
+    assert "choose transformers or muco" in str(result.exception)
     assert not (tmp_path / "to").exists()

@@ -11,5 +11,7 @@ from muco.plugins.poolers.projection import ProjectedPooler
 class LastToken(ProjectedPooler):
     """Take the state of the last token of each turn's span: the one that closes the turn."""
 
+    pooled = "last_token"
+
     def reduce(self, states: TurnStates) -> Tensor:
         return states.hidden[states.spans.stop - 1]

@@ -12,6 +12,8 @@ from muco.plugins.poolers.projection import ProjectedPooler
 class Mean(ProjectedPooler):
     """Average the states of each turn's span; the shared prefix is not in it."""
 
+    pooled = "mean"
+
     def reduce(self, states: TurnStates) -> Tensor:
         spans = states.spans
         length_N = spans.stop - spans.start

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
-from muco.core.pooler import Pooler
+from muco.core.exported import PooledState
+from muco.core.pooler import ExportedPooler, Pooler
 from muco.core.turns import TurnStates
 
 
@@ -25,6 +26,9 @@ class Projection(nn.Linear):
 
 class ProjectedPooler(Pooler):
     """A pooler with an optional projection. A subclass writes `reduce`."""
+
+    pooled: ClassVar[PooledState | None] = None
+    """The state that `reduce` returns, for export; None for another one."""
 
     class Config(ComponentConfig):
         projection_dim: PositiveInt | None = None
@@ -43,6 +47,11 @@ class ProjectedPooler(Pooler):
 
     def pool(self, states: TurnStates) -> Tensor:
         return self.project(self.reduce(states))
+
+    def export(self) -> ExportedPooler:
+        if self.pooled is None:
+            return super().export()
+        return ExportedPooler(self.pooled, self.project if isinstance(self.project, nn.Linear) else None)
 
     @abstractmethod
     def reduce(self, states: TurnStates) -> Tensor:

@@ -15,5 +15,7 @@ class TurnToken(ProjectedPooler):
         Gu et al. 2026, arXiv:2602.06393, section 3.
     """
 
+    pooled = "turn_token"
+
     def reduce(self, states: TurnStates) -> Tensor:
         return states.hidden[states.spans.token]

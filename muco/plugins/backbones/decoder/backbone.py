@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from muco.core.component import Feature
+from muco.core.exported import Exported, PooledState
 from muco.core.turns import EncoderInputs, TurnStates
 from muco.plugins.backbones.checkpoint import (
     Dtype,
@@ -33,6 +34,7 @@ from muco.plugins.backbones.decoder.attention import (
     contexts_of,
     layout_of,
 )
+from muco.plugins.backbones.decoder.export import export_model, export_processor, refuse_export
 from muco.plugins.backbones.decoder.packing import segment_mask
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.random_init import DecoderSizes
@@ -177,6 +179,17 @@ class DecoderBackbone(AdaptedBackbone):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
         self.processor.save(folder)
+
+    def export(self, folder: Path, *, system: str, pooled: PooledState) -> Exported:
+        refuse_export(self.processor.chat_format(), pooled, causal=self.causal)
+        export_processor(self.processor, self.model.config, folder, system=system, pooled=pooled)
+        return export_model(
+            self.model,
+            folder,
+            causal=self.causal,
+            sanitizes=self.processor.sanitizes,
+            limits=self.processor.export_limits(),
+        )
 
     def startup_summary(self, device: torch.device, *, half: bool) -> str:
         if self.processor.padded:

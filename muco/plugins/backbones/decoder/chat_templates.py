@@ -61,6 +61,11 @@ _TEMPLATES = {
 _OF_DECODER = {"llama": "vicuna", "mistral": "mistral", "qwen2": "chatml"}
 
 
+def layout(name: Literal["vicuna", "mistral", "chatml", "bare"]) -> Template:
+    """Return the template of that name."""
+    return _TEMPLATES[name]
+
+
 def find_template(name: TemplateName, tokenizer: Any, *, decoder: str) -> Template:
     """Return the template of that name, or with `auto` that of the language model.
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from muco.core.backbone import Processor
 from muco.core.dialogue import Dialogue
-from muco.core.errors import DataError
+from muco.core.errors import DataError, MucoError
 from muco.core.turns import EncoderInputs, TurnIds
 from muco.core.video import Visual
 from muco.plugins.backbones.decoder.attention import AttentionDirection, RowSettings, isolates_turns
 from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
+from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 
@@ -33,6 +34,8 @@ class DecoderProcessor(Processor):
     """Axes of position: three for M-RoPE, one otherwise."""
     max_positions: int | None = None
     """The context of the language model; None for no limit."""
+    sanitizes: ClassVar[bool] = True
+    """See `Exported.sanitizes`."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, rows: RowSettings) -> None:
         self.tokenizer = tokenizer
@@ -53,6 +56,18 @@ class DecoderProcessor(Processor):
     @abstractmethod
     def pieces(self, dialogue: Dialogue) -> Pieces:
         """Return the dialogue in the format of the chat template."""
+
+    def chat_format(self) -> ChatFormat:
+        """Return the format of `pieces`, for export; by default this raises MucoError."""
+        raise MucoError(f"{type(self).__name__} has no chat template in Jinja, so it cannot be exported")
+
+    def to_transformers(self, model_config: Any, chat_template: str) -> Any:
+        """Return the processor of transformers, with this tokenizer, image processor and chat template."""
+        raise NotImplementedError
+
+    def export_limits(self) -> Sequence[str]:
+        """Return what `to_transformers` does not do as this processor does; sentences for the reader."""
+        return ()
 
     @abstractmethod
     def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:

@@ -18,6 +18,7 @@ from muco.plugins.backbones.aspect_ratio import refuse_elongated
 from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
+from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 
@@ -41,6 +42,7 @@ class IdeficsProcessor(DecoderProcessor):
     """A tokenizer, an image processor and a chat template."""
 
     num_axes = 1
+    sanitizes = False  # transformers' processor of Idefics3 does not take it
 
     def __init__(
         self, tokenizer: Any, image_processor: Any, template: str, model_config: Any, *, rows: RowSettings
@@ -54,6 +56,16 @@ class IdeficsProcessor(DecoderProcessor):
 
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
+
+    def chat_format(self) -> ChatFormat:
+        return ChatFormat(self.template, _IMAGE + self.template.after_image)
+
+    def to_transformers(self, model_config: Any, chat_template: str) -> Any:
+        from transformers import Idefics3Processor
+
+        return Idefics3Processor(
+            self.image_processor, self.tokenizer, image_seq_len=self.tile_tokens, chat_template=chat_template
+        )
 
     def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
         image = images[index]

@@ -19,9 +19,11 @@ from muco.core.video import Video, Visual
 from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
+from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
 from muco.plugins.backbones.llava.tiling import Tiling
+from muco.plugins.backbones.llava.transformers_processor import transformers_processor
 
 _ANCHOR = "\n"
 """Put before a text, for tokenizers that put a space before every text; its tokens are removed again."""
@@ -55,6 +57,13 @@ class LlavaProcessor(DecoderProcessor):
 
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
+
+    def chat_format(self) -> ChatFormat:
+        image = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        return ChatFormat(self.template, image + self.template.after_image)
+
+    def to_transformers(self, model_config: Any, chat_template: str) -> Any:
+        return transformers_processor(self.tokenizer, self.image_processor, model_config, chat_template)
 
     def text_ids(self, text: str, *, special: bool, first: bool) -> tuple[int, ...]:
         if first or not self.adds_space:

@@ -23,8 +23,11 @@ from muco.plugins.backbones.decoder.chat import (
     TemplateName,
     pieces_of,
 )
+from muco.plugins.backbones.decoder.chat_templates import layout
+from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.backbones.qwen_vl.transformers_processor import transformers_processor
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
 SmallImages = Literal["square", "keep_ratio"]
@@ -55,6 +58,26 @@ class QwenVLProcessor(DecoderProcessor):
 
     def pieces(self, dialogue: Dialogue) -> Pieces:
         return pieces_of(dialogue, self.template)
+
+    def chat_format(self) -> ChatFormat:
+        image = VISION_START + IMAGE_PAD + VISION_END
+        if self.template == "bare":
+            return ChatFormat(layout("bare"), image)
+        # `chatml_public` differs in reconstruction turns only, which nobody embeds after training.
+        return ChatFormat(layout("chatml"), f"{image}\n", text_end="\n")
+
+    def to_transformers(self, model_config: Any, chat_template: str) -> Any:
+        family = model_config.model_type
+        return transformers_processor(self.tokenizer, self.image_processor, family, chat_template)
+
+    def export_limits(self) -> Sequence[str]:
+        if self.small_images == "keep_ratio":
+            return ()
+        side = self.image_processor.patch_size * self.image_processor.merge_size
+        return (
+            f"Images with a side below {side} pixels are resized in another way than in muco, so their "
+            "vectors differ. Enlarge them before.",
+        )
 
     def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
         image = images[index]

@@ -6,10 +6,10 @@ from pydantic import NonNegativeFloat
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Mask, contrast
+from muco.plugins.losses.softmax import ContrastiveConfig, Mask, PairingLoss, contrast
 
 
-class HardnessWeighted(ContrastiveLoss):
+class HardnessWeighted(PairingLoss):
     """InfoNCE with every negative weighted by the exponential of its similarity.
 
     The weight has no gradient. It stresses the negatives that are closest to the query, false negatives

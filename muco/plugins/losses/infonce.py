@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, contrast
+from muco.plugins.losses.softmax import ContrastiveConfig, PairingLoss, contrast
 
 
-class InfoNCE(ContrastiveLoss):
+class InfoNCE(PairingLoss):
     """Cross-entropy of each query's target against every other target of the batch.
 
     References:

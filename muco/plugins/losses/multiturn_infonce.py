@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from muco.core.loss import LossTerms
 from muco.core.turns import TurnEmbeddings
-from muco.plugins.losses.softmax import ContrastiveConfig, ContrastiveLoss, Forms, Mask, contrast
+from muco.plugins.losses.softmax import ContrastiveConfig, Forms, Mask, PairingLoss, contrast
 
 
-class MultiTurnInfoNCE(ContrastiveLoss):
+class MultiTurnInfoNCE(PairingLoss):
     """InfoNCE that leaves an image's other turns out of the denominator.
 
     The logit mask of the paper: only targets of other images and hard negatives are negatives.

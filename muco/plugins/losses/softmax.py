@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,24 +54,17 @@ class ContrastiveConfig(PairingConfig):
 
 
 class PairingLoss(Loss):
-    """A loss with the settings of `PairingConfig`."""
+    """A loss with the settings of `PairingConfig`, or of `ContrastiveConfig`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.symmetric = isinstance(config, ContrastiveConfig) and config.symmetric
 
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
         """Return what the packer must offer: equal contents are merged only if their embeddings are equal."""
         return frozenset({"independent_targets"} if config.duplicates == "merge" else ())
-
-
-class ContrastiveLoss(PairingLoss):
-    """A loss with the settings of `ContrastiveConfig`."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.symmetric = config.symmetric
 
 
 @dataclass(frozen=True)
@@ -90,10 +83,6 @@ class Pairing:
     """All pairs that are not negatives, the positives among them."""
     counts: Mapping[str, Tensor]
     """negatives, masked_siblings, masked_duplicates."""
-
-    def similarities(self) -> Tensor:
-        """Return the similarity of each query and positive, [P], with gradient."""
-        return (self.queries[self.rows] * self.targets[self.columns]).sum(1)
 
 
 def pair_up(query: TurnEmbeddings, target: TurnEmbeddings, *, mask: Mask, duplicates: str) -> Pairing:
@@ -194,8 +183,7 @@ def max_per_query(pairing: Pairing, value_P: Tensor) -> Tensor:
     return lowest_N.scatter_reduce(0, pairing.rows, value_P, "amax")
 
 
-@dataclass(frozen=True)
-class _Terms:
+class _Terms(NamedTuple):
     """A loss for each of the P pairs."""
 
     rows: Tensor
@@ -213,15 +201,19 @@ def _terms(
     query: TurnEmbeddings, target: TurnEmbeddings, config: ContrastiveConfig, mask: Mask, hardness: float
 ) -> _Terms:
     pairing = pair_up(query, target, mask=mask, duplicates=config.duplicates)
-    row_P, logit_P = pairing.rows, pairing.similarities() / config.temperature
+    row_P = pairing.rows
+    logit_P = (pairing.queries[row_P] * pairing.targets[pairing.columns]).sum(1) / config.temperature
     best_N, boost = max_per_query(pairing, logit_P), 1 + hardness * config.temperature
-    margin = config.false_negative_margin
+    margin, limit_N = config.false_negative_margin, None
+    if margin is not None:
+        # A query without a positive here has no limit.
+        limit_N = torch.where(torch.isneginf(best_N), float("inf"), best_N + margin / config.temperature)
     negatives = negatives_logsumexp(
         pairing.queries,
         pairing.targets,
         pairing.excluded,
         temperature=config.temperature,
-        limit_N=None if margin is None else _limit(best_N, margin / config.temperature),
+        limit_N=limit_N,
         boost=boost,
     )
     negatives_P = negatives.logsumexp[row_P]
@@ -236,11 +228,6 @@ def _terms(
         counts["negatives"] = counts["negatives"] - counts["masked_margin"]
     # softplus is linear beyond 20.
     return _Terms(row_P, -F.logsigmoid(logit_P - negatives_P), best_N, negatives.top, counts)
-
-
-def _limit(best_N: Tensor, margin: float) -> Tensor:
-    """Return the logit above which a target is probably right; inf for a query without a positive here."""
-    return torch.where(torch.isneginf(best_N), float("inf"), best_N + margin)
 
 
 def _add_own(negatives_P: Tensor, row_P: Tensor, logit_P: Tensor) -> tuple[Tensor, int]:

@@ -81,15 +81,10 @@ def negatives_logsumexp(
 
 
 def negatives_softplus(query_ND: Tensor, target_MD: Tensor, excluded: Excluded) -> tuple[Tensor, Tensor]:
-    """Return the sum of softplus over each query's negatives, and their greatest logit.
+    """Return the sum of softplus over each query's negatives, and their greatest logit; both [N], float.
 
-    Args:
-        query_ND: float; a logit is a dot product. The sum has a gradient to both sides.
-        target_MD: float.
-        excluded: the pairs that are not negatives.
-
-    Returns:
-        sum [N], 0 without a negative; greatest logit [N], without gradient, -inf without a negative.
+    A logit is a dot product. The sum has a gradient to both sides, and is 0 without a negative. The greatest
+    logit has none, and is -inf without a negative.
     """
     return _Softplus.apply(query_ND, target_MD, excluded)  # type: ignore[return-value]
 
@@ -107,8 +102,7 @@ class _LogSumExp(torch.autograd.Function):
         sum_N = query_ND.new_full((len(query_ND),), float("-inf"))
         top_N = sum_N.clone()
         beyond_N = torch.zeros(len(query_ND), dtype=torch.int64, device=query_ND.device)
-        for rows, columns in _tiles(len(query_ND), len(target_MD)):
-            logits = _logits(query_ND, target_MD, excluded, rows, columns)
+        for rows, _, logits in _tiles(query_ND, target_MD, excluded):
             torch.maximum(top_N[rows], logits.amax(1), out=top_N[rows])
             if limit_N is not None:
                 beyond_N[rows] += _exclude_beyond(logits, limit_N[rows])
@@ -139,8 +133,7 @@ class _Softplus(torch.autograd.Function):
     def forward(ctx: Any, query_ND: Tensor, target_MD: Tensor, excluded: Excluded) -> tuple[Tensor, Tensor]:
         sum_N = query_ND.new_zeros(len(query_ND))
         top_N = query_ND.new_full((len(query_ND),), float("-inf"))
-        for rows, columns in _tiles(len(query_ND), len(target_MD)):
-            logits = _logits(query_ND, target_MD, excluded, rows, columns)
+        for rows, _, logits in _tiles(query_ND, target_MD, excluded):
             torch.maximum(top_N[rows], logits.amax(1), out=top_N[rows])
             sum_N[rows] -= F.logsigmoid(-logits).sum(1)  # softplus, which torch replaces by a line above 20
         ctx.save_for_backward(query_ND, target_MD)
@@ -158,18 +151,15 @@ class _Softplus(torch.autograd.Function):
         return *_gradients(query_ND, target_MD, ctx.excluded, gradient), None
 
 
-def _tiles(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(query_ND: Tensor, target_MD: Tensor, excluded: Excluded) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the rows and columns of each tile with its logits, -inf for pairs that are not negatives."""
+    num_rows, num_columns = len(query_ND), len(target_MD)
     for row in range(0, num_rows, TILE_ROWS):
+        rows = slice(row, min(row + TILE_ROWS, num_rows))
         for column in range(0, num_columns, TILE_COLUMNS):
-            yield (
-                slice(row, min(row + TILE_ROWS, num_rows)),
-                slice(column, min(column + TILE_COLUMNS, num_columns)),
-            )
-
-
-def _logits(query_ND: Tensor, target_MD: Tensor, excluded: Excluded, rows: slice, columns: slice) -> Tensor:
-    logits = query_ND[rows] @ target_MD[columns].T
-    return logits.masked_fill_(excluded.tile(rows, columns), float("-inf"))
+            columns = slice(column, min(column + TILE_COLUMNS, num_columns))
+            logits = query_ND[rows] @ target_MD[columns].T
+            yield rows, columns, logits.masked_fill_(excluded.tile(rows, columns), float("-inf"))
 
 
 def _exclude_beyond(logits: Tensor, limit_N: Tensor) -> Tensor:
@@ -184,8 +174,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sides; `gradient` turns the logits of a tile into their gradients."""
     grad_query, grad_target = torch.zeros_like(query_ND), torch.zeros_like(target_MD)
-    for rows, columns in _tiles(len(query_ND), len(target_MD)):
-        grad_tile = gradient(_logits(query_ND, target_MD, excluded, rows, columns), rows)
+    for rows, columns, logits in _tiles(query_ND, target_MD, excluded):
+        grad_tile = gradient(logits, rows)
         grad_query[rows].addmm_(grad_tile, target_MD[columns])
         grad_target[columns].addmm_(grad_tile.T, query_ND[rows])
     return grad_query, grad_target

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import stable_id
-from muco.core.sampler import Catalog, SampleRef
+from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
 from muco.plugins.samplers.permutation import permute_one
 
 
@@ -29,56 +31,76 @@ class SharesConfig(ComponentConfig):
         return self
 
 
-def shares_of(config: SharesConfig, catalog: Catalog) -> Mapping[str, float] | None:
-    """Return the weight of each data set; None if every sample comes once an epoch."""
-    if config.temperature is None:
-        return config.weights
-    # Relative to the largest, so that no power overflows.
-    largest = max(catalog.values())
-    return {name: (size / largest) ** (1 / config.temperature) for name, size in catalog.items()}
+class Epoch(NamedTuple):
+    """The epoch whose batches are planned."""
+
+    seed: int
+    number: int
+
+    def key(self, purpose: str, *names: str) -> int:
+        """Return the seed of a shuffle of this epoch."""
+        return stable_id(purpose, str(self.seed), str(self.number), *names)
 
 
-def check_weights(weights: Mapping[str, float] | None, datasets: Collection[str]) -> None:
-    """Raise MucoError if a weight names no data set, or no weight is above zero."""
-    for name in weights or ():
-        if name not in datasets:
-            near = did_you_mean(name, list(datasets))
-            raise MucoError(
-                f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(datasets)}"
-            )
-    if weights is not None and not any(weights.values()):
-        raise MucoError("sampler.weights: at least one data set needs a weight above zero")
+class EpochSampler(Sampler, ABC):
+    """A sampler whose epoch holds a number of samples of each data set. A subclass orders them."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def quotas(self, catalog: Catalog) -> dict[str, int]:
+        """Return how many samples of each data set an epoch holds."""
+
+    @abstractmethod
+    def refs(self, positions: range, catalog: Catalog, batch_size: int, epoch: Epoch) -> Iterable[SampleRef]:
+        """Return the samples at these positions of the epoch."""
+
+    def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
+        self.verify_settings(catalog, batch_size=batch_size)
+        return -(-sum(self.quotas(catalog).values()) // batch_size)
+
+    def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
+        self.verify_settings(catalog, batch_size=batch_size)
+        total, start = sum(self.quotas(catalog).values()), position * batch_size
+        if not 0 <= start < total:
+            raise ValueError(f"position {position} is outside an epoch of {total} samples")
+        positions = range(start, min(start + batch_size, total))
+        refs = self.refs(positions, catalog, batch_size, Epoch(seed, epoch))
+        return BatchPlan(epoch, position, tuple(refs))
 
 
-def quotas_of(weights: Mapping[str, float] | None, catalog: Catalog) -> dict[str, int]:
-    """Return how many samples of each data set an epoch holds.
+class SharedEpochs(EpochSampler, ABC):
+    """A sampler with the settings of `SharesConfig`."""
 
-    Without weights: all. With weights: about as many in total, in proportion to the weights.
+    def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
+        weights = self.config.weights
+        for name in weights or ():
+            if name not in datasets:
+                near = did_you_mean(name, list(datasets))
+                raise MucoError(
+                    f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(datasets)}"
+                )
+        if weights is not None and not any(weights.values()):
+            raise MucoError("sampler.weights: at least one data set needs a weight above zero")
 
-    Raises:
-        MucoError: a weight names no data set, or no weight is above zero.
-    """
-    if weights is None:
-        return dict(catalog)
-    check_weights(weights, catalog)
-    shares = {name: weights.get(name, 0.0) for name in catalog}
-    total, length = sum(shares.values()), sum(catalog.values())
-    return {name: round(length * share / total) for name, share in shares.items()}
+    def quotas(self, catalog: Catalog) -> dict[str, int]:
+        """Return all samples of each data set, or about as many in total in proportion to the shares."""
+        weights = self.config.weights
+        if self.config.temperature is not None:
+            # Relative to the largest, so that no power overflows.
+            largest = max(catalog.values())
+            weights = {name: (n / largest) ** (1 / self.config.temperature) for name, n in catalog.items()}
+        if weights is None:
+            return dict(catalog)
+        shares = {name: weights.get(name, 0.0) for name in catalog}
+        total, length = sum(shares.values()), sum(catalog.values())
+        return {name: round(length * share / total) for name, share in shares.items()}
 
 
-def batch_positions(quotas: Mapping[str, int], batch_size: int, position: int) -> range:
-    """Return the positions in the epoch of the samples of batch `position`.
-
-    Raises:
-        ValueError: the epoch has no such batch.
-    """
-    total, start = sum(quotas.values()), position * batch_size
-    if not 0 <= start < total:
-        raise ValueError(f"position {position} is outside an epoch of {total} samples")
-    return range(start, min(start + batch_size, total))
-
-
-def run_position(quotas: Mapping[str, int], position: int, *, run_length: int, key: int) -> tuple[str, int]:
+def run_position(
+    quotas: Mapping[str, int], position: int, *, run_length: int, epoch: Epoch
+) -> tuple[str, int]:
     """Return the data set of a position in the epoch, and the position within that data set's quota.
 
     Each quota is cut into runs, and the runs of all data sets are shuffled together. The positions of each
@@ -88,13 +110,13 @@ def run_position(quotas: Mapping[str, int], position: int, *, run_length: int, k
         quotas: samples of each data set in an epoch.
         position: in the epoch, less than the sum of the quotas.
         run_length: samples of one run.
-        key: seeds the order of the runs.
+        epoch: seeds the order of the runs.
     """
     runs = {name: quota // run_length for name, quota in quotas.items()}
     num_runs = sum(runs.values())
     run, offset = divmod(position, run_length)
     if run < num_runs:
-        name, run = _find(runs, permute_one(run, num_runs, seed=key))
+        name, run = _find(runs, permute_one(run, num_runs, seed=epoch.key("runs")))
         return name, run * run_length + offset
     rest = {name: quota % run_length for name, quota in quotas.items()}
     name, offset = _find(rest, position - num_runs * run_length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -12,15 +12,14 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, did_you_mean
-from muco.core.ids import stable_id
-from muco.core.sampler import BatchPlan, Catalog, Sampler, SampleRef
+from muco.core.sampler import Catalog, SampleRef
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.communities import communities
-from muco.plugins.samplers.epoch_shares import batch_positions, run_position
+from muco.plugins.samplers.epoch_shares import Epoch, EpochSampler, run_position
 from muco.plugins.samplers.permutation import permute_one
 
 
-class Mined(Sampler):
+class Mined(EpochSampler):
     """Group each data set into communities of near neighbours; a batch has communities of one data set.
 
     An epoch holds every sample once. The communities depend on the graph alone and are shuffled every epoch.
@@ -48,9 +47,6 @@ class Mined(Sampler):
                 )
             return self
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
     def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
         size = self.config.community_size
         if batch_size % size:
@@ -74,28 +70,25 @@ class Mined(Sampler):
                     f"{graph.data}, data.{name} has {fingerprint}). Run `muco mine` again."
                 )
 
-    def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:
-        self._check(catalog, batch_size)
-        return -(-sum(catalog.values()) // batch_size)
+    def quotas(self, catalog: Catalog) -> dict[str, int]:
+        for name, num_samples in catalog.items():
+            if len(self._orders[name]) != num_samples:
+                raise MucoError(
+                    f"sampler.graphs.{name}: the graph has {len(self._orders[name]):,} samples, "
+                    f"the data set {num_samples:,}"
+                )
+        return dict(catalog)
 
-    def plan(self, catalog: Catalog, *, batch_size: int, seed: int, epoch: int, position: int) -> BatchPlan:
-        self._check(catalog, batch_size)
-        key = stable_id("runs", str(seed), str(epoch))
-        refs: list[SampleRef] = []
-        for index in batch_positions(catalog, batch_size, position):
-            name, offset = run_position(catalog, index, run_length=batch_size, key=key)
-            refs.append(SampleRef(name, self._sample_at(name, offset, seed=seed, epoch=epoch)))
-        return BatchPlan(epoch, position, tuple(refs))
-
-    def _sample_at(self, name: str, offset: int, *, seed: int, epoch: int) -> int:
-        """Return the sample at an offset of the data set's epoch: shuffled communities, then the rest."""
-        order, size = self._orders[name], self.config.community_size
-        community, within = divmod(offset, size)
-        num_whole = len(order) // size
-        if community < num_whole:
-            key = stable_id("communities", str(seed), str(epoch), name)
-            community = permute_one(community, num_whole, seed=key)
-        return int(order[community * size + within])
+    def refs(self, positions: range, catalog: Catalog, batch_size: int, epoch: Epoch) -> Iterator[SampleRef]:
+        size = self.config.community_size
+        for index in positions:
+            name, offset = run_position(catalog, index, run_length=batch_size, epoch=epoch)
+            # Shuffled communities, then the rest.
+            order, (community, within) = self._orders[name], divmod(offset, size)
+            num_whole = len(order) // size
+            if community < num_whole:
+                community = permute_one(community, num_whole, seed=epoch.key("communities", name))
+            yield SampleRef(name, int(order[community * size + within]))
 
     @cached_property
     def _orders(self) -> dict[str, NDArray[np.int64]]:
@@ -116,12 +109,3 @@ class Mined(Sampler):
                 f"`range_max` {self.config.range_max}. Lower `range_max`, or mine more neighbours."
             )
         return graph
-
-    def _check(self, catalog: Catalog, batch_size: int) -> None:
-        self.verify_settings(catalog, batch_size=batch_size)
-        for name, num_samples in catalog.items():
-            if len(self._orders[name]) != num_samples:
-                raise MucoError(
-                    f"sampler.graphs.{name}: the graph has {len(self._orders[name]):,} samples, "
-                    f"the data set {num_samples:,}"
-                )

@@ -190,7 +190,7 @@ class RunFolder:
         if only != "evaluate":
             check_same_data(f"{self.path}", self.read("data.json") or {}, data)
         same = not differences(old, recipe.dump())
-        if same and only is None and (summary := self.summary()) and self._is_done(summary, recipe):
+        if same and only is None and (summary := self.summary()) and self.is_done(summary, recipe):
             return summary
         if not resume and only != "evaluate":
             raise MucoError(
@@ -214,7 +214,7 @@ class RunFolder:
         """Return whether files are in the folder; hidden ones, as a killed process leaves, do not count."""
         return self.path.exists() and any(path.name[0] != "." for path in self.path.iterdir())
 
-    def _is_done(self, summary: Summary, recipe: Recipe) -> bool:
+    def is_done(self, summary: Summary, recipe: Recipe) -> bool:
         """Return whether the model is there, and all steps and suites of a recipe are in a summary."""
         return (
             (self.model / "muco.json").is_file()

@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS_FOLDER = Path(__file__).parent
 TESTS = sorted(TESTS_FOLDER.rglob("test_*.py"))
 ENGINE = (
+    "muco.ablation",
     "muco.console",
     "muco.costs",
     "muco.data",

@@ -41,6 +41,7 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="The run folder; else runs/NAME.")] = None,
 ) -> None:
     """Train, evaluate and report what a recipe says, in ./runs/NAME."""
     from muco.config.load import load_recipe
@@ -62,7 +63,7 @@ def run_command(
     from muco.commands.run import run
 
     part: Any = only
-    run(loaded, resume=resume, fresh=fresh, only=part, console=console)
+    run(loaded, folder=to, resume=resume, fresh=fresh, only=part, console=console)
 
 
 @app.command()
@@ -77,6 +78,42 @@ def evaluate(
     from muco.commands.evaluate import evaluate as run_evaluation
 
     run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Terminal())
+
+
+@app.command()
+def ablate(
+    grid: Annotated[str, typer.Argument(help="A grid file, or the name of a shipped one.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Another base recipe: RECIPE or STAGE=RECIPE.")
+    ] = None,
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="KEY=VALUE", help="Run cells with this value. Repeatable."),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Where all grids go.")] = Path("runs/ablations"),
+    launcher: Annotated[str, typer.Option("--launcher", help="local, slurm or ray.")] = "local",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at once; threads are divided.")] = 1,
+    resources: Annotated[
+        list[str] | None,
+        typer.Option("--resource", metavar="KEY=VALUE", help="Of a cell, for slurm and ray. Repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and cost, and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop when a cell fails.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Allow more than 500 cells.")] = False,
+) -> None:
+    """Run the cells of a grid that are not done, and write its table and page."""
+    from muco.commands.ablate import ablate as run_grid
+
+    if launcher not in ("local", "slurm", "ray"):
+        raise MucoError(f"--launcher {launcher}: choose local, slurm or ray")
+    name: Any = launcher
+    run_grid(
+        grid, console=Terminal(), folder=folder, base=base, overrides=overrides or [], only=only or [],
+        launcher=name, num_jobs=jobs, resources=resources or [], dry_run=dry_run,
+        retry_failed=retry_failed, fail_fast=fail_fast, yes=yes,
+    )  # fmt: skip
 
 
 @app.command()

@@ -54,16 +54,21 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry 
         MucoError: there is no such file, or an override is malformed.
         RecipeError: the recipe has problems; the error lists all of them.
     """
-    path = find_recipe(name)
+    values, lines = read_recipe(name)
+    return validate_settings(Recipe, values, overrides, title=name, lines=lines, registry=registry)
+
+
+def read_recipe(name: str) -> tuple[dict[str, Any], Lines]:
+    """Return the values of a recipe file and the line of each key; raise MucoError if there are none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = find_recipe(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MucoError(f"{name}: cannot be read: {error}") from error
     values, lines = read_yaml(name, text)
     if not is_mapping(values):
         actual = "an empty file" if values is None else f"a {type(values).__name__}"
         raise RecipeError(name, [Problem("", f"a recipe is a mapping of keys; this is {actual}")])
-    return validate_settings(Recipe, values, overrides, title=name, lines=lines, registry=registry)
+    return values, lines
 
 
 def validate_settings(

@@ -22,13 +22,45 @@ def apply_override(
     The key is dotted, a number in it indexes a list; the value is YAML. Where a component is picked by its
     name only and the key leads into it, the name becomes the mapping that it stands for.
     """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise MucoError(f"--set {override}: write KEY=VALUE, as in --set train.num_steps=10")
+    key, value = read_assignment("--set", override)
     try:
-        value, _ = read_yaml("", text)
+        path = set_value(title, values, key, value, is_component)
+    except MucoError as error:
+        raise MucoError(f"--set {key}: {error}") from None
+    forget_lines(lines, path)
+    lines[path] = None
+
+
+def read_assignment(option: str, text: str) -> tuple[str, Any]:
+    """Return key and value of `KEY=VALUE`, the value as YAML; raise MucoError that begins with `option`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise MucoError(f"{option} {text}: write KEY=VALUE, as in {option} train.num_steps=10")
+    try:
+        return key, read_yaml("", value)[0]
     except RecipeError:
-        raise MucoError(f"--set {override}: the value is not YAML; quote it") from None
+        raise MucoError(f"{option} {text}: the value is not YAML; quote it") from None
+
+
+def set_value(
+    title: str,
+    values: dict[str, Any],
+    key: str,
+    value: Any,
+    is_component: Callable[[KeyPath], bool] = lambda path: False,
+) -> KeyPath:
+    """Set one value in place and return its path.
+
+    Args:
+        title: the recipe's name for messages.
+        values: the recipe.
+        key: dotted; a number in it indexes a list.
+        value: what is set.
+        is_component: see `apply_override`.
+
+    Raises:
+        MucoError: the key leads into a value without keys, or behind the end of a list.
+    """
     *parents, last = key.split(".")
     container: Any = values
     path: KeyPath = ()
@@ -37,15 +69,18 @@ def apply_override(
         path = (*path, index)
         container = _child(container, index, path, is_component)
         if container is None:
-            raise MucoError(f"--set {key}: {dotted(path)} of {title} has no keys")
+            raise MucoError(f"{dotted(path)} of {title} has no keys")
     index = _index(container, last)
     if _is_list(container) and not (isinstance(index, int) and index < len(container)):
-        raise MucoError(f"--set {key}: {dotted(path)} has entries 0 to {len(container) - 1}")
+        raise MucoError(f"{dotted(path)} has entries 0 to {len(container) - 1}")
     cast(Any, container)[index] = value
-    path = (*path, index)
+    return (*path, index)
+
+
+def forget_lines(lines: Lines, path: KeyPath) -> None:
+    """Remove the lines of a value that was replaced, and of all within it."""
     for replaced in [known for known in lines if known[: len(path)] == path]:
         del lines[replaced]
-    lines[path] = None
 
 
 def _index(container: Any, part: str) -> str | int:

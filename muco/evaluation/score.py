@@ -19,6 +19,7 @@ from muco.console import progress_bar
 from muco.distributed.ranks import Ranks
 from muco.evaluation.embedding_store import EmbeddingStore
 from muco.evaluation.encode import CachedEmbedder
+from muco.evaluation.queries import queries_file, write_queries
 from muco.evaluation.results import write_results
 from muco.evaluation.suite import NamedSuite, run_suite
 from muco.model.folder import LoadedModel
@@ -53,7 +54,8 @@ def score(
             )
             if results is None:
                 continue
-            scores, gallery = results
+            scores, gallery, per_query = results
+            write_queries(queries_file(run_folder.eval, each.name), per_query)
             write_results(run_folder.eval, scores, gallery)
             metrics |= scores.metrics()
             for warning in scores.warnings:

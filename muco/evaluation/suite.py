@@ -17,6 +17,7 @@ from muco.evaluation.encode import CachedEmbedder, Embedded, Track
 from muco.evaluation.gallery import gallery_task
 from muco.evaluation.geometry import CoherenceMeter
 from muco.evaluation.metrics import Ties, mean
+from muco.evaluation.queries import QueryScores
 from muco.evaluation.results import Average, Gallery, GalleryTask, PartialAverage, SuiteScores, TaskScore
 from muco.evaluation.search.ranking import Ranking
 from muco.evaluation.search.search import rank_all
@@ -61,7 +62,7 @@ def run_suite(
     gallery_queries: int,
     depends_on: Mapping[str, Any],
     track: TrackTask,
-) -> tuple[SuiteScores, Gallery] | None:
+) -> tuple[SuiteScores, Gallery, dict[str, QueryScores]] | None:
     """Encode and score every task of a suite.
 
     Args:
@@ -74,13 +75,14 @@ def run_suite(
         track: shows the progress of a task.
 
     Returns:
-        The scores and the gallery; None in a process that only helps to encode.
+        The scores, the gallery, and the queries of each task; None in a process that only helps to encode.
 
     Raises:
         MucoError: the suite's data is missing or broken, or a vector is not finite.
     """
     scores: dict[str, TaskScore] = {}
     gallery: list[GalleryTask] = []
+    per_query: dict[str, QueryScores] = {}
     warnings: list[str] = []
     meter = CoherenceMeter()
     task = None
@@ -98,7 +100,10 @@ def run_suite(
                 top_queries=gallery_queries,
                 device=embedder.device,
             )
-            scores[task.name] = _score(task, rankings, ties, _data_hash(task, queries, pool))
+            per_query[task.name] = _query_scores(task, rankings, ties)
+            scores[task.name] = _score(
+                task, rankings, per_query[task.name], ties, _data_hash(task, queries, pool)
+            )
             gallery.append(gallery_task(task, rankings[:gallery_queries]))
             meter.add(queries, pool, rankings)
     if task is None:
@@ -119,7 +124,7 @@ def run_suite(
         warnings=(*_warnings(scores, partial), *warnings),
         depends_on=dict(depends_on),
     )
-    return result, Gallery(1, name, tuple(gallery))
+    return result, Gallery(1, name, tuple(gallery)), per_query
 
 
 def _data_hash(task: Task, queries: Embedded, pool: Embedded) -> str:
@@ -131,14 +136,21 @@ def _data_hash(task: Task, queries: Embedded, pool: Embedded) -> str:
     return digest.hexdigest()
 
 
-def _score(task: Task, rankings: Sequence[Ranking], ties: Ties, data: str) -> TaskScore:
+def _query_scores(task: Task, rankings: Sequence[Ranking], ties: Ties) -> QueryScores:
+    return QueryScores(
+        np.array([ranking.rank for ranking in rankings]),
+        np.array([metrics.score(ranking, task.metric, ties) for ranking in rankings], dtype=np.float64),
+    )
+
+
+def _score(task: Task, rankings: Sequence[Ranking], queries: QueryScores, ties: Ties, data: str) -> TaskScore:
     def over(metric: str) -> float:
         return mean([metrics.score(ranking, metric, ties) for ranking in rankings])
 
     return TaskScore(
         meta_task=task.meta_task,
         metric=task.metric,
-        score=over(task.metric),
+        score=mean(queries.score.tolist()),
         num_queries=len(rankings),
         num_candidates=mean([ranking.num_candidates for ranking in rankings]),
         chance=mean([metrics.chance(ranking, task.metric) for ranking in rankings]),

@@ -51,12 +51,15 @@ def run(tmp_path):
 def test_a_collapsed_model_scores_chance_on_every_task(run):
     suite = ScenesSuite(ScenesSuite.Config(num_queries=4))
     shared, first = run(suite), run(suite, "first")
-    for (result, _), expected in ((shared, 0.1), (first, 1.0)):
-        assert set(result.tasks) == set(TASKS)
+    for (result, _, queries), expected in ((shared, 0.1), (first, 1.0)):
+        assert set(result.tasks) == set(queries) == set(TASKS)
         for task in result.tasks.values():
             assert task.score == pytest.approx(expected)
             assert task.chance == pytest.approx(0.1)
             assert task.tied_share == 1
+        for name, each in queries.items():
+            assert each.score.tolist() == pytest.approx([expected] * 4), name
+            assert each.rank.tolist() == [1] * 4
     assert len(shared[0].warnings) == len(TASKS)
     assert shared[0].metrics()["scenes/mean"] == pytest.approx(0.1)
 
@@ -78,6 +81,8 @@ def test_a_suite_without_task_is_an_error_in_words(run):
 
 def test_an_empty_candidate_is_scored_and_named(run):
     pool = [Content("red"), Content("")]
-    result, _ = run(GivenTasks(Task("t", "m", [Content("q")], pool, None, [[0]], warnings=("one is empty",))))
+    result, *_ = run(
+        GivenTasks(Task("t", "m", [Content("q")], pool, None, [[0]], warnings=("one is empty",)))
+    )
     assert result.tasks["t"].score == 0.5
     assert "one is empty" in result.warnings

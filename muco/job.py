@@ -64,6 +64,7 @@ def assemble(
         readers = open_data(recipe.data, partial(progress_bar, console=console))
     for name, reader in readers.items():
         check_sample_ids(name, recipe.data[name], reader)
+        reader.verify_columns()
     sampler = make_sampler(recipe, readers)
     texts = texts_of(readers.values())
     loss: Loss = recipe.loss.make()

@@ -19,7 +19,7 @@ from muco.core.errors import DataError, MucoError
 from muco.data.shards.writer import write_shards
 from muco.io.lock import locked
 from muco.model.folder import weights_hash
-from muco.run_folder import RunFolder
+from muco.run_folder import RunFolder, Summary
 from muco.training.checkpoint import checkpoints
 from tests.helpers.small import QUICK
 
@@ -65,6 +65,31 @@ def test_a_checkpoint_of_another_recipe_is_refused(copied):
     RunFolder(run_folder).write("recipe.yaml", load_recipe("quickstart", other).dump())
     with pytest.raises(MucoError, match=r"step-000002 holds another run(.|\n)*loss.temperature"):
         start(run_folder, data, "loss.temperature=0.5", resume=True)
+
+
+def test_a_run_is_not_done_without_its_model(tmp_path):
+    recipe, folder = load_recipe("quickstart", SHORT), RunFolder(tmp_path)
+    summary = Summary("quickstart", 2, 16, 16, 1.0, 1.0, {"scenes/mean": 0.5})
+    folder.write("recipe.yaml", recipe.dump())
+    folder.write_summary(summary)
+    folder.model.mkdir()
+    (folder.model / "muco.json").write_text("{}")
+    assert folder.check(recipe, {}, resume=False, only=None) == summary
+    shutil.rmtree(folder.model)
+    assert folder.check(recipe, {}, resume=True, only=None) is None
+    with pytest.raises(MucoError, match="unfinished run"):
+        folder.check(recipe, {}, resume=False, only=None)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31, "four", None, True])
+def test_a_number_of_threads_that_cannot_be_is_told(tmp_path, number):
+    folder = RunFolder(tmp_path)
+    folder.write("environment.json", {"num_threads": number})
+    if number is None:
+        assert folder.num_threads() is None
+        return
+    with pytest.raises(MucoError, match=r"environment\.json: num_threads is"):
+        folder.num_threads()
 
 
 def test_copies_and_half_checkpoints_are_named_and_not_used(copied):

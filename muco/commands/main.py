@@ -16,8 +16,8 @@ from muco.console import Terminal
 from muco.core.errors import MucoError, RecipeError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-_DISK_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
-"""Full, not writable, broken, or a name that no file has: for the user to fix."""
+_DISK_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+"""Full, not writable, broken, or another thing in the way: for the user to fix."""
 
 app = typer.Typer(
     add_completion=False,

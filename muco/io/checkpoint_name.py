@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 
 _FOLDERS = ("checkpoints", "data", "models", "runs", "weights")
@@ -10,7 +11,7 @@ _FOLDERS = ("checkpoints", "data", "models", "runs", "weights")
 
 def is_missing_path(name: str) -> bool:
     """Return whether a checkpoint's name reads as a path, and nothing is there."""
-    path = Path(name).expanduser()
+    path = Path(expanduser(name))
     if path.exists() or ":" in name:
         return False
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -59,7 +60,7 @@ class ImageFiles:
     @classmethod
     def below(cls, path: str | None, folder: Path, *, decoding: ImageDecoding = "plain") -> ImageFiles:
         """Return the images below `path`, or below `folder` if it is None; `~` is the home folder."""
-        return cls([Path(path).expanduser() if path else folder], decoding=decoding)
+        return cls([Path(expanduser(path)) if path else folder], decoding=decoding)
 
     def image(self, name: str, *, near: str = "") -> EncodedImage:
         """Return the image of a name; raise DataError if it is missing, unreadable, empty or no image."""

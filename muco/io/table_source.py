@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class TableSource(Source, ABC):
         default `plain`.
         """
         self.config = config
-        path = Path(config.path).expanduser()
+        path = Path(expanduser(config.path))
         self.folder = path.parent if path.is_file() else path
         self.limit = getattr(config, "limit", None)
         decoding: Any = getattr(config, "image_decoding", "plain")
@@ -107,7 +108,7 @@ def revision_of(paths: Iterable[Path]) -> str:
 
 def existing(path: str | Path, *, hint: str) -> Path:
     """Return the path of a file or folder; if it is missing, raise DataError with `hint`, how to get it."""
-    expanded = Path(path).expanduser()
+    expanded = Path(expanduser(path))
     if not expanded.exists():
         raise DataError(f"{expanded} does not exist. {hint}")
     return expanded

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not of this version of muco, which reads format {_FORMAT}")
     if missing := [key for key in ("step", "packer", "backbone", "pooler") if key not in metadata]:
         raise DataError(f"{path}: {', '.join(missing)} missing; copy the model folder again")
+    step, listed, dims = metadata["step"], metadata.get("files", {}), metadata.get("nested_dims", [])
+    is_typed = isinstance(listed, dict) and isinstance(dims, list) and all(type(dim) is int for dim in dims)
+    if not (is_typed and type(step) is int and step >= 0):
+        raise DataError(f"{path}: step, files or nested_dims is not what muco writes; copy the folder again")
     sizes = {name: file.stat().st_size for name, file in _files(folder).items()}
-    damaged = [name for name, size in metadata.get("files", {}).items() if sizes.get(name) != size]
+    damaged = [name for name, size in listed.items() if sizes.get(name) != size]
     if damaged:
         raise DataError(
             f"{folder}: {', '.join(damaged)}: missing, or of another size than when the model was saved. "
@@ -129,7 +134,7 @@ def load_encoder(settings: ModelSettings, folder: Path) -> TurnEncoder:
 
 def load_pretrained_pooler(settings: ModelSettings, encoder: TurnEncoder) -> None:
     """Load the pooler's weights if `backbone.pretrained` is a model folder with an equal pooler."""
-    folder = Path(getattr(settings.backbone.config, "pretrained", None) or "").expanduser()
+    folder = Path(expanduser(getattr(settings.backbone.config, "pretrained", None) or ""))
     if (folder / METADATA_FILE).is_file() and read_metadata(folder)["pooler"] == settings.pooler.dump():
         _load_pooler(encoder, folder)
 

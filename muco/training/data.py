@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 
 from muco.config.recipe import DatasetSettings, Recipe
@@ -103,7 +104,7 @@ def texts_of(readers: Iterable[ShardReader]) -> Iterator[str]:
 
 def _is_missing(settings: DatasetSettings) -> bool:
     shards = settings.shards or ""
-    return bool(shards) and "://" not in shards and not Path(shards).expanduser().is_dir()
+    return bool(shards) and "://" not in shards and not Path(expanduser(shards)).is_dir()
 
 
 def _shards_of(settings: DatasetSettings, progress: ShowProgress) -> Path | str:

@@ -232,6 +232,20 @@ def rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], N
         (rewritten("muco.json", lambda _: b"[]"), "which reads format 1"),
         (rewritten("muco.json", lambda data: data.replace(b'"format": 1', b'"format": 2')), "reads format 1"),
         (rewritten("muco.json", lambda data: data.replace(b'"pooler"', b'"puller"')), "pooler missing"),
+        (rewritten("muco.json", lambda data: data.replace(b'"step": 7', b'"step": "7"')), "step, files or"),
+        (rewritten("muco.json", lambda data: data.replace(b'"step": 7', b'"step": -1')), "step, files or"),
+        (
+            rewritten("muco.json", lambda data: data.replace(b'"turn_token"', b'"turm_token"')),
+            "no pooler named 'turm_token'",
+        ),
+        (
+            rewritten("muco.json", lambda data: data.replace(b'"max_pixels": ', b'"max_pixels": -')),
+            "backbone.max_pixels: must be greater than 0",
+        ),
+        (
+            rewritten("muco.json", lambda data: data.replace(b'"num_layers": 2', b'"num_layers": [2]')),
+            "backbone.random_init.num_layers",
+        ),
     ],
 )
 def test_a_damaged_model_folder_is_told(files, model, tmp_path, damage, told):

@@ -214,6 +214,35 @@ def test_a_disk_that_cannot_be_written_is_told_in_words(refused, monkeypatch, co
     assert message == f"runs/quickstart: cannot be read or written: {os.strerror(code)}\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "quickstart"],
+        ["evaluate", "qwen_vl", "--suite", "scenes", "--to", "runs/x"],
+        ["mine", "qwen_vl", "--shards", "runs/x", "--to", "y"],
+        ["data", "make", "scenes", "--to", "runs/x"],
+        ["report", "runs"],
+        ["report", "x" * 300],
+        ["report", "loop"],
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_told_in_words(refused, tmp_path, arguments):
+    (tmp_path / "runs").write_text("a file")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "Traceback" not in refused(*arguments)
+    assert (tmp_path / "runs").read_text() == "a file"
+
+
+def test_a_home_folder_that_is_not_known_is_told_in_words(refused, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr("pwd.getpwnam", {}.__getitem__)
+    for path in ("~/data", "~nobody_here/data"):
+        message = refused("run", "quickstart", "--set", "data.turns.source=null", "--set",
+                          f"data.turns.shards={path}")  # fmt: skip
+        assert f"{path} is not there" in message
+
+
 def test_an_error_of_the_recipe_is_printed_once_a_machine(refused, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert refused("run", "quickstart", "--set", "loss.nam=x") == ""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from muco.data.shards.reader import ShardReader
 from muco.data.shards.writer import write_shards
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.model.source import find_model
+from tests.helpers import processes
 from tests.helpers.small import QUICK, SMALL, picture
 
 MODEL = [f"backbone.random_init={json.dumps(SMALL['random_init'])}", "backbone.template=bare",
@@ -103,6 +107,28 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
     beside = NeighbourGraph.read(tmp_path / "mined/scenes-negatives.safetensors")
     assert beside.data == mined.index.fingerprint != graph.data
     assert (beside.neighbours == graph.neighbours).all()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("output", ["scenes.safetensors", "scenes-negatives"])
+def test_killed_between_its_outputs_and_started_again_gives_the_same_files(shards, tmp_path, output):
+    def contents(folder):
+        files = [path for path in folder.rglob("*") if path.is_file() and "vectors" not in path.parts]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    def options(to):
+        sets = [part for each in MODEL for part in ("--set", each)]
+        return ["mine", "qwen_vl", "--to", str(to), "--shards", str(shards), "--range-min", "2",
+                "--range-max", "8", "--negatives", "2", *sets]  # fmt: skip
+
+    app(options(tmp_path / "whole"), standalone_mode=False)
+    process = processes.start(tmp_path, *options(tmp_path / "killed"), start_new_session=True)
+    while not (tmp_path / "killed" / output).exists() and process.poll() is None:
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    app(options(tmp_path / "killed"), standalone_mode=False)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):

@@ -142,6 +142,8 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole, tmp_
     process.communicate()
     finish(tmp_path, "--resume", *workers)
     same(weights(tmp_path), weights(whole))
+    result = "runs/quickstart/eval/scenes.json"
+    assert (tmp_path / result).read_bytes() == (whole / result).read_bytes()
     steady = ("step", "loss", "lr", "grad_norm", "tokens", "in_batch_accuracy", "counts", "epoch")
     assert [[line[key] for key in steady] for line in log(tmp_path)] == [
         [line[key] for key in steady] for line in log(whole)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from hashlib import blake2b
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,7 +102,7 @@ class Conversion:
     def check_folder(self) -> None:
         """Raise DataError if the folder lies inside the outside data: the source would read the shards."""
         path = getattr(self.config, "path", None)
-        if path and self.folder.resolve().is_relative_to(Path(path).expanduser().resolve()):
+        if path and self.folder.resolve().is_relative_to(Path(expanduser(path)).resolve()):
             raise DataError(f"--to {self.folder} lies inside --from {path}; name a folder outside of it")
 
     def estimate(self, progress: ShowProgress) -> Estimate:

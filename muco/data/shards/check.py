@@ -52,6 +52,7 @@ def check_shards(
     """
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
     result, first = CheckResult(), 0
+    reader.verify_columns()
     ids = np.full(len(reader), _UNREADABLE, dtype=np.int64)
     for shard in progress(reader.index.shards, len(reader.index.shards), "checking shards"):
         if digest_of(folder / shard.file) != shard.blake2b:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from muco.core.sample import Sample
 from muco.data.shards.format import from_members
 from muco.data.shards.index import ShardIndex
 from muco.data.shards.storage import storage_of
-from muco.data.shards.webdataset import foreign_sample, key_number, split_name
+from muco.data.shards.webdataset import foreign_sample, has_column, key_number, split_name
 from muco.io.columns import PairColumns
 from muco.io.tar import tar_contents
 
@@ -76,6 +77,18 @@ class ShardReader:
             return foreign_sample(members, self._columns, name=f"{shard}:{key}", dataset=self._dataset)
         except (DataError, OSError) as error:
             raise DataError(f"{self._storage.name}/{self.name(index)}: {error}") from error
+
+    def verify_columns(self) -> None:
+        """Raise DataError if no sample has a column; samples are read until each column was seen."""
+        unseen = [] if self._columns is None else self._columns.used()
+        for index in range(len(self)):
+            if not unseen:
+                return
+            with suppress(DataError, OSError):  # what cannot be read is counted in training
+                members = self._members(index)[1]
+                unseen = [column for column in unseen if not has_column(members, column)]
+        if unseen:
+            raise DataError(f"{self._storage.name}: no sample has a column {', '.join(unseen)}")
 
     def _members(self, index: int) -> tuple[str, dict[str, bytes]]:
         """Return the key of a sample and its members by suffix."""

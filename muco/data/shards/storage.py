@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,7 +130,7 @@ def storage_of(location: str | Path, *, cache_bytes: int) -> Storage:
     text = str(location)
     check_location(text)
     if "://" not in text:
-        return LocalStorage(Path(text).expanduser())
+        return LocalStorage(Path(expanduser(text)))
     if text.startswith("file://"):
         return LocalStorage(Path(text.removeprefix("file://")))
     return RemoteStorage(text, cache_bytes)

@@ -101,6 +101,14 @@ def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: 
     return Sample(name, dataset, images, (pair,))
 
 
+def has_column(members: Mapping[str, bytes], column: str) -> bool:
+    """Return whether a record of another tool has a column, and not null in it."""
+    try:
+        return _value(members, column, is_image=True) is not None
+    except DataError:
+        return False
+
+
 def _image(value: Any, decoding: ImageDecoding) -> EncodedImage:
     if not isinstance(value, bytes):
         raise DataError(f"a {type(value).__name__} instead of an image: name the member that holds the image")

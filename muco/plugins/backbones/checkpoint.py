@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from muco.core.errors import DataError, MucoError, library_errors
+from muco.io.checkpoint_name import is_missing_path
 from muco.plugins.backbones.decoder.chat import EMB, MASK
 
 Dtype = Literal["float32", "bfloat16"]
@@ -43,7 +45,7 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
     from transformers import AutoConfig
     from transformers.utils.hub import has_file
 
-    refuse_missing_path(name)
+    refuse_missing(name)
     with library_errors(f"backbone.pretrained: {name} cannot be loaded"):
         if has_file(name, PEFT_FILE):
             raise adapters_of_peft(name)
@@ -71,27 +73,32 @@ def local_sizes(name: str) -> dict[str, Any] | None:
     """
     from transformers import AutoConfig
 
-    folder = Path(name).expanduser()
+    folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
-    try:
+    with library_errors(f"backbone.pretrained: {name} cannot be loaded"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
-    except (OSError, ValueError) as error:
-        raise MucoError(f"backbone.pretrained: {name} cannot be loaded: {error}") from error
 
 
-def refuse_missing_path(name: str) -> None:
-    """Raise MucoError if a name is a path, not a name of the hub, and no folder is there."""
-    path = Path(name).expanduser()
+def refuse_missing(name: str) -> None:
+    """Raise MucoError if no folder has that name, and the hub does not have it or cannot be asked.
+
+    The hub is asked once: transformers asks for each file and retries for half a minute.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    path = Path(expanduser(name))
     if path.is_dir():
         return
-    first, _, rest = name.partition("/")
-    is_path = first in ("", ".", "..", "~") or "/" in rest or Path(first).is_dir() or path.exists()
-    if is_path:
+    if path.exists() or is_missing_path(name):
         problem = "is not a folder" if path.exists() else "does not exist"
         raise MucoError(
             f"backbone.pretrained: {name} {problem}. Give a folder, or a name of the hub: owner/name"
         )
+    hint = f"A folder is written ./{name} and must exist; a name of the hub needs a connection to it"
+    with library_errors(f"backbone.pretrained: no folder {name} here, and not found on the hub. {hint}"):
+        if try_to_load_from_cache(name, "config.json") is None:
+            HfApi().model_info(name, timeout=10)
 
 
 def adapters_of_peft(name: str) -> MucoError:

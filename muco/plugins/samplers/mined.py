@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
+from os.path import expanduser
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ class Mined(EpochSampler):
 
     def _graph(self, name: str) -> NeighbourGraph:
         path = self.config.graphs[name]
-        graph = NeighbourGraph.read(Path(path).expanduser())
+        graph = NeighbourGraph.read(Path(expanduser(path)))
         ranks = graph.neighbours.shape[1]
         if ranks < self.config.range_max:
             raise MucoError(

@@ -60,12 +60,20 @@ def test_tars_of_another_tool_are_read_by_columns(tmp_path):
     assert [sample.pairs[0].target.text for sample in samples] == ["caption 5", "caption 0"]
     assert samples[0].pairs[0].queries[0].text == "Find a caption."
     assert (samples[0].dataset, samples[0].sample_id) == ("laion", "00001.tar:00001/000000005")
-    backwards = PairColumns(query_text="json.caption", target_image="jpg", task="json.meta.none")
+    backwards = PairColumns(query_text="json.caption", target_image="jpg", task="json.meta.id")
     sample = ShardReader(folder, columns=backwards)[3]
     assert sample.pairs[0].queries[0].text == "other 3"
     assert sample.pairs[0].target.images[0].data == image_bytes(3)
     found = check_shards(folder, columns=CAPTIONS, decode=True, progress=quiet)
     assert (found.num_samples, found.num_images, found.problems) == (6, 6, [])
+
+
+@pytest.mark.parametrize("column", ["json.captoin", "json.meta.none", "cls", "json.caption.x"])
+def test_a_column_that_no_record_has_is_an_error(tmp_path, column):
+    index_folder(foreign(tmp_path), quiet)
+    columns = CAPTIONS.model_copy(update={"negative_text": column})
+    with pytest.raises(DataError, match=f"no sample has a column {column}$"):
+        check_shards(tmp_path, columns=columns, decode=False, progress=quiet)
 
 
 def test_long_names_are_indexed_from_their_extended_headers(tmp_path):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -224,3 +226,30 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path, monkeypat
     (tmp_path / "models/file").touch()
     with pytest.raises(MucoError, match=rf"backbone\.pretrained: .*{name.removeprefix('~')} {problem}"):
         build("qwen2_vl", pretrained=name)
+
+
+def test_a_name_that_is_no_folder_is_asked_for_on_the_hub_once(monkeypatch):
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(
+            MucoError, match=r"no folder owner/none here, .* A folder is written \./owner/none"
+        ):
+            build("qwen2_vl", pretrained="owner/none")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [path for path in asked if "owner" in path] == ["/api/models/owner/none"]

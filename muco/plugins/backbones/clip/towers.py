@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
         raise MucoError(f"backbone.image_tower.name: timm cannot build {settings.name!r}: {error}") from error
     info, preprocess = dict(visual.trunk.pretrained_cfg), towers.preprocess
     if settings.pretrained is not None:
-        folder = Path(settings.pretrained).expanduser()
+        folder = Path(expanduser(settings.pretrained))
         info |= _read_json(folder / "config.json", settings.pretrained).get("pretrained_cfg", {})
         _load_trunk(visual.trunk, info, folder)
         preprocess = {key: info[key] for key in ("mean", "std", "interpolation")}
@@ -171,7 +172,7 @@ def folder_of(name: str) -> Path:
         MucoError: it does not exist or cannot be downloaded.
     """
     if not name.startswith(HUB):
-        folder = Path(name).expanduser()
+        folder = Path(expanduser(name))
         if not folder.is_dir():
             raise MucoError(f"backbone.pretrained: {name} is not a folder; names of the hub begin with {HUB}")
         return folder
@@ -192,7 +193,7 @@ def local_sizes(name: str) -> dict[str, Any] | None:
     Raises:
         MucoError: the folder has no `model_cfg`.
     """
-    folder = Path(name).expanduser()
+    folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
     model = _read_json(folder / CONFIG_FILE, name).get("model_cfg")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -81,7 +82,7 @@ class MBEIR(Suite):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.folder = Path(config.data).expanduser()
+        self.folder = Path(expanduser(config.data))
         self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
         self.pools = ("local", "global") if config.pool == "both" else (config.pool,)
 

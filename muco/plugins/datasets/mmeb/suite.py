@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,9 +77,9 @@ class MMEB(Suite):
         return frozenset({"image_targets"})
 
     def __init__(self, config: Config) -> None:
-        self.folder = Path(config.data).expanduser()
+        self.folder = Path(expanduser(config.data))
         self.names = config.datasets
-        paths = [Path(config.images).expanduser()] if config.images else []
+        paths = [Path(expanduser(config.images))] if config.images else []
         inside = ("", "eval_images", "images", "image-tasks", "images/image-tasks")
         self.images = ImageFiles(
             [*paths, *(self.folder / name for name in inside)],

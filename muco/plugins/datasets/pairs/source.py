@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import groupby
+from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,7 +57,7 @@ class Pairs(Source):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        path = Path(config.path).expanduser()
+        path = Path(expanduser(config.path))
         self.folder = path if path.is_dir() else path.parent
         decoding = config.columns.image_decoding
         self.images = ImageFiles.below(config.images, self.folder, decoding=decoding)
@@ -72,7 +73,7 @@ class Pairs(Source):
         return tables
 
     def left_out(self) -> Sequence[Path]:
-        path = Path(self.config.path).expanduser()
+        path = Path(expanduser(self.config.path))
         return tables_below(path)[1] if path.is_dir() else ()
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +59,7 @@ class PairsSuite(Suite):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.folder = Path(config.data).expanduser()
+        self.folder = Path(expanduser(config.data))
         self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
         self._unseen: list[str] = []
 

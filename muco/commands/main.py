@@ -42,6 +42,10 @@ def run_command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="The run folder; else runs/NAME.")] = None,
+    flops: Annotated[bool, typer.Option("--flops", help="Count the FLOPs of a step and stop.")] = False,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Of the batch, for --flops.")
+    ] = None,
 ) -> None:
     """Train, evaluate and report what a recipe says, in ./runs/NAME."""
     from muco.config.load import load_recipe
@@ -52,6 +56,11 @@ def run_command(
         raise MucoError("--resume goes on and --fresh starts over: choose one")
     loaded = load_recipe(recipe, overrides or [])
     console = Terminal()
+    if flops:
+        from muco.commands.flops import print_flops
+
+        print_flops(loaded, assume or [], console)
+        return
     if check:
         from muco.commands.check import check as check_run
 

@@ -89,6 +89,8 @@ class ModelLayers(ABC):
     """The layers of a backbone, and the lengths of the sequences that pass them."""
 
     parts: tuple[Part, ...]
+    hidden_dim: int
+    """Of the hidden states that the backbone returns."""
 
     @abstractmethod
     def lengths_of(self, chunk: EncoderInputs) -> Lengths:
@@ -97,6 +99,14 @@ class ModelLayers(ABC):
     @abstractmethod
     def lengths_for(self, dialogues: Sequence[DialogueShape]) -> Lengths:
         """Return the lengths of dialogues of these shapes, without padding."""
+
+
+def repeat_lengths(lengths: Lengths, times: int) -> Lengths:
+    """Return the lengths of so many equal chunks."""
+    return Lengths(
+        {name: [*each] * times for name, each in lengths.of.items()},
+        {name: pairs * times for name, pairs in lengths.visible_pairs.items()},
+    )
 
 
 def join_lengths(parts: Sequence[Lengths]) -> Lengths:

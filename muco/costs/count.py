@@ -7,7 +7,7 @@ mask excludes. Not counted: softmax, norms, activations, embedding lookups, the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from muco.core.layers import Block, Lengths, Linear, Part
 
@@ -22,6 +22,8 @@ class Flops:
     """By gradient checkpointing, in the backward pass."""
     masked: int = 0
     """To subtract from `forward` plus `backward` for the pairs that the attention mask excludes."""
+    scores: int = 0
+    """Of attention scores that flash attention computes again in the backward pass."""
 
     def __add__(self, other: Flops) -> Flops:
         return Flops(
@@ -29,11 +31,12 @@ class Flops:
             self.backward + other.backward,
             self.recomputed + other.recomputed,
             self.masked + other.masked,
+            self.scores + other.scores,
         )
 
     def times(self, factor: int) -> Flops:
         """Return the FLOPs of `factor` such passes."""
-        return Flops(*(factor * each for each in (self.forward, self.backward, self.recomputed, self.masked)))
+        return Flops(*(factor * each for each in astuple(self)))
 
 
 def count_part(part: Part, lengths: Lengths, *, calls: int = 1) -> Flops:
@@ -79,6 +82,7 @@ def _count_layer(block: Block, lengths: Lengths, calls: int, input_gradient: boo
         # torch stops at the last tensor that the backward pass reads: the input of the last product.
         recomputed=forward + attention - _last_product(block.linears[-1], rows) if again else 0,
         masked=(1 + factor) * excluded,
+        scores=factor * attention // 4,
     )
 
 

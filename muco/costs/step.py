@@ -29,6 +29,11 @@ class StepFlops:
         return self.model + sum(self.twice.values()) + sum(each.recomputed for each in self.once.values())
 
     @property
+    def scores(self) -> int:
+        """What flash attention adds to `hardware`: scores that its backward pass computes again."""
+        return sum(each.scores for each in self.once.values())
+
+    @property
     def unmasked(self) -> int:
         """`model` with only those pairs of attention that the mask allows."""
         return self.model - sum(each.masked for each in self.once.values())

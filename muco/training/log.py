@@ -43,6 +43,13 @@ class LoggedStep(BaseModel):
     does not return it."""
     wait_share: float
     """Share of the time that training waited for data."""
+    model_flops: int | None = None
+    """FLOPs of a step, forward and backward, without what is computed again; None if the backbone does not
+    say what it computes."""
+    flops_per_second: float | None = None
+    """`model_flops` over the time of a step."""
+    utilization: float | None = None
+    """`flops_per_second` as a share of the devices' peak, where the peak is known."""
     counts: dict[str, float]
     """What the loss counts, a step on average."""
 

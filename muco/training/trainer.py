@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
+from muco.costs.batch import BatchFlops
+from muco.costs.tables import peak_flops
 from muco.distributed.fsdp import Shards, clip_gradients, fsdp_requested
 from muco.distributed.ranks import Ranks
 from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop_signals
@@ -97,6 +99,8 @@ class Trainer:
             offload_images=settings.offload_image_features,
         )
 
+        self._flops = BatchFlops.of(self.model)
+        self._peak = self._peak_flops()
         start = self.progress.step
         self._choose_chunks(start)
         if self.ranks.is_main:
@@ -150,6 +154,14 @@ class Trainer:
             self.console.print(line)
         if memory is not None:
             self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
+
+    def _peak_flops(self) -> float | None:
+        """Return the FLOP/s of all processes' devices in the run's precision; None if it is not known."""
+        device = self._stepper.device
+        if device.type != "cuda" or _precision(self.settings.precision) != "bf16":
+            return None
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        return None if peak is None else peak * self.ranks.world_size
 
     def _open_log(self, start: int) -> TrainLog | None:
         """Return the log of the main process; the others have none."""
@@ -235,7 +247,12 @@ class Trainer:
         }
         if self.settings.max_dialogue_tokens is not None:
             own["count/dropped_turns"] = inputs.num_dropped
+        if self._flops is not None:
+            own |= {"model_flops": self._flops.encoder(chunks), "targets": len(inputs.targets.ids)}
         all_ranks = self.ranks.sums(own, self._stepper.device)
+        if self._flops is not None:
+            num_targets = int(all_ranks.pop("targets"))
+            all_ranks["model_flops"] += self._flops.loss(result.num_turns, num_targets)
         if cut_texts := all_ranks.pop("cut_texts"):
             self._count("count/cut_texts", cut_texts)
         self.progress.step = inputs.step + 1
@@ -263,6 +280,7 @@ class Trainer:
         if log is None:
             return
         steps, seconds = sums["steps"], sums["seconds"]
+        flops = sums.get("model_flops")
         line = LoggedStep(
             step=step,
             epoch=inputs.epoch,
@@ -274,6 +292,9 @@ class Trainer:
             tokens=round(sums["tokens"] / steps),
             padding_share=sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
             wait_share=sums["wait"] / seconds,
+            model_flops=None if flops is None else round(flops / steps),
+            flops_per_second=None if flops is None else flops / seconds,
+            utilization=None if flops is None or self._peak is None else flops / seconds / self._peak,
             counts={name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
             **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
         )

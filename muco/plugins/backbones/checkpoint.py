@@ -71,11 +71,11 @@ def local_sizes(name: str) -> dict[str, Any] | None:
     Raises:
         MucoError: the folder has no configuration that transformers reads.
     """
-    from transformers import AutoConfig
-
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
+    from transformers import AutoConfig
+
     with library_errors(f"backbone.pretrained: {name} cannot be loaded"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
 

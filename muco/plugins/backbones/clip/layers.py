@@ -30,7 +30,7 @@ class ClipLayers(ModelLayers):
     def __init__(self, config: Any, sizes: Mapping[str, Any]) -> None:
         vision, self.text = sizes["vision_cfg"], sizes["text_cfg"]
         self.num_patches = (vision["image_size"] // vision["patch_size"]) ** 2
-        dim = sizes["embed_dim"]
+        dim = self.hidden_dim = sizes["embed_dim"]
         adapted = config.adapter is not None
         sees_adapters = adapted and config.adapter.vision
         image = {"trained": not config.vision_is_frozen, "adapter": config.adapter if sees_adapters else None}
@@ -84,7 +84,8 @@ class ClipLayers(ModelLayers):
                 "images": [images],
                 "tokens": texts,
                 "texts": [len(texts)],
-            }
+            },
+            {"tokens": sum(length * (length + 1) // 2 for length in texts)},
         )
 
 

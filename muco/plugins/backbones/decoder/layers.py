@@ -37,6 +37,7 @@ class DecoderLayers(ModelLayers):
         self,
         parts: tuple[Part, ...],
         *,
+        hidden_dim: int,
         causal: bool,
         image: Callable[[int, int], ImageLengths],
         images_of: Callable[[dict[str, Tensor]], Mapping[str, Sequence[int]]],
@@ -45,11 +46,13 @@ class DecoderLayers(ModelLayers):
 
         Args:
             parts: of the model.
+            hidden_dim: of the language model.
             causal: whether tokens see only earlier ones.
             image: returns the lengths of an image of a width and height in pixels.
             images_of: returns the lengths of all images of a chunk, from its tensors.
         """
         self.parts = parts
+        self.hidden_dim = hidden_dim
         self.causal = causal
         self.image = image
         self.images_of = images_of

@@ -59,4 +59,6 @@ def idefics_layers(config: Any, sizes: Mapping[str, Any]) -> DecoderLayers:
         return tiles(len(tensors["pixel_values"]))
 
     causal = config.attention_direction == "causal"
-    return DecoderLayers(parts, causal=causal, image=image, images_of=images_of)
+    return DecoderLayers(
+        parts, hidden_dim=text["hidden_size"], causal=causal, image=image, images_of=images_of
+    )

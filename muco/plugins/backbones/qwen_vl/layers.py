@@ -47,7 +47,9 @@ def qwen_vl_layers(config: Any, sizes: Mapping[str, Any]) -> DecoderLayers:
         }
 
     causal = config.attention_direction == "causal"
-    return DecoderLayers(parts, causal=causal, image=image, images_of=images_of)
+    return DecoderLayers(
+        parts, hidden_dim=text["hidden_size"], causal=causal, image=image, images_of=images_of
+    )
 
 
 def _vision_tower(family: str, vision: Mapping[str, Any], config: Any) -> Part:

@@ -1,0 +1,26 @@
+"""The shipped tables: sizes of public models, and peaks of devices."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from muco.config.yaml_lines import read_yaml
+
+
+def public_model(name: str) -> dict[str, Any] | None:
+    """Return `source` and `sizes` of a model by its name on the hub; None if it is not in the table."""
+    return _read("models.yaml").get(name)
+
+
+def peak_flops(device: str) -> float | None:
+    """Return the FLOP/s of a device in bfloat16; None if it is not in the table.
+
+    Args:
+        device: as `torch.cuda.get_device_name` returns it.
+    """
+    return next((each["peak"] for each in _read("devices.yaml") if device in each["names"]), None)
+
+
+def _read(name: str) -> Any:
+    return read_yaml(name, (files("muco.costs") / name).read_text(encoding="utf-8"))[0]

@@ -1,4 +1,4 @@
-"""`muco run --check`: what would stop a run on this machine, found without building a model."""
+"""`muco run --check`: what would stop a run on this machine, checked without building a model."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def mine(
     overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Path]:
-    """Write the neighbour graph of each data set and, if asked for, shards with hard negatives.
+    """Write the neighbour graph of each data set and, with `num_negatives`, shards with hard negatives.
 
     The neighbours of a sample are the samples whose answers are nearest to its query by the teacher's
     embeddings; a sample with several pairs counts by their mean. Samples with the same images or with equal

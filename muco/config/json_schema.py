@@ -28,7 +28,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
                 provider = registry.find(kind, name).provider
                 problem = f"its `Config` has a field without a JSON Schema: {error.message}"
                 raise PluginError(f"{kind} {name!r} ({provider}): {problem}") from None
-        # The name alone stands for a mapping without settings.
+        # A name stands for a mapping without settings.
         short = [name for name in names if definitions[f"{kind}.{name}"]["required"] == ["name"]]
         definitions[kind] = {"oneOf": [{"enum": short}, *options]}
     return _with_refs(schema)

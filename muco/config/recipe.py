@@ -238,7 +238,7 @@ class Evaluation(ComponentConfig):
 
 
 def _check_dims(backbone: ComponentRef[Any], pooler: ComponentRef[Any], loss: ComponentRef[Any]) -> None:
-    """Raise ValueError if the loss needs larger embeddings than the settings give, where they tell."""
+    """Raise ValueError if the loss needs larger embeddings than these settings give, where they are known."""
     hidden_dim = cast("type[Backbone]", backbone.cls).hidden_dim_of(backbone.config)
     dim = cast("type[Pooler]", pooler.cls).embedding_dim_of(pooler.config, hidden_dim)
     least = cast("type[Loss]", loss.cls).min_embedding_dim(loss.config)

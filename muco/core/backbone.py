@@ -28,7 +28,7 @@ class Cost:
 
 
 class Rendered(Protocol):
-    """A dialogue as `Processor.render` returns it; the engine reads its cost alone."""
+    """A dialogue as `Processor.render` returns it; the engine reads only its cost."""
 
     @property
     def cost(self) -> Cost:
@@ -51,13 +51,10 @@ class Processor(ABC):
 
     @abstractmethod
     def collate(self, rendered: Sequence[Any]) -> EncoderInputs:
-        """Return one chunk, on the CPU; its turns are in the order given. Images are decoded here.
+        """Return one chunk, on the CPU, of one or more rendered dialogues; its turns are in their order.
 
-        Args:
-            rendered: what `render` returned, at least one. `muco.model.batching` decides which go together.
-
-        Raises:
-            DataError: an image cannot be decoded.
+        `muco.model.batching` decides which go together. Images are decoded here; raise DataError if one
+        is broken.
         """
 
     def prepare(self, dialogues: Iterable[Dialogue]) -> EncoderInputs:
@@ -83,23 +80,18 @@ class Backbone(Component, nn.Module, ABC):
     def sizes_of(cls, config: Any) -> Mapping[str, Any] | None:
         """Return the `sizes` of the model that these settings build, from `random_init` or local files.
 
-        No weights are loaded and nothing is downloaded. None, by default: these settings do not tell.
+        No weights are loaded and nothing is downloaded. None, by default: not known from the settings.
         """
         return None
 
     @classmethod
     def layers_of(cls, config: Any, sizes: Mapping[str, Any]) -> ModelLayers | None:
-        """Return the layers of a model of these sizes; None, by default: its FLOPs are not known.
-
-        Args:
-            config: a `Config` of this class.
-            sizes: as `sizes_of` returns them, or as in muco's table of public models.
-        """
+        """Return the layers of a model of `sizes`, as of `sizes_of`; None, by default: not known."""
         return None
 
     @classmethod
     def hidden_dim_of(cls, config: Any) -> int | None:
-        """Return the H that these settings give; None if they do not tell, by default."""
+        """Return the H of these settings; None, by default: it is not known before a build."""
         return None
 
     @classmethod
@@ -107,9 +99,7 @@ class Backbone(Component, nn.Module, ABC):
     def build(cls, config: Any, *, texts: Iterable[str]) -> Self:
         """Return a new backbone: pretrained weights, or random weights drawn with torch's global generator.
 
-        Args:
-            config: a `Config` of this class.
-            texts: the training texts, for a backbone that trains a tokenizer on them.
+        A backbone that trains a tokenizer trains it on `texts`, the training texts.
         """
 
     @classmethod
@@ -123,11 +113,9 @@ class Backbone(Component, nn.Module, ABC):
 
     @abstractmethod
     def encode(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnStates:
-        """Return the last hidden states of one chunk.
+        """Return the last hidden states of one chunk, which is on this module's device.
 
-        Args:
-            inputs: a chunk of `processor.collate`, on this module's device.
-            images: the output of `encode_images` for this chunk; if None, it is computed here.
+        `images` is the output of `encode_images` for the chunk; None to compute it here.
         """
 
     @abstractmethod
@@ -137,12 +125,8 @@ class Backbone(Component, nn.Module, ABC):
     def startup_summary(self, device: torch.device, *, half: bool) -> str:
         """Return one line for the start of a run, for example the attention kernel; empty for none.
 
-        Args:
-            device: where the backbone will run.
-            half: whether it runs in 16-bit precision.
-
-        Raises:
-            MucoError: a setting of the recipe cannot run on this device.
+        The backbone will run on `device`, in 16-bit precision if `half`. Raise MucoError if a setting of the
+        recipe cannot run there.
         """
         return ""
 

@@ -18,8 +18,8 @@ T = TypeVar("T")
 class ComponentRef(Generic[T]):
     """A component's name and settings: `ComponentRef[Literal["loss"]]` or `ComponentRef[Loss]`.
 
-    In YAML it is a mapping: `name` picks the component, the other keys are its `Config`. The name alone
-    stands for a mapping without other keys.
+    In YAML it is a mapping: `name` picks the component, the other keys are its `Config`. A name without
+    a mapping stands for one without other keys.
     """
 
     def __init__(

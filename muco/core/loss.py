@@ -47,7 +47,7 @@ def check_sides(query: TurnEmbeddings, target: TurnEmbeddings) -> None:
 
 
 class Loss(Component, nn.Module, ABC):
-    """Score query turns against target turns, from embeddings and ids alone."""
+    """Score query turns against target turns, from embeddings and ids only."""
 
     kind: ClassVar[Kind] = "loss"
     symmetric: bool = False

@@ -32,11 +32,9 @@ class Pooler(Component, nn.Module, ABC):
 
     @classmethod
     def embedding_dim_of(cls, config: Any, hidden_dim: int | None) -> int | None:
-        """Return the D that these settings give; None if they do not tell, by default.
+        """Return the D of these settings and the backbone's H; None, by default: it is not known.
 
-        Args:
-            config: the pooler's settings.
-            hidden_dim: of the backbone; None if its settings do not tell.
+        `hidden_dim` is None if the backbone's settings do not determine it.
         """
         return None
 

@@ -31,7 +31,7 @@ class Entry:
 
 
 class Registry:
-    """Components by kind and name. Hooks declare them; a class is imported when it is asked for."""
+    """Components by kind and name. Hooks declare them; a class is imported on first use."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -41,9 +41,8 @@ class Registry:
     def add(self, plugin: Any, *, provider: str) -> None:
         """Add the components that one plugin module declares.
 
-        Raises:
-            PluginError: a misspelt hook, another contract version, a name that is taken, or a hook that
-                fails or does not return names and targets.
+        Raise PluginError for a misspelt hook, another contract version, a name that is taken, or a hook
+        that fails or does not return names and targets.
         """
         if getattr(plugin, "muco_contract", None) != hookspecs.CONTRACT:
             raise PluginError(_other_contract(plugin, provider))
@@ -92,11 +91,9 @@ class Registry:
         raise LookupError(f"no {kind} named {name!r}.{near}\nRegistered: {registered}")
 
     def component(self, kind: Kind, name: str) -> type[Component]:
-        """Import and return the class.
+        """Import and return the class; raise LookupError if there is no such name.
 
-        Raises:
-            LookupError: no such name.
-            PluginError: the target is not a class of that kind with a `Config` and every abstract method.
+        Raise PluginError unless it is a class of that kind with a `Config` and every abstract method.
         """
         entry = self.find(kind, name)
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"

@@ -36,26 +36,16 @@ class Sampler(Component, ABC):
     kind: ClassVar[Kind] = "sampler"
 
     def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
-        """Check the settings against the rest of a recipe; by default all are accepted.
+        """Raise MucoError if the settings do not fit these data sets or this batch size over all ranks.
 
-        Args:
-            datasets: the names of the data sets.
-            batch_size: samples of a batch over all ranks.
-
-        Raises:
-            MucoError: the settings do not fit.
+        By default all are accepted.
         """
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
-        """Check the data before training; by default any data is accepted.
+        """Raise MucoError if the sampler was made for other data; by default any data is accepted.
 
-        A sampler that depends on particular data, for example on a neighbour graph, overrides this.
-
-        Args:
-            fingerprints: a hash of each data set's samples, by name.
-
-        Raises:
-            MucoError: the sampler was made for other data.
+        A sampler that depends on particular data, a neighbour graph for example, overrides this. By
+        name, `fingerprints` has a hash of each data set's samples.
         """
 
     @abstractmethod

@@ -135,7 +135,7 @@ class CachedEmbedder:
         return embedded
 
     def forget(self, contents: Sequence[Content]) -> None:
-        """Free the ids of contents that will not be asked for again."""
+        """Free the ids of contents that are not encoded again."""
         self._pools.pop(id(contents), None)
 
     def _identify(self, contents: Sequence[Content]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -61,7 +61,7 @@ class PartialAverage(Average):
 
 @dataclass(frozen=True)
 class Coherence:
-    """Measures of a suite's embeddings; None where there is nothing to measure."""
+    """Measures of a suite's embeddings; None if there is nothing to measure."""
 
     modality_gap: FiniteFloat | None
     """The distance between the mean of contents without an image and the mean of those with one, 0 to 2;

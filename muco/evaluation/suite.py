@@ -63,22 +63,10 @@ def run_suite(
     depends_on: Mapping[str, Any],
     track: TrackTask,
 ) -> tuple[SuiteScores, Gallery, dict[str, QueryScores]] | None:
-    """Encode and score every task of a suite.
+    """Encode and score a suite's tasks; return scores, gallery and the queries of each task.
 
-    Args:
-        name: names the results.
-        suite: its tasks.
-        embedder: makes the embeddings; its processes share the work.
-        ties: see `metrics.score`.
-        gallery_queries: queries of each task that the gallery shows.
-        depends_on: all that decides the scores; it is written beside them.
-        track: shows the progress of a task.
-
-    Returns:
-        The scores, the gallery, and the queries of each task; None in a process that only helps to encode.
-
-    Raises:
-        MucoError: the suite's data is missing or broken, or a vector is not finite.
+    Return None except in the main process. `name` names the results; see `metrics.score` for `ties`; the
+    gallery has `gallery_queries` of a task; `depends_on`, all that decides the scores, is written beside them.
     """
     scores: dict[str, TaskScore] = {}
     gallery: list[GalleryTask] = []

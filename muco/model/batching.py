@@ -8,16 +8,10 @@ from muco.core.backbone import Cost
 
 
 def plan_chunks(costs: Sequence[Cost], budget: Cost | None, *, padded: bool) -> list[list[int]]:
-    """Split dialogues into chunks.
+    """Return the indices of the dialogues of each chunk, the longest dialogue first; no chunk is empty.
 
-    Args:
-        costs: the cost of each dialogue.
-        budget: limit of one chunk; a dialogue above it is a chunk of its own. None: all dialogues are one
-            chunk, in order.
-        padded: whether the dialogues of a chunk are padded to the longest one; padding then counts.
-
-    Returns:
-        The indices of the dialogues of each chunk, the longest dialogue first; no chunk without dialogues.
+    A dialogue above `budget`, a chunk's limit, is a chunk of its own; None: all are one chunk, in order.
+    `padded`: dialogues are padded to the longest one of their chunk, and padding counts.
     """
     if budget is None:
         return [list(range(len(costs)))] if costs else []

@@ -24,12 +24,10 @@ class Model:
 
 
 def build_encoder(settings: ModelSettings, *, texts: Iterable[str], seed: int) -> TurnEncoder:
-    """Return an encoder whose random weights follow from the seed, which is set as torch's seed.
+    """Return an encoder whose random weights follow from `seed`, which is set as torch's seed.
 
-    Args:
-        settings: a backbone that is `pretrained` by a model folder brings the pooler of that folder along.
-        texts: the training texts, for a backbone that trains its tokenizer on them.
-        seed: of the random weights.
+    A backbone that trains its tokenizer trains it on `texts`. A backbone that is `pretrained` by a model
+    folder brings the pooler of that folder along.
     """
     torch.manual_seed(seed)
     backbone = settings.backbone.cls.build(settings.backbone.config, texts=texts)

@@ -25,7 +25,7 @@ _AXES = {"mmeb": _COLUMNS["mmeb"][:4], "mbeir": _COLUMNS["mbeir"][:4]}
 """The axes of the radar; of other suites, the tasks."""
 _MAX_AXES = 24
 _MAX_POLYGONS = 6
-"""More cannot be told apart."""
+"""More cannot be distinguished."""
 _RINGS = (0.25, 0.5, 0.75, 1.0)
 _RADIUS = 38.0
 """Of the outermost ring, on a drawing of 100 by 100."""

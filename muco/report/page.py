@@ -76,7 +76,7 @@ def _templates() -> Environment:
 
 
 def _policy(css: str, js: str) -> str:
-    """Allow this style and this script alone: a string that was not escaped would still not run."""
+    """Allow only this style and this script: a string that was not escaped would still not run."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "

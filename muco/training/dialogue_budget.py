@@ -22,17 +22,12 @@ class Fitted:
 
 
 def drop_overlong_turns(pair: DialoguePair, *, max_tokens: int, count: Callable[[Dialogue], int]) -> Fitted:
-    """Drop the turns that do not fit into dialogues of `max_tokens`.
+    """Drop the turns that do not fit into dialogues of `max_tokens`, as `count` counts them.
 
     First, turns that are too long in a dialogue of their own are dropped. Then each dialogue keeps, in order,
-    every turn that fits beside the turns kept before it. So no pair that fits is dropped because of one that
-    does not. A turn dropped from one side is dropped from the other too, with its hard negatives; a
-    reconstructed form is dropped with its original form. A hard negative that is too long is dropped alone.
-
-    Args:
-        pair: the dialogues of one sample.
-        max_tokens: language-model tokens, those of images included.
-        count: returns the number of tokens of a dialogue.
+    every turn that fits beside those before it. So no pair that fits is dropped because of one that does not.
+    A turn dropped from one side is dropped from the other too, with its hard negatives; a reconstructed form
+    is dropped with its original form. A hard negative that is too long is the only one dropped.
     """
     long = [dialogue for dialogue in pair.queries + pair.targets if count(dialogue) > max_tokens]
     dropped = {
@@ -51,23 +46,23 @@ def drop_overlong_turns(pair: DialoguePair, *, max_tokens: int, count: Callable[
         return Fitted(pair, 0)
     if len(dropped_queries) == len(queries):
         return Fitted(None, len(queries) + too_long)
-    kept = DialoguePair(
+    short = DialoguePair(
         _without(pair.queries, dropped), _without(pair.targets, dropped), _without(negatives, dropped)
     )
-    return Fitted(kept, len(dropped_queries) + too_long)
+    return Fitted(short, len(dropped_queries) + too_long)
 
 
 def _drop_beyond(
     dialogue: Dialogue, dropped: set[Unit], max_tokens: int, count: Callable[[Dialogue], int]
 ) -> None:
     """Add the turns that do not fit to `dropped`."""
-    kept: tuple[Turn, ...] = ()
+    fitting: tuple[Turn, ...] = ()
     for turn in dialogue.turns:
         if _is_dropped(turn, dropped):
             continue
-        grown = (*kept, turn)
+        grown = (*fitting, turn)
         if count(replace(dialogue, turns=grown)) <= max_tokens:
-            kept = grown
+            fitting = grown
         else:
             dropped.add(_unit(turn))
 

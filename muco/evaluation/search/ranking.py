@@ -26,7 +26,7 @@ class Ranking:
     """At least one, by (-score, position)."""
     num_candidates: int
     top: tuple[tuple[int, float], ...] = ()
-    """The best candidates as (index into the pool, score), by (-score, position); empty unless asked for."""
+    """The best candidates as (index into the pool, score), by (-score, position); empty unless requested."""
 
     @property
     def rank(self) -> int:

@@ -66,7 +66,7 @@ def run_suite(
     """Encode and score a suite's tasks; return scores, gallery and the queries of each task.
 
     Return None except in the main process. `name` names the results; see `metrics.score` for `ties`; the
-    gallery has `gallery_queries` of a task; `depends_on`, all that decides the scores, is written beside them.
+    gallery has `gallery_queries` of a task; `depends_on`, what decides the scores, is written beside them.
     """
     scores: dict[str, TaskScore] = {}
     gallery: list[GalleryTask] = []

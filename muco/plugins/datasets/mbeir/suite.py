@@ -68,7 +68,7 @@ class MBEIR(Suite):
         pool: Literal["local", "global", "both"] = "local"
         """local: the candidates of a data set. global: those of all, 5.6 million. both: one after the other;
         names of tasks and averages of the global pool then start with `global_`."""
-        datasets: Annotated[Names, Field(min_length=1), known("test set", tuple(TEST_SETS))] | None = None
+        datasets: Annotated[Names, known("test set", TEST_SETS, twice=True)] | None = None
         """The test sets to score, such as `cirr_task7`; by default all that are in `data`."""
         prompt: Annotated[int, Field(ge=1, le=4)] | Literal["draw"] = 1
         """Which of the four instructions is put before every query. draw: one is drawn for each query, as

@@ -69,7 +69,7 @@ class MMEB(Suite):
         """The folder or archive of the images; by default `data`, its folders `eval_images`, `images` and
         `image-tasks`, and its archives."""
         image_decoding: PublicDecoding = "plain"
-        datasets: Annotated[Names, Field(min_length=1), known("data set", tuple(DATA_SETS))] | None = None
+        datasets: Annotated[Names, known("data set", DATA_SETS, twice=True)] | None = None
         """The data sets to score; by default all that are in `data`. Fewer than 36 have no average."""
 
     @classmethod

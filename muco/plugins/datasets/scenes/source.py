@@ -51,7 +51,7 @@ class Scenes(Source):
         @field_validator("pairs")
         @classmethod
         def _some_weight(cls, pairs: dict[str, float]) -> dict[str, float]:
-            check_known("kind of pair", pairs, tuple(PAIR_TASKS))
+            check_known("kind of pair", pairs, PAIR_TASKS)
             if not any(pairs.values()):
                 raise ValueError(
                     "no kind of pair has a weight above 0. Give one a weight; or, for turns alone, set "

@@ -14,7 +14,7 @@ from muco.core.component import Feature
 from muco.core.errors import MucoError
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
-from muco.plugins.datasets.names import Names, distinct
+from muco.plugins.datasets.names import Names, known
 from muco.plugins.datasets.scenes.drawing import draw_image
 from muco.plugins.datasets.scenes.questions import QUESTIONS
 from muco.plugins.datasets.scenes.tasks import PAIR_TASKS, TURN_TASKS, Problem, View, near_views
@@ -40,7 +40,7 @@ class ScenesSuite(Suite):
     """
 
     class Config(SceneWorld):
-        tasks: Annotated[Names, Field(min_length=1), distinct("task", tuple(TASKS))] = tuple(TASKS)
+        tasks: Annotated[Names, known("task", TASKS)] = tuple(TASKS)
         """The tasks to run."""
         num_queries: PositiveInt = 256
         """Queries of each task."""

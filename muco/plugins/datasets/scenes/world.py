@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
-from muco.plugins.datasets.names import Names, distinct
+from muco.plugins.datasets.names import Names, known
 
 RGB = tuple[int, int, int]
 Size = Literal["small", "large"]
@@ -75,13 +75,13 @@ class SceneWorld(ComponentConfig):
 
     image_size_pixels: Annotated[int, Field(ge=32, le=2048)] = 56
     """Height and width. Small shapes are hard to tell apart below 56."""
-    shapes: Annotated[Names, distinct("shape", SHAPES)] = ("circle", "square", "triangle", "star", "cross")
+    shapes: Annotated[Names, known("shape", SHAPES)] = ("circle", "square", "triangle", "star", "cross")
     """The shapes that objects have: some of circle, square, triangle, star, diamond, cross, heart,
     arrow, moon, ring."""
-    colors: Annotated[Names, distinct("color", COLORS)] = DEFAULT_COLORS
+    colors: Annotated[Names, known("color", COLORS)] = DEFAULT_COLORS
     """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
     brown, gray."""
-    backgrounds: Annotated[Names, distinct("background", BACKGROUNDS)] = BACKGROUNDS[:10]
+    backgrounds: Annotated[Names, known("background", BACKGROUNDS)] = BACKGROUNDS[:10]
     """The backgrounds that objects lie on: white, the pale ones, and if wanted black, dark gray, dark red,
     dark green, dark blue, dark purple; a mixture of pale and dark makes objects harder to learn."""
     cells_per_side: Literal[2, 3] = 2

@@ -80,6 +80,11 @@ class Embedder:
             fingerprint=blake2b(hashed, digest_size=16).hexdigest(),
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self._encoder.parameters())
+
     def encode(
         self,
         inputs: Item | Sequence[Item],

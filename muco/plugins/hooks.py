@@ -74,5 +74,6 @@ def muco_suites() -> Mapping[str, str]:
         "mbeir": "muco.plugins.datasets.mbeir.suite:MBEIR",
         "mmeb": "muco.plugins.datasets.mmeb.suite:MMEB",
         "pairs": "muco.plugins.datasets.pairs.suite:PairsSuite",
+        "mteb": "muco.plugins.datasets.mteb.suite:Mteb",
         "scenes": "muco.plugins.datasets.scenes.suite:ScenesSuite",
     }

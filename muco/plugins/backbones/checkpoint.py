@@ -146,6 +146,9 @@ def load_tokenizer(name: str | Path) -> Any:
     # If files are missing, some tokenizers of transformers load without a vocabulary.
     if is_empty:
         raise MucoError(f"{name}: its tokenizer encodes text to nothing; tokenizer.json is missing or empty")
+    for key in ("is_local", "local_files_only"):
+        # Else `save_pretrained` writes how the tokenizer was loaded.
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
 
 

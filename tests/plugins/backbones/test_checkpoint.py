@@ -34,6 +34,21 @@ def backbone(request):
     return build(request.param)
 
 
+@pytest.mark.parametrize("family", BACKBONES)
+def test_a_model_that_is_loaded_is_saved_with_equal_bytes(family, tmp_path):
+    """So a run that was resumed leaves the files of one that was not."""
+    name, settings = BACKBONES[family]
+    cls: Any = REGISTRY.component("backbone", name)
+    config = cls.Config.model_validate(settings)
+    cls.build(config, texts=TEXTS).save(tmp_path / "first")
+    cls.load(config, tmp_path / "first").save(tmp_path / "second")
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "first", tmp_path / "second")
+    )
+    assert first == second
+
+
 @pytest.fixture
 def folder(backbone, tmp_path):
     backbone.save(tmp_path)

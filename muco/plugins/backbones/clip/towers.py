@@ -109,7 +109,7 @@ def read_towers(name: str) -> Towers:
 def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
     """Return towers with random weights from the global torch seed."""
     tokenizer = scratch_tokenizer(settings, texts)
-    config = scratch_config(settings, num_tokens=len(tokenizer.tokenizer))
+    config = _supported(scratch_config(settings, num_tokens=len(tokenizer.tokenizer)), "random_init")
     return Towers(_build(config, "random_init"), tokenizer, config, scratch_preprocess(settings))
 
 

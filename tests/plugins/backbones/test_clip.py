@@ -41,6 +41,7 @@ from muco.testing import check_backbone, dialogue_of, states
 from muco.training.batches import StepBatches
 from muco.training.step import Stepper
 from tests.helpers.small import SMALL_CLIP, TEXTS, picture
+from tests.helpers.towers import TEXT, VISION, towers_of
 
 IMAGES = [picture("red", (56, 56)), picture("blue", (80, 40))]
 LONG = "where is it? " * 20
@@ -74,25 +75,6 @@ def pretrained(folder: Path, **changes: Any) -> Clip:
     return build(random_init=None, pretrained=str(folder), **changes)
 
 
-def towers_of(vision: dict[str, Any], text: dict[str, Any], folder: Path) -> Path:
-    """Write random towers of an open_clip configuration as a checkpoint, and return its folder."""
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    described = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    torch.manual_seed(1)
-    # A plain CLIP has its text tower's weights without a name of their own.
-    model = (CustomTextCLIP if text.get("no_causal_mask") else CLIP)(**described)
-    folder.mkdir(exist_ok=True)
-    save_file(model.state_dict(), folder / "open_clip_pytorch_model.safetensors")
-    preprocess = {"mean": [0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7], "resize_mode": "shortest"}
-    custom = bool(text.get("no_causal_mask"))
-    config = {"model_cfg": {**described, "custom_text": custom}, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
-
-
-VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TOWERS = {
     "openai": (VISION, TEXT),
     "both ways": (VISION, {**TEXT, "no_causal_mask": True, "pool_type": "last", "context_length": 16}),

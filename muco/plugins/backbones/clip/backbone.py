@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from muco.core.component import Feature
 from muco.core.errors import MucoError
+from muco.core.exported import Exported, PooledState
 from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import check_fit, dtype_of, read_weights
+from muco.plugins.backbones.clip.export import export_towers
 from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
 from muco.plugins.backbones.clip.layers import clip_layers
 from muco.plugins.backbones.clip.lora_attention import (
@@ -29,6 +31,7 @@ from muco.plugins.backbones.clip.processor import ClipProcessor
 from muco.plugins.backbones.clip.random_init import RandomInitSettings, scratch_config
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
+    EXPORTED_FUSION,
     FUSION_FILE,
     ImageTowerSettings,
     Towers,
@@ -143,7 +146,8 @@ class Clip(AdaptedBackbone):
         if config.image_tower is not None:
             towers = with_image_tower(towers, config.image_tower)
         backbone = cls(towers, config)
-        if folder is not None and (folder / FUSION_FILE).is_file():
+        files = (FUSION_FILE, EXPORTED_FUSION)
+        if folder is not None and any((folder / file).is_file() for file in files):
             backbone._load_fusion(folder)
         return backbone.set_up(config, start=None if folder is None else str(folder))
 
@@ -158,6 +162,15 @@ class Clip(AdaptedBackbone):
         self.towers.save(folder, closed_names(self.model, self.save_weights(folder)))
         if weights := self.fusion.state_dict():
             save_file(weights, folder / FUSION_FILE, metadata={"format": "pt"})
+
+    def export(self, folder: Path, *, system: str, pooled: PooledState) -> Exported:
+        """Write the towers. A turn has one state, so every pooler is the same; a system text is not read."""
+        exported = export_towers(self.towers, closed_names(self.model, self.save_weights(folder)), folder)
+        if weights := self.fusion.state_dict():
+            file = folder / EXPORTED_FUSION
+            file.parent.mkdir()
+            save_file(weights, file, metadata={"format": "pt"})
+        return exported
 
     def adaptable(self, settings: AdapterSettings) -> dict[nn.Module, list[str]]:
         examples = {self.model.text: self.processor.texts.rows(["a"])}
@@ -250,6 +263,8 @@ class Clip(AdaptedBackbone):
 
     def _load_fusion(self, folder: Path) -> None:
         file = folder / FUSION_FILE
+        if (folder / EXPORTED_FUSION).is_file():
+            file = folder / EXPORTED_FUSION
         weights = read_weights(file) if file.is_file() else {}
         message = f"{file}: not made by `fusion: {self.config.fusion}` of these settings"
         check_fit(weights, self.fusion.state_dict(), message)

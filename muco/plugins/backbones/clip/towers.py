@@ -21,12 +21,17 @@ from muco.plugins.backbones.clip.random_init import (
     scratch_preprocess,
     scratch_tokenizer,
 )
+from muco.plugins.backbones.clip.transformers_layout import from_transformers
 from muco.plugins.backbones.lora import ADAPTER_FILE
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 """The first that exists is read; the first name is written."""
+EXPORTED_WEIGHTS = "model.safetensors"
+"""In a folder of `muco export`: the weights under the names of transformers."""
 FUSION_FILE = "fusion.safetensors"
+EXPORTED_FUSION = f"fusion/{FUSION_FILE}"
+"""vLLM reads every safetensors file beside the model's own."""
 HUB = "hf-hub:"
 
 _UNUSED = (
@@ -67,13 +72,17 @@ class Towers:
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write the towers, with these weights, to a folder that open_clip reads as `local-dir:`."""
         folder.mkdir(parents=True, exist_ok=True)
-        model = {**self.model_config, "custom_text": True}
-        text = json.dumps({"model_cfg": model, "preprocess_cfg": self.preprocess}, indent=1)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        self.save_config(folder)
         weights = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(weights, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
         if hasattr(self.tokenizer, "save_pretrained"):  # CLIP's own vocabulary is part of open_clip
             self.tokenizer.save_pretrained(folder)
+
+    def save_config(self, folder: Path) -> None:
+        """Write `CONFIG_FILE`."""
+        model = {**self.model_config, "custom_text": True}
+        text = json.dumps({"model_cfg": model, "preprocess_cfg": self.preprocess}, indent=1)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_towers(name: str) -> Towers:
@@ -96,11 +105,15 @@ def read_towers(name: str) -> Towers:
         )
     config = _supported(model, name)
     file = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    if file is None:
+    if file is None and not (folder / EXPORTED_WEIGHTS).is_file():
         raise MucoError(f"{name} has no {' or '.join(WEIGHT_FILES)}; other formats of weights are not read")
     towers = _build(config, name)
     # In an older CLIP, the names of the text tower's weights have no prefix.
-    weights = convert_to_custom_text_state_dict(read_weights(file))
+    weights = (
+        from_transformers(read_weights(folder / EXPORTED_WEIGHTS))
+        if file is None
+        else convert_to_custom_text_state_dict(read_weights(file))
+    )
     load_weights(towers, weights, source=name, ignored=_UNUSED)
     preprocess = {key: value for key, value in images.items() if key in _PREPROCESS_KEYS}
     return Towers(towers, _tokenizer(folder, name, config), config, preprocess)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -247,3 +249,20 @@ def test_the_resolved_recipe_of_a_cell_is_a_recipe(tmp_path):
     assert yaml.safe_load(path.read_text())["name"] == cell.fingerprint
     command = f"muco-run {path} --to {cell.folder} --resume"
     assert f"#   {command}" in path.read_text().splitlines()
+
+
+SHIPPED = sorted(path.name for path in Path(str(files("muco.recipes"))).glob("ablations/*.yaml"))
+
+
+def test_every_cell_of_every_shipped_grid_validates_in_seconds(tmp_path):
+    start = time.process_time()
+    plans = [plan_grid(f"recipes/ablations/{name}", tmp_path) for name in SHIPPED]
+    assert time.process_time() - start < 20
+    assert sum(len(plan.cells()) for plan in plans) > 100
+    assert all(plan.grid.title for plan in plans)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_grid_begins_with_the_command_that_runs_it(name):
+    text = files("muco.recipes").joinpath("ablations", name).read_text()
+    assert f"#   muco ablate recipes/ablations/{name}" in text.partition("title:")[0]

@@ -10,14 +10,13 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
 from muco.config.recipe import ModelSettings
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
@@ -75,8 +74,8 @@ class Checkpoint:
     def origin(self) -> Origin:
         """Return what the steps depend on; raise DataError if a file is missing or damaged."""
         try:
-            saved = json.loads((self.folder / _MANIFEST).read_text())
-            origin, digests = Origin(saved["recipe"], saved["data"]), dict(saved["files"])
+            saved = parse_json((self.folder / _MANIFEST).read_bytes())
+            origin, digests = TypeAdapter(Origin).validate_python(saved), dict(saved["files"])
             there = _digests(self.folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise self.broken(str(error)) from error
@@ -164,9 +163,7 @@ def restore(
 ) -> tuple[Model, list[dict[str, Any]]]:
     """Return a checkpoint's model and optimizer states; raise DataError if a file is missing or damaged."""
     encoder = load_encoder(settings, checkpoint.folder / "model")
-    try:
+    with library_errors(f"{checkpoint.broken('training.pt')}"):
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
         loss.load_state_dict(state["loss"])
         return Model(settings, encoder, loss), state["optimizers"]
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, UnpicklingError) as error:
-        raise checkpoint.broken(str(error)) from error

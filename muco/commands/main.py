@@ -42,6 +42,9 @@ def run_command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="The run folder; else runs/NAME.")] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", help="blind: rank batches of a finished run without its images.")
+    ] = None,
     flops: Annotated[bool, typer.Option("--flops", help="Count the FLOPs of a step and stop.")] = False,
     assume: Annotated[
         list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Of the batch, for --flops.")
@@ -60,6 +63,13 @@ def run_command(
         from muco.commands.flops import print_flops
 
         print_flops(loaded, assume or [], console)
+        return
+    if probe is not None:
+        from muco.commands.probe import probe as run_probe
+
+        if probe != "blind":
+            raise MucoError(f"--probe {probe}: choose blind")
+        run_probe(loaded, folder=to, console=console)
         return
     if check:
         from muco.commands.check import check as check_run

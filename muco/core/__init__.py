@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muco.core.hookspecs import CONTRACT, hookimpl
     from muco.core.ids import stable_id
     from muco.core.image import EncodedImage
-    from muco.core.loss import Loss, LossTerms, check_sides, positive_pairs
+    from muco.core.loss import Candidates, Loss, LossTerms, check_sides, positive_pairs
     from muco.core.packer import Packer
     from muco.core.pooler import ExportedPooler, Pooler
     from muco.core.registry import Entry, Registry, default_registry
@@ -43,7 +43,7 @@ _NAMES = {
     "hookspecs": "CONTRACT hookimpl",
     "ids": "stable_id",
     "image": "EncodedImage",
-    "loss": "Loss LossTerms check_sides positive_pairs",
+    "loss": "Candidates Loss LossTerms check_sides positive_pairs",
     "packer": "Packer",
     "pooler": "ExportedPooler Pooler",
     "registry": "Entry Registry default_registry",

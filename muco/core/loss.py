@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from muco.core.component import Component, Kind
@@ -25,6 +26,18 @@ class LossTerms:
     rates: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Scalar tensors by name: how many of the N query turns have a property. Logged by this name as a share
     of all ranks' query turns: `in_batch_accuracy`."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a loss compares each query turn with: N queries, C candidates."""
+
+    scores: Tensor
+    """Similarities [N, C], float32 or finer."""
+    is_positive: Tensor
+    """bool [N, C]"""
+    is_negative: Tensor
+    """bool [N, C]; what is neither is not compared."""
 
 
 def positive_pairs(query: TurnIds, target: TurnIds) -> tuple[Tensor, Tensor]:
@@ -91,3 +104,13 @@ class Loss(Component, nn.Module, ABC):
             `per_turn` float [N], in nats, with `counts` and `rates` by name. The caller averages over the
             batch.
         """
+
+    def candidates(self, query: TurnEmbeddings, target: TurnEmbeddings) -> Candidates:
+        """Return what the loss compares each query with: by default its positives, and all other targets.
+
+        The arguments are those of `per_turn`.
+        """
+        scores = query.vectors.float() @ target.vectors.float().T
+        is_positive = torch.zeros_like(scores, dtype=torch.bool)
+        is_positive[positive_pairs(query, target)] = True
+        return Candidates(scores, is_positive, ~is_positive)

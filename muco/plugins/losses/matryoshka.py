@@ -12,7 +12,7 @@ from torch import Tensor
 from muco.core.component import ComponentConfig, Feature
 from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError
-from muco.core.loss import Loss, LossTerms
+from muco.core.loss import Candidates, Loss, LossTerms
 from muco.core.turns import TurnEmbeddings
 
 
@@ -72,6 +72,9 @@ class Matryoshka(Loss):
             if "in_batch_accuracy" in terms[dim].rates
         }
         return LossTerms(total, {**terms[largest].counts, **hits}, terms[largest].rates)
+
+    def candidates(self, query: TurnEmbeddings, target: TurnEmbeddings) -> Candidates:
+        return self.loss.candidates(query, target)
 
 
 def _cut(turns: TurnEmbeddings, dim: int) -> TurnEmbeddings:

@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from muco.core.component import ComponentConfig, Feature
-from muco.core.loss import Loss, LossTerms, positive_pairs
+from muco.core.loss import Candidates, Loss, LossTerms, positive_pairs
 from muco.core.pairs import equal_pairs, num_equal_pairs
 from muco.core.turns import TurnEmbeddings
 from muco.plugins.losses.tiles import Excluded, negatives_logsumexp
@@ -65,6 +65,16 @@ class PairingLoss(Loss):
     def needs(cls, config: Any) -> frozenset[Feature]:
         """Return what the packer must offer: equal contents are merged only if their embeddings are equal."""
         return frozenset({"independent_targets"} if config.duplicates == "merge" else ())
+
+    def candidates(self, query: TurnEmbeddings, target: TurnEmbeddings) -> Candidates:
+        mask: Mask = getattr(self.config, "mask", "none")
+        pairing = pair_up(query, target, mask=mask, duplicates=self.config.duplicates)
+        scores = pairing.queries @ pairing.targets.T
+        is_positive = torch.zeros_like(scores, dtype=torch.bool)
+        is_positive[pairing.rows, pairing.columns] = True
+        num_queries, num_targets = scores.shape
+        excluded = pairing.excluded.tile(slice(0, num_queries), slice(0, num_targets))
+        return Candidates(scores, is_positive, ~excluded)
 
 
 @dataclass(frozen=True)

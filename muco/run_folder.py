@@ -45,6 +45,7 @@ _FREE_ON_RESUME = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.blind_probe",
     "evaluate",
 )
 """Keys that may differ between a run and its resumption: the steps already done do not depend on them,

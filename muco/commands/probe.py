@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from muco.config.recipe import Recipe
@@ -45,17 +44,14 @@ def probe(recipe: Recipe, *, folder: Path | None = None, console: Console) -> di
         recipe, run_folder.path, origin, train=True, evaluate=False, console=console, ranks=Ranks()
     )
     assert job.trainer is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = load_encoder(recipe.model, run_folder.model)
-    # Batches that training did not see in this form: the steps after its last.
-    found = blind_probe(
-        encoder, job.trainer.model.loss, job.trainer.batches, start=summary.steps, device=device
-    )
-    metrics = {f"probe/{name}": value for name, value in found.items()}
+    # Training did not see these batches.
+    metrics = blind_probe(encoder, job.trainer.model.loss, job.trainer.batches, start=summary.steps)
     run_folder.write_summary(replace(summary, metrics=with_scores(summary.metrics, metrics)))
     write_report(run_folder.path)
+    blind, sighted, chance = (metrics[f"probe/{name}"] for name in ("blind", "sighted", "chance"))
     console.print(
-        f"{recipe.name}: in-batch precision@1 over {NUM_BATCHES} batches: {found['blind']:.1%} without the "
-        f"images, {found['sighted']:.1%} with them, {found['chance']:.1%} by chance"
+        f"{recipe.name}: in-batch precision@1 over {NUM_BATCHES} batches: {blind:.1%} without the images, "
+        f"{sighted:.1%} with them, {chance:.1%} by chance"
     )
     return metrics

@@ -21,11 +21,12 @@ from muco.evaluation.score import score
 from muco.io.atomic import atomic_folder, remove_leftovers
 from muco.io.lock import locked
 from muco.job import assemble
-from muco.model.folder import load_model
+from muco.model.folder import load_encoder, load_model
 from muco.report.page import write_report
 from muco.run_folder import Only, RunFolder, Summary, environment, with_scores
 from muco.training.checkpoint import Origin, checkpoints
 from muco.training.data import data_fingerprints
+from muco.training.probe import blind_probe
 from muco.training.trainer import Trainer
 
 
@@ -120,10 +121,13 @@ def _run(
         run_folder.write("environment.json", environment())
         if train:
             run_folder.write("data.json", origin.data)
+    scores, probed = dict[str, float](), dict[str, float]()
     if job.trainer is not None:
         _train(recipe, job.trainer, run_folder)
+        if recipe.train.blind_probe and ranks.is_main:
+            encoder, trainer = load_encoder(recipe.model, run_folder.model), job.trainer
+            probed = blind_probe(encoder, trainer.model.loss, trainer.batches, start=job.progress.step)
         job.trainer = None  # Its weights make room for those that are evaluated.
-    scores: dict[str, float] = {}
     if evaluate:
         ranks.wait()
         model = load_model(recipe.model, run_folder.model)
@@ -133,6 +137,7 @@ def _run(
     before = run_folder.summary()
     if before is not None and only is not None and before.steps == job.progress.step:
         scores = with_scores(before.metrics, scores)
+    scores |= probed
     earlier = before.wall_seconds if before is not None and only == "evaluate" else 0.0
     summary = Summary(
         name=recipe.name,

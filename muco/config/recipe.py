@@ -113,6 +113,9 @@ class TrainSettings(ComponentConfig):
     """Steps between two checkpoints; there is always one after the last step."""
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints to keep; older ones are removed."""
+    blind_probe: bool = False
+    """After training, rank the targets of eight more batches with one picture in place of every image:
+    `probe/blind` in summary.json is high if the packing gives the answers away. See `muco-run --probe`."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     """The run stops when a larger share of the samples so far could not be read; with fewer than 1,000
     samples so far, the share of 1,000."""

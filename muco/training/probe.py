@@ -27,9 +27,7 @@ _TIE = 1e-6
 """Cosine similarities that differ by less are equal: rounding depends on the place in a matrix."""
 
 
-def blind_probe(
-    encoder: TurnEncoder, loss: Loss, batches: StepBatches, *, start: int, device: torch.device
-) -> dict[str, float]:
+def blind_probe(encoder: TurnEncoder, loss: Loss, batches: StepBatches, *, start: int) -> dict[str, float]:
     """Return in-batch precision@1 of the training objective, over `NUM_BATCHES` batches.
 
     Candidates that tie at the top share the credit.
@@ -39,17 +37,17 @@ def blind_probe(
         loss: decides what a query is compared with.
         batches: of the training.
         start: the first step whose batch is taken.
-        device: where the encoder runs.
 
     Returns:
-        `blind`: every image is replaced by one and the same picture. `sighted`: the images are its own.
-        `chance`: the expected value of a random choice.
+        By metric. `probe/blind`: every image is replaced by one and the same picture. `probe/sighted`:
+        nothing is replaced. `probe/chance`: the expected value of a random choice.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device).eval()
     whole = copy.copy(batches.chunked(None))
     whole.rank, whole.num_ranks = 0, 1
     blind = copy.copy(whole)
-    blind.packer = _OnePicture(whole.packer)
+    blind.packer = with_one_picture(whole.packer)
     sums = {"blind": 0.0, "sighted": 0.0, "chance": 0.0}
     num_queries = 0
     for step in range(start, start + NUM_BATCHES):
@@ -60,7 +58,7 @@ def blind_probe(
             sums[name] += float(credit_N.sum())
         sums["chance"] += float(chance_N.sum())
         num_queries += len(query)
-    return {name: value / max(num_queries, 1) for name, value in sums.items()}
+    return {f"probe/{name}": value / max(num_queries, 1) for name, value in sums.items()}
 
 
 def precision_at_1(loss: Loss, query: TurnEmbeddings, target: TurnEmbeddings) -> tuple[Tensor, Tensor]:
@@ -79,11 +77,13 @@ def _encode(encoder: TurnEncoder, side: SideInputs, device: torch.device) -> Tur
     return TurnEmbeddings.join(vectors[side.row_index.to(device)], side.ids.to(device))
 
 
-class _OnePicture(Packer):
-    """Packs as another packer does, with the first picture that it meets in place of every image.
+def with_one_picture(packer: Packer) -> Packer:
+    """Return a packer that shows the first picture that it meets in place of every image."""
+    return _OnePicture(packer)
 
-    The turns keep their ids, so that positives and negatives are those of the images.
-    """
+
+class _OnePicture(Packer):
+    """The turns keep their ids, so that positives and negatives stay what they are."""
 
     def __init__(self, packer: Packer) -> None:
         self.packer = packer

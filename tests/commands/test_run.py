@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,18 @@ def test_a_finished_run_prints_its_result_and_is_not_run_again(whole):
     before = (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns
     assert "this run is done" in finish(whole)
     assert (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.process
+def test_a_finished_run_is_probed_without_its_images(whole, tmp_path):
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    assert "by chance" in finish(tmp_path, "--probe", "blind")
+    metrics = json.loads((tmp_path / "runs/quickstart/summary.json").read_text())["metrics"]
+    assert 0 < metrics["probe/blind"] < 1
+    assert 0 < metrics["probe/chance"] < metrics["probe/sighted"] < 1
+    assert "scenes/mean" in metrics
+    assert "Without its images" in (tmp_path / "runs/quickstart/report.html").read_text()
+    assert "choose blind" in finish(tmp_path, "--probe", "deaf", code=2)
 
 
 @pytest.mark.process

@@ -17,6 +17,7 @@ from muco.export.readers import TransformersReader
 from muco.export.write import write_exported
 from muco.model.folder import LoadedModel
 from muco.model.source import find_model
+from tests.helpers.llama_tokenizer import llama_tokenizer
 from tests.helpers.model_folders import save_model
 from tests.helpers.small import small, small_idefics, small_llava
 
@@ -120,6 +121,23 @@ def test_a_training_starts_from_it(tmp_path):
     start = {**parts["backbone"], "random_init": None, "pretrained": str(tmp_path / "exported")}
     again = save_model(tmp_path / "again", **{**parts, "backbone": start})
     assert load(again).nested_dims == (8, 16)
+
+
+@pytest.mark.parametrize("template", ["vicuna", "mistral"])
+def test_a_tokenizer_that_begins_texts_with_a_token_and_a_space(tmp_path, template):
+    """As Llama's does; the model folder is a checkpoint with this tokenizer, trained on."""
+    start = save_model(tmp_path / "start", backbone={"name": "llava", **small_llava("llava")})
+    config = json.loads((start / "config.json").read_text())
+    tokenizer = llama_tokenizer()
+    config["image_token_index"] = config["image_token_id"] = tokenizer.convert_tokens_to_ids("<image>")
+    (start / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(start)
+    (start / "muco.json").unlink()
+    backbone = {"name": "llava", "pretrained": str(start), "template": template}
+    packer = {"name": "single_turn", "system": "Be brief."}
+    model = save_model(tmp_path / "model", backbone=backbone, packer=packer)
+    agreements = write_exported(find_model(str(model)), tmp_path / "exported", check=True, license_id=None)
+    assert min(each.cosine for each in agreements) >= 0.9999
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from muco.plugins.backbones.llava.processor import LlavaProcessor
 from muco.plugins.poolers.turn_token import TurnToken
 from muco.testing import check_backbone, dialogue_of, states
 from tests.helpers.gradients import gradients, ragged, same
+from tests.helpers.llama_tokenizer import llama_tokenizer
 from tests.helpers.small import LLAVA_FAMILIES, TEXTS, picture, small_llava
 
 IMAGES = [picture("red", (56, 56)), picture("blue", (170, 43)), picture("green", (61, 149))]
@@ -277,27 +278,6 @@ def test_sliding_windows_are_refused_where_they_would_not_be_kept(tmp_path):
     assert states(padded, [dialogue_of(ASKED, ())]).isfinite().all()
     with pytest.raises(MucoError, match="isolated turns"):
         states(padded, [dialogue_of(ASKED, (), "isolated")])
-
-
-def llama_tokenizer():
-    """Return Llama's tokenizer, small: it begins texts with `<s>` and a space, and knows bytes by name."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaTokenizer
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    texts = [*TEXTS, "USER: ASSISTANT: [INST] [/INST] <<SYS>> <</SYS>> Be brief."]
-    raw.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=340, special_tokens=named, show_progress=False)
-    )
-    learnt = json.loads(raw.to_str())["model"]
-    tokenizer = LlamaTokenizer(vocab=learnt["vocab"], merges=[tuple(pair) for pair in learnt["merges"]])
-    tokenizer.add_tokens([AddedToken("<image>", special=False)])
-    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    return tokenizer
 
 
 @pytest.mark.parametrize("template", ["vicuna", "mistral"])

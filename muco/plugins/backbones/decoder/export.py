@@ -39,10 +39,13 @@ def export_processor(
     processor: DecoderProcessor, config: Any, folder: Path, *, system: str, pooled: PooledState
 ) -> None:
     """Write tokenizer, image processor and chat template."""
-    beginning = "".join(processor.tokenizer.convert_ids_to_tokens(list(processor.beginning)))
-    template = jinja_template(
-        processor.chat_format(), system=system, beginning=beginning, ends_turn=pooled == "last_token"
-    )
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # other tools pad; no token attends to it
+    beginning = "".join(tokenizer.convert_ids_to_tokens(list(processor.beginning)))
+    chat, ends_turn = processor.chat_format(), pooled == "last_token"
+    beginning += chat.leading if beginning else ""
+    template = jinja_template(chat, system=system, beginning=beginning, ends_turn=ends_turn)
     processor.to_transformers(config, template).save_pretrained(folder)
 
 

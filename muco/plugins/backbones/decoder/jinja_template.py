@@ -18,6 +18,8 @@ class ChatFormat:
     """The placeholder of an image, with the text around it."""
     text_end: str = ""
     """Follows a text that is not empty."""
+    leading: str = ""
+    """Follows the token that opens every text, for tokenizers that put a space there."""
 
 
 _SYSTEM = """\

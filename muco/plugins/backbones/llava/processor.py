@@ -14,6 +14,7 @@ from torch import Tensor
 
 from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue
+from muco.core.errors import MucoError
 from muco.core.image import EncodedImage
 from muco.core.video import Video, Visual
 from muco.plugins.backbones.decoder.attention import RowSettings
@@ -59,8 +60,14 @@ class LlavaProcessor(DecoderProcessor):
         return pieces_of(dialogue, self.template)
 
     def chat_format(self) -> ChatFormat:
+        opening = self.template.user[0]
+        if self.adds_space and not opening:
+            raise MucoError(
+                "template `bare` cannot be exported with this tokenizer, which begins texts with a space"
+            )
+        leading = " " if self.adds_space and not self.special_tokens.match(opening) else ""
         image = self.tokenizer.convert_ids_to_tokens(self.image_id)
-        return ChatFormat(self.template, image + self.template.after_image)
+        return ChatFormat(self.template, image + self.template.after_image, leading=leading)
 
     def to_transformers(self, model_config: Any, chat_template: str) -> Any:
         return transformers_processor(self.tokenizer, self.image_processor, model_config, chat_template)

@@ -69,6 +69,8 @@ def run(
         ranks.wait()
         if summary is not None:
             console.print(f"{run_folder.path}: this run is done; --fresh runs it again")
+            if ranks.is_main and not (run_folder.path / "report.html").is_file():
+                write_report(run_folder.path)  # a kill came before it
         else:
             summary = _run(recipe, origin, run_folder, only, console, ranks, start)
         if summary is not None and ranks.is_main:

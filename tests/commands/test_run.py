@@ -111,7 +111,10 @@ def test_the_resolved_recipe_runs_again_as_it_is(whole, tmp_path):
 @pytest.mark.process
 def test_a_finished_run_prints_its_result_and_is_not_run_again(whole):
     before = (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns
+    report = whole / "runs/quickstart/report.html"
+    report.unlink()  # as after a kill just before it is written
     assert "this run is done" in finish(whole)
+    assert report.is_file()
     assert (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns == before
 
 

@@ -31,6 +31,8 @@ def llava_layers(config: Any, sizes: Mapping[str, Any]) -> DecoderLayers | None:
     vision, text, chosen = sizes["vision_config"], sizes["text_config"], sizes["vision_feature_layer"]
     if vision["model_type"] not in ("clip_vision_model", "siglip_vision_model"):
         return None
+    if vision["model_type"] == "siglip_vision_model" and vision.get("vision_use_head", True):
+        return None  # the head, which transformers computes for nothing, is not described here
     model: Any = json.loads(json.dumps(sizes), object_hook=lambda values: SimpleNamespace(**values))
     if sizes["model_type"] != "llava":
         model.image_grid_pinpoints = limited_grids(model, config.max_tiles)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ import yaml
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+import muco
 from muco.commands.export import export
 from muco.commands.main import app
 from muco.commands.run import run
@@ -90,6 +94,23 @@ def test_a_run_becomes_a_checked_folder_with_a_model_card(run_folder, tmp_path):
     for expected in ("`turns`: source `scenes`", "Recipe: `quickstart`", "multiturn_infonce", "2 steps"):
         assert expected in body
     assert str(run_folder.parent) not in body
+
+
+def test_the_code_of_the_model_card_runs_and_gives_the_vectors_of_muco(run_folder, tmp_path, monkeypatch):
+    to = export(str(run_folder), tmp_path / "exported", check=False)
+    (tmp_path / "a.png").write_bytes(picture("red", (64, 64)).data)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (to / "README.md").read_text(), flags=re.S)
+    assert len(blocks) == 3
+    image, text = tmp_path / "a.png", "Where is it?"
+    expected = torch.from_numpy(muco.load(to).encode(["a red circle", image, {"image": image, "text": text}]))
+    for block, rows in zip(blocks, ([0], [0, 1, 2], [2]), strict=True):
+        if "sentence_transformers" in block and find_spec("sentence_transformers") is None:
+            continue
+        values: dict[str, Any] = {}
+        exec(block.replace("FOLDER", str(to)), values)
+        vectors = torch.as_tensor(values["vectors"])
+        assert ((vectors * expected[rows]).sum(1) >= 0.9999).all(), block
 
 
 def test_an_edited_model_card_does_not_damage_the_folder(run_folder, tmp_path):

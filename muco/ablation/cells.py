@@ -84,14 +84,14 @@ class Plan:
 
 
 def plan_grid(
-    name: str, folder: Path, *, base: str | None = None, overrides: Sequence[str] = (), yes: bool = False
+    name: str, folder: Path, *, bases: Sequence[str] = (), overrides: Sequence[str] = (), yes: bool = False
 ) -> Plan:
     """Read a grid and resolve every cell.
 
     Args:
         name: a path, or the name of a shipped grid.
         folder: of all grids' results; run folders are in its `cells`.
-        base: see `load_grid`.
+        bases: see `load_grid`.
         overrides: `KEY=VALUE` each, set in every cell after all else.
         yes: allow more than `MAX_CELLS` cells.
 
@@ -99,7 +99,7 @@ def plan_grid(
         MucoError: the grid is too large, or a file is missing.
         RecipeError: the grid or its cells have problems; the error lists all of them.
     """
-    grid, lines = load_grid(name, base=base)
+    grid, lines = load_grid(name, bases=bases)
     if grid.num_cells > MAX_CELLS and not yes:
         raise MucoError(
             f"{name}: {grid.num_cells:,} cells, which is more than {MAX_CELLS}. "

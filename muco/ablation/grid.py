@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,20 +122,20 @@ class Grid(ComponentConfig):
         return number
 
 
-def load_grid(name: str, *, base: str | None = None) -> tuple[Grid, Lines]:
+def load_grid(name: str, *, bases: Sequence[str] = ()) -> tuple[Grid, Lines]:
     """Read and validate a grid file; return it with the line of each key.
 
     Args:
         name: a path, or the name of a shipped grid, `recipes/ablations/table7_mask.yaml`.
-        base: replaces the grid's base recipe; `STAGE=RECIPE` replaces that of a stage.
+        bases: each replaces the grid's base recipe; `STAGE=RECIPE` replaces that of a stage.
 
     Raises:
-        MucoError: there is no such file, or `base` does not fit the grid.
+        MucoError: there is no such file, or a base does not fit the grid.
         RecipeError: the grid has problems; the error lists all of them.
     """
     values, lines = read_recipe(name)
     values.setdefault("name", Path(name).stem)
-    if base is not None:
+    for base in bases:
         _replace_base(name, values, lines, base)
     return validate_settings(Grid, values, title=name, lines=lines), lines
 

@@ -150,10 +150,9 @@ def total_flops(run: RunFiles) -> float | None:
     """Return the model FLOPs of all steps that are logged; None where the log does not have them."""
     total, before = 0.0, 0
     for line in run.log:
-        value = getattr(line, "model_flops", None)
-        if not isinstance(value, int | float):
+        if line.model_flops is None:
             return None
-        total += value * (line.step - before)
+        total += line.model_flops * (line.step - before)
         before = line.step
     return total or None
 
@@ -205,9 +204,10 @@ def tasks_in(suite: SuiteScores, name: str) -> list[str]:
 def check_metrics(plan: Plan, results: Sequence[RowResult]) -> None:
     """Raise MucoError if a metric of the grid is in no run that is done."""
     done = [each for each in results if each.seeds]
-    missing = [name for name in plan.metrics if done and not any(name in each.scores for each in done)]
+    known = {column.rpartition(": ")[2] for each in done for column in each.scores}
+    missing = [name for name in plan.metrics if done and name not in known]
     if missing:
         cell = next(iter(done[0].row.cells.values()))
         summary = run_files(cell.folder).summary
-        known = ", ".join(summary.metrics) if summary else "none"
-        raise MucoError(f"metrics: no run has {', '.join(missing)}. There are {known}")
+        names = ", ".join(summary.metrics) if summary else "none"
+        raise MucoError(f"metrics: no run has {', '.join(missing)}. There are {names}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from muco.ablation.cells import Plan
 from muco.ablation.points import in_words
@@ -29,19 +30,30 @@ def header(plan: Plan, results: Sequence[RowResult]) -> list[str]:
         "95% interval",
         "p",
         "samples",
-        *(["PFLOPs"] if has_flops(results) else []),
+        *([unit.name] if (unit := flops_unit(results)) else []),
     ]
 
 
-def has_flops(results: Sequence[RowResult]) -> bool:
-    """Return whether some row has counted FLOPs."""
-    return any(each.budget and each.budget.flops for each in results)
+@dataclass(frozen=True)
+class Unit:
+    """A unit of FLOPs."""
+
+    name: str
+    size: float
+
+
+def flops_unit(results: Sequence[RowResult]) -> Unit | None:
+    """Return the unit in which the FLOPs of the largest row are at least 1; None where none are known."""
+    most = max((each.budget.flops or 0 for each in results if each.budget), default=0)
+    units = (Unit("PFLOPs", 1e15), Unit("TFLOPs", 1e12), Unit("GFLOPs", 1e9))
+    return next((unit for unit in units if most >= unit.size), None)
 
 
 def score_columns(plan: Plan, results: Sequence[RowResult]) -> list[str]:
     """Return the metrics that have a column: the grid's, then those of earlier stages."""
     known = dict.fromkeys(name for each in results for name in each.scores)
-    return [*plan.metrics, *(name for name in known if name not in plan.metrics)]
+    own = [name for name in plan.metrics if name in known or not known]
+    return [*own, *(name for name in known if name not in own)]
 
 
 def cells_of(plan: Plan, results: Sequence[RowResult], each: RowResult) -> list[str]:
@@ -52,7 +64,10 @@ def cells_of(plan: Plan, results: Sequence[RowResult], each: RowResult) -> list[
         f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else "",
         p_in_words(each.adjusted_p) if each.adjusted_p is not None else "",
     ]
-    flops = f"{budget.flops / 1e15:.3g}{_mark(each, 'FLOPs')}" if budget and budget.flops else ""
+    unit = flops_unit(results)
+    flops = (
+        f"{budget.flops / unit.size:,.4g}{_mark(each, 'FLOPs')}" if budget and budget.flops and unit else ""
+    )
     return [
         *(in_words(each.row.point.values[axis]) for axis in plan.axes),
         f"{len(each.seeds)} of {len(plan.grid.seeds)}" if len(each.seeds) < len(plan.grid.seeds) else
@@ -60,7 +75,7 @@ def cells_of(plan: Plan, results: Sequence[RowResult], each: RowResult) -> list[
         *(score_in_words(each.scores.get(name)) for name in score_columns(plan, results)),
         *compared,
         f"{budget.samples:,.0f}{_mark(each, 'samples')}" if budget else "",
-        *([flops] if has_flops(results) else []),
+        *([flops] if unit else []),
     ]  # fmt: skip
 
 

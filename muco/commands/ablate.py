@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from muco.ablation.cells import Cell, Plan, plan_grid
-from muco.ablation.forecast import forecast
+from muco.ablation.forecast import counted_flops, forecast
 from muco.ablation.launch.task import Launcher
+from muco.ablation.page import render
 from muco.ablation.points import selection_of
 from muco.ablation.progress import GridProgress, labels_of
 from muco.ablation.results import check_metrics, results_of
@@ -37,7 +38,7 @@ def ablate(
     *,
     console: Console,
     folder: Path = Path("runs/ablations"),
-    base: str | None = None,
+    bases: Sequence[str] = (),
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     launcher: LauncherName = "local",
@@ -54,7 +55,7 @@ def ablate(
         grid: a path, or the name of a shipped grid.
         console: where messages go.
         folder: of all grids' results; grids share the cells that they have in common.
-        base: replaces the grid's base recipe.
+        bases: other base recipes, `STAGE=RECIPE` each in a grid with stages.
         overrides: `KEY=VALUE` each, set in every cell.
         only: `KEY=VALUE` each: run the cells with these values. The table has all that are done.
         launcher: what runs the cells.
@@ -70,7 +71,7 @@ def ablate(
         MucoError: something else that the user can fix; a cell that failed among it.
     """
     given = dict(read_assignment("--resource", each) for each in resources)
-    plan = plan_grid(grid, folder, base=base, overrides=overrides, yes=yes)
+    plan = plan_grid(grid, folder, bases=bases, overrides=overrides, yes=yes)
     cells = plan.cells(selection_of(plan.grid, only, [row.point for row in plan.rows]))
     if dry_run:
         _print_plan(plan, cells, console)
@@ -128,6 +129,7 @@ def write_table(plan: Plan, folder: Path) -> Path:
     check_metrics(plan, results)
     for name, text in (("table.md", markdown), ("table.csv", csv_text), ("table.tex", latex)):
         write_text(folder / name, text(plan, results))
+    write_text(folder / "index.html", render(plan, results, folder))
     return folder
 
 
@@ -145,13 +147,13 @@ def _print_plan(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
     """Print the cells, what is done, and what the others will take."""
     labels = labels_of(plan)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("fingerprint", "state", "steps", "batch", "cell"):
+    for column in ("fingerprint", "state", "steps", "batch", "PFLOPs", "cell"):
         table.add_column(column, no_wrap=column != "cell", overflow="fold")
     for cell in cells:
         train = cell.recipe.train
         table.add_row(
             cell.fingerprint, status_of(cell), f"{train.num_steps}", f"{train.global_batch_size}",
-            labels[cell.fingerprint],
+            "" if (flops := counted_flops(cell)) is None else f"{flops / 1e15:.3g}", labels[cell.fingerprint],
         )  # fmt: skip
     console.print(table)
     left = forecast(cells)
@@ -160,4 +162,8 @@ def _print_plan(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
         if left.seconds is None
         else f"about {duration(left.seconds)}, one after the other, by the cells that are done"
     )
+    unknown = f", and those of {left.num_unknown} cells that are not known" if left.num_unknown else ""
     console.print(f"{left.num_cells} of {len(cells)} cells to run, {left.num_steps:,} steps: {seconds}")
+    console.print(
+        f"{left.flops / 1e15:.3g} PFLOPs of training{unknown}, for a batch as `muco-run --flops` assumes it"
+    )

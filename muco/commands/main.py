@@ -102,8 +102,8 @@ def evaluate(
 @app.command()
 def ablate(
     grid: Annotated[str, typer.Argument(help="A grid file, or the name of a shipped one.")],
-    base: Annotated[
-        str | None, typer.Option("--base", help="Another base recipe: RECIPE or STAGE=RECIPE.")
+    bases: Annotated[
+        list[str] | None, typer.Option("--base", help="Another base recipe: RECIPE or STAGE=RECIPE.")
     ] = None,
     overrides: Overrides = None,
     only: Annotated[
@@ -129,8 +129,8 @@ def ablate(
         raise MucoError(f"--launcher {launcher}: choose local, slurm or ray")
     name: Any = launcher
     run_grid(
-        grid, console=Terminal(), folder=folder, base=base, overrides=overrides or [], only=only or [],
-        launcher=name, num_jobs=jobs, resources=resources or [], dry_run=dry_run,
+        grid, console=Terminal(), folder=folder, bases=bases or [], overrides=overrides or [],
+        only=only or [], launcher=name, num_jobs=jobs, resources=resources or [], dry_run=dry_run,
         retry_failed=retry_failed, fail_fast=fail_fast, yes=yes,
     )  # fmt: skip
 
@@ -274,14 +274,20 @@ def doctor() -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of recipes, for editors."""
+def schema(
+    of: Annotated[str, typer.Argument(help="recipe or grid.")] = "recipe",
+) -> None:
+    """Print the JSON Schema of recipes, or of grids, for editors."""
     import json
 
+    from muco.ablation.grid import Grid
     from muco.config.json_schema import recipe_schema
     from muco.core.registry import default_registry
 
-    typer.echo(json.dumps(recipe_schema(default_registry()), indent=1))
+    if of not in ("recipe", "grid"):
+        raise MucoError(f"schema {of}: choose recipe or grid")
+    values = recipe_schema(default_registry()) if of == "recipe" else Grid.model_json_schema()
+    typer.echo(json.dumps(values, indent=1))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from muco.report.read import RunFiles, read_run
 from muco.report.scores import standard_error, suite_of
 from muco.report.training import Training, training_of
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
@@ -36,7 +36,7 @@ def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
 
 def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
     """Return the page of a run as HTML; every string of the run is escaped."""
-    css, js = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    css, js = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     training = training_of(run.log) if run.log else None
     gallery = gallery_of(run.galleries)
     return (
@@ -56,7 +56,7 @@ def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
             notices=list(_notices(run, training)),
             css=css,
             js=js,
-            policy=_policy(css, js),
+            policy=content_policy(css, js),
             version=__version__,
         )
     )
@@ -75,7 +75,7 @@ def _templates() -> Environment:
     return templates
 
 
-def _policy(css: str, js: str) -> str:
+def content_policy(css: str, js: str) -> str:
     """Allow only this style and this script: a string that was not escaped would still not run."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_a_grid_runs_and_its_table_has_every_cell(done):
         summary = RunFolder(path.with_suffix("")).summary()
         assert summary is not None
         assert f"{100 * summary.metrics['scenes/mean']:.1f}" in table
+
+
+def test_the_page_loads_nothing_and_links_every_run(done):
+    folder = done / "runs/ablations/micro"
+    page = (folder / "index.html").read_text()
+    links = re.findall(r'<a href="([^"]+)"', page)
+    assert len(links) == 2 * 3
+    assert all((folder / link).is_file() for link in links)
+    assert not re.findall(r"(?:src|href)=.?https?:", page)
+    assert "default-src &#39;none&#39;" in page
+    assert "loss.temperature: 0.1 -&gt; 0.2" in page
+    assert "Effect of each axis" in page
+    assert re.search("over .FLOPs", page)
 
 
 def test_a_second_start_runs_nothing_and_a_new_value_only_its_own_cell(done, monkeypatch):

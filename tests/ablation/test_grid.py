@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -206,15 +208,19 @@ def test_a_key_without_a_stage_changes_all_stages(tmp_path):
 def test_another_base_and_set_replace_the_grids_own(tmp_path):
     text = BASE + "set: {packer.order: per_batch}\naxes:\n  loss.temperature: [0.1, 0.2]\n"
     other = plan(
-        tmp_path, text, base="recipes/scenes_clip.yaml", overrides=["train.num_steps=7", "packer.order=fixed"]
+        tmp_path,
+        text,
+        bases=["recipes/scenes_clip.yaml"],
+        overrides=["train.num_steps=7", "packer.order=fixed"],
     )
     recipe = other.rows[0].cells[0].recipe
     assert (recipe.backbone.name, recipe.train.num_steps) == ("clip", 7)
     assert recipe.packer.config.order == "fixed"
-    staged = plan(tmp_path, STAGES, base="pretrain=recipes/quickstart_muco.yaml")
-    assert staged.cells()[0].recipe.packer.config.context == "causal"
+    others = ["pretrain=recipes/quickstart_muco.yaml", "finetune=recipes/quickstart_muco.yaml"]
+    for cell in plan(tmp_path, STAGES, bases=others).cells():
+        assert cell.recipe.packer.config.context == "causal"
     with pytest.raises(MucoError, match=r"write --base STAGE=RECIPE\. Stages: pretrain, finetune"):
-        plan(tmp_path, STAGES, base="recipes/quickstart.yaml")
+        plan(tmp_path, STAGES, bases=["recipes/quickstart.yaml"])
 
 
 def test_only_selects_cells_by_axis_and_seed(tmp_path):
@@ -249,6 +255,16 @@ def test_the_resolved_recipe_of_a_cell_is_a_recipe(tmp_path):
     assert yaml.safe_load(path.read_text())["name"] == cell.fingerprint
     command = f"muco-run {path} --to {cell.folder} --resume"
     assert f"#   {command}" in path.read_text().splitlines()
+
+
+def test_the_schema_of_grids_accepts_what_is_shipped_and_no_other_key():
+    schema = json.loads(CliRunner().invoke(app, ["schema", "grid"]).output)
+    validator = jsonschema.Draft202012Validator(schema)
+    for name in SHIPPED:
+        text = files("muco.recipes").joinpath("ablations", name).read_text()
+        validator.validate(yaml.safe_load(text))
+    assert not validator.is_valid({"base": "quickstart", "axis": {}})
+    assert not validator.is_valid({"base": "quickstart", "axes": {"seed": []}})
 
 
 SHIPPED = sorted(path.name for path in Path(str(files("muco.recipes"))).glob("ablations/*.yaml"))

@@ -92,6 +92,7 @@ def test_a_run_leaves_what_the_design_says(whole):
     }
     assert all(task["chance"] <= 0.1 for task in tasks.values())
     assert [line["step"] for line in log(whole)] == list(range(1, 13))
+    assert all(line["model_flops"] > 0 and line["flops_per_second"] > 0 for line in log(whole))
 
 
 @pytest.mark.process

@@ -99,9 +99,7 @@ def p_in_words(p: float) -> str:
 def notes(plan: Plan, results: Sequence[RowResult]) -> list[str]:
     """Return the notes below the table."""
     marked = sorted({name for each in results for name in each.unequal})
-    mark = (
-        f"{MARK} Not the baseline's budget ({' and '.join(marked)}): the score compares two things at once."
-    )
+    mark = f"Marked {MARK}: {' and '.join(marked)} differ by more than 1% from the baseline's."
     return [NOTE, *([mark] if marked else [])]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.by import By
 
 from muco.ablation.cells import Plan, plan_grid
 from muco.ablation.launch.task import Failure, Task, write_failure
@@ -63,7 +65,7 @@ def test_markdown_has_means_deviations_differences_and_marked_budgets(plan):
     assert lines[7] == "| 0.1 | per_batch | 2 | 65.0 ± 7.1 | +10.0 | +5.0 to +25.0 | <0.001 | 150 | 4 |"
     assert lines[8] == "| 0.2 | fixed | 2 | 75.0 ± 7.1 | +20.0 | +5.0 to +25.0 | 0.040 | 200 * | 6 |"
     assert lines[9] == "| 0.2 | per_batch | 0 of 2 |  |  |  |  |  |  |"
-    assert lines[-2].startswith("* samples differ from the baseline's")
+    assert lines[-1] == "Marked *: samples differ by more than 1% from the baseline's."
 
 
 def test_csv_has_full_precision_and_the_cells(plan):
@@ -93,6 +95,29 @@ def test_the_page_escapes_the_grid_and_says_how_recipes_differ(plan, tmp_path):
     assert "A &amp; B &lt;b&gt;?" in page
     assert "loss.temperature: 0.1 -&gt; 0.2" in page
     assert "packer.order: fixed -&gt; per_batch" in page
+
+
+@pytest.mark.browser
+def test_a_click_on_a_title_sorts_the_table(plan, tmp_path, browser):
+    for each in plan.rows:
+        for cell in each.cells.values():
+            cell.folder.mkdir(parents=True)
+    done = [replace(each, seeds=()) for each in results(plan)]
+    path = tmp_path / "index.html"
+    path.write_text(render(plan, done, tmp_path))
+    browser.get(path.as_uri())
+
+    def scores() -> list[str]:
+        cells = browser.find_elements(By.CSS_SELECTOR, ".results td:nth-child(4)")
+        return [cell.text.partition(" ")[0] for cell in cells]
+
+    title = browser.find_elements(By.CSS_SELECTOR, ".results th button")[3]
+    assert scores() == ["55.0", "65.0", "75.0", ""]
+    title.click()
+    assert scores() == ["75.0", "65.0", "55.0", ""]
+    title.click()
+    assert scores() == ["55.0", "65.0", "75.0", ""]
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_effects_are_means_over_the_other_axes(plan):

@@ -30,7 +30,7 @@ def encode(
     instruction: str,
     dim: int | None,
     dtype: Literal["float32", "float16"],
-    batch_tokens: int,
+    batch_tokens: int | None,
     append: bool,
     console: Console,
 ) -> None:
@@ -45,7 +45,7 @@ def encode(
         instruction: put before every text as it is.
         dim: cut the vectors to this size; see `Embedder.encode`.
         dtype: of a stored number.
-        batch_tokens: tokens, and image patches, that are encoded at once.
+        batch_tokens: tokens, and image patches, that are encoded at once; see `Embedder.encode`.
         append: add the items whose ids the store does not have.
         console: shows progress, and what was skipped.
 

@@ -196,7 +196,7 @@ def encode(
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of a stored number: float32 or float16.")
     ] = "float32",
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens and image patches at once.")] = 16384,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens and image patches at once.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the items that the store lacks.")] = False,
 ) -> None:
     """Encode a folder of images, or a table, into a store of vectors. A killed call goes on where it was."""

@@ -11,7 +11,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 
-from muco.embedder.embedder import BATCH_TOKENS, Embedder, Vectors
+from muco.embedder.embedder import Embedder, Vectors
 from muco.embedder.load import load
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class MucoEncoder(AbsEncoder):
         name: str | None = None,
         instructions: Mapping[str, str] | None = None,
         instruction_template: str = "{instruction} ",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         """Take a model.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,6 +14,8 @@ from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.video import Video, Visual
+from muco.io.pil_images import encoded_image
+from muco.io.table_text import text_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,12 +41,12 @@ def content_of(item: Item, *, instruction: str | None = None) -> Content:
     Raises:
         TypeError: the item is none of those.
         ValueError: a mapping has another key, or the item has neither text nor image.
-        DataError: an image is missing or cannot be read.
+        DataError: an image is missing or cannot be read, or the text is not valid Unicode.
     """
     text, visuals = _parts_of(item)
     if not (text or visuals):
         raise ValueError("an item with neither text nor image; leave it out")
-    return Content((instruction or "") + text, visuals)
+    return Content(text_of((instruction or "") + text, "the text"), visuals)
 
 
 def image_of(image: ImageLike) -> EncodedImage:
@@ -61,12 +62,12 @@ def image_of(image: ImageLike) -> EncodedImage:
             raise DataError(f"image {image}: {error}") from None
     if isinstance(image, bytes):
         return EncodedImage(image).faithful()
-    return _encoded(_pil_image(image))
+    return encoded_image(_pil_image(image))
 
 
 def is_many(inputs: Any) -> TypeGuard[Sequence[Any]]:
     """Return whether inputs are a list of items and not one item."""
-    return isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes)
+    return isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | bytearray | memoryview)
 
 
 def _parts_of(item: Any) -> tuple[str, tuple[Visual, ...]]:
@@ -85,10 +86,24 @@ def _parts_of_mapping(item: Mapping[str, Any]) -> tuple[str, tuple[Visual, ...]]
     if not isinstance(text, str):
         raise TypeError(f"the text of an item is {type(text).__name__}; give a str")
     visuals: list[Visual] = [image_of(image) for image in (item.get("image"),) if image is not None]
-    visuals += [image_of(image) for image in item.get("images") or ()]
-    if frames := item.get("video"):
-        visuals.append(frames if isinstance(frames, Video) else Video(tuple(map(image_of, frames))))
+    visuals += map(image_of, _list_at("images", item))
+    video = item.get("video")
+    if isinstance(video, Video):
+        visuals.append(video)
+    elif frames := _list_at("video", item):
+        visuals.append(Video(tuple(map(image_of, frames))))
     return text, tuple(visuals)
+
+
+def _list_at(key: str, item: Mapping[str, Any]) -> list[Any]:
+    """Return the images at a key, which may be a list or an array with a row for each; none without it."""
+    images = item.get(key)
+    if images is None:
+        return []
+    if not (is_many(images) or (isinstance(images, np.ndarray) and images.ndim == 4)):
+        what = "frames" if key == "video" else "images"
+        raise TypeError(f"{key!r} of an item is {type(images).__name__}; give a list of {what}")
+    return list(images)
 
 
 def _pil_image(image: Any) -> Image:
@@ -96,26 +111,16 @@ def _pil_image(image: Any) -> Image:
 
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, str):
+        raise TypeError(f"an image that is a str, {image[:80]!r}; a file is given as pathlib.Path")
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"an item of type {type(image).__name__}; give a str, a Path, bytes, a PIL image, a uint8 array "
-            "or a dict of these"
+            "or a dict of these; several items are a list"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         shape = list(image.shape)
-        raise ValueError(f"an array of {image.dtype} {shape}; pixels are uint8 [height, width, 3]")
+        raise ValueError(
+            f"an array of {image.dtype} {shape}; pixels are uint8 [height, width, 3]; give several as a list"
+        )
     return Image.fromarray(image)
-
-
-def _encoded(image: Image) -> EncodedImage:
-    """Return the image without loss; RGB as BMP, which costs no compression."""
-    from PIL import ImageOps
-
-    buffer = io.BytesIO()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "RGB" and "transparency" not in upright.info:
-        upright.save(buffer, "BMP")
-        return EncodedImage(buffer.getvalue())
-    mode = upright.mode if upright.mode in ("1", "L", "LA", "P", "RGBA", "I;16", "I") else "RGB"
-    upright.convert(mode).save(buffer, "PNG", compress_level=1)
-    return EncodedImage(buffer.getvalue()).faithful()

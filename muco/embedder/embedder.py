@@ -114,7 +114,8 @@ class Embedder:
         Raises:
             TypeError: an item is of another type.
             ValueError: there is no item, an item is empty, or `dim` was not trained.
-            DataError: an image is missing or broken, or an item exceeds the model's context.
+            DataError: an image is missing or broken, a text is not valid Unicode, or an item exceeds the
+                model's context.
         """
         items: Sequence[Any] = inputs if is_many(inputs) else [inputs]
         if not len(items):
@@ -167,11 +168,14 @@ class Embedder:
             float32 [k, D], unit length.
 
         Raises:
-            ValueError: there is no question, one is empty, or `dim` was not trained.
+            TypeError: a question is no text.
+            ValueError: there is no question, there is no such context, or `dim` was not trained.
             MucoError: the backbone does not offer the context.
-            DataError: the image is missing or broken, or the dialogue exceeds the model's context.
+            DataError: the image is missing or broken, a question is not valid Unicode, or the dialogue
+                exceeds the model's context.
         """
-        if isinstance(questions, str) or not len(questions):
+        questions = [] if isinstance(questions, str) else list(questions)
+        if not questions:
             raise ValueError("`questions` is a list of texts, with at least one")
         self.check_dim(dim)
         made, faults = embed(self._encoder, [self._joined(image, questions, context)], batch_tokens=2**62)
@@ -195,8 +199,11 @@ class Embedder:
             instruction: see `encode`.
 
         Raises:
+            ValueError: `query` is a list or empty, or `k` is below 1.
             MucoError: the store was made by another model, or cannot be read.
         """
+        if is_many(query):
+            raise ValueError("`query` is one item; search for each item of a list")
         opened = store if isinstance(store, VectorStore) else VectorStore.open(Path(store))
         opened.check_model(self.info.fingerprint, self.info.name)
         return search(opened, self.encode(query, instruction=instruction, dim=opened.dim), k)
@@ -222,10 +229,13 @@ class Embedder:
         """Return one dialogue of all questions about an image."""
         offered = {"isolated": "isolated_turns", "causal": "causal_context"}
         context = context or ("isolated" if "isolated_turns" in self._offers else "causal")
+        if context not in offered:
+            raise ValueError(f"context={context!r}: choose isolated or causal")
         if offered[context] not in self._offers:
             raise MucoError(f"the backbone of {self.info.name} does not offer {context} turns; use `encode`")
         shared = image_of(image)
-        single = [self._packer.inference(Content(question, (shared,))) for question in questions]
+        asked = [content_of({"text": question, "image": shared}) for question in questions]
+        single = [self._packer.inference(content) for content in asked]
         turns = tuple(turn for dialogue in single for turn in dialogue.turns)
         return replace(single[0], turns=turns, context=context)
 

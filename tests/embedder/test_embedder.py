@@ -175,6 +175,21 @@ def test_two_towers_have_no_causal_turns(clip):
         clip.encode_turns(RED.data, ["a"], context="causal")
 
 
+def test_turns_refuse_what_is_no_list_of_texts_and_unknown_contexts(model):
+    for questions in ("what is it?", [], ()):
+        with pytest.raises(ValueError, match="is a list of texts"):
+            model.encode_turns(RED.data, questions)
+    with pytest.raises(TypeError, match="the text of an item is int"):
+        model.encode_turns(RED.data, [3])
+    with pytest.raises(ValueError, match="context='both': choose isolated or causal"):
+        model.encode_turns(RED.data, ["a"], context="both")
+
+
+def test_a_search_takes_one_query(model):
+    with pytest.raises(ValueError, match="`query` is one item"):
+        model.search("s.parquet", ["a", "b"])
+
+
 def test_info_says_what_the_vectors_depend_on(model, folder, clip):
     info = model.info
     assert (info.dim, info.nested_dims, info.step, info.recipe) == (32, (8, 32), 7, None)
@@ -202,6 +217,19 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ({"txt": "a"}, ValueError, "item 0: an item has no key 'txt'"),
     ({"text": 3}, TypeError, "the text of an item is int"),
     (np.zeros((4, 4)), ValueError, "pixels are uint8"),
+    (np.zeros((2, 8, 8, 3), np.uint8), ValueError, "give several as a list"),
+    ((each for each in "ab"), TypeError, "several items are a list"),
+    (bytearray(RED.data), TypeError, "an item of type bytearray"),
+    ({"image": "photos/1.jpg"}, TypeError, "an image that is a str, 'photos/1.jpg'; a file is given as"),
+    ({"images": Path("1.jpg")}, TypeError, "'images' of an item is PosixPath; give a list of images"),
+    ({"video": b"film"}, TypeError, "'video' of an item is bytes; give a list of frames"),
+    ({"video": [RED.data, BLUE.data]}, DataError, "frames of a video differ in size"),
+    (["a", "\ud800"], DataError, "item 1: the text is not valid Unicode"),
+    (
+        Image.new("RGB", (0, 5)),
+        DataError,
+        "Pillow that cannot be read: cannot write empty",
+    ),
     (Path("nope.png"), DataError, "nope.png: No such file"),
     (["a", b"no image"], DataError, "item 1: no PNG"),
     (["a", RED.data[:200]], DataError, "item 1: broken image"),
@@ -213,6 +241,42 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_input_is_named(model, inputs, error, message):
     with pytest.raises(error, match=message):
         model.encode(inputs)
+
+
+def test_a_truncated_file_that_pillow_has_opened_is_named(model):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    opened = Image.open(io.BytesIO(buffer.getvalue()[:9000]))
+    with pytest.raises(DataError, match="item 0: an image of Pillow that cannot be read: image file is"):
+        model.encode(opened)
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_grey_of_16_bits_is_scaled_to_8_bits(model, mode):
+    values = np.linspace(0, 65535, 56 * 56).astype(np.int32).reshape(56, 56)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    deep = Image.fromarray(values)
+    if mode == "I;16B":
+        deep = Image.frombytes(mode, (56, 56), values.astype(">u2").tobytes())
+    elif mode == "I;16":
+        deep = deep.convert(mode)
+    assert deep.mode == mode
+    np.testing.assert_allclose(model.encode(deep), model.encode(grey), atol=1e-6)
+
+
+def test_transparency_of_every_mode_is_laid_on_white(model):
+    clear = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    forms = [clear.convert("RGBa"), clear.convert("LA"), clear.convert("LA").convert("La")]
+    white = model.encode(Image.new("RGB", (56, 56), "white"))
+    np.testing.assert_allclose(model.encode(forms), white[[0, 0, 0]], atol=1e-6)
+
+
+def test_images_and_frames_may_be_one_array(model):
+    pixels = np.stack([np.asarray(pil(each).convert("RGB")) for each in (RED, picture("blue", (56, 56)))])
+    for key in ("images", "video"):
+        expected = model.encode({key: list(pixels)})
+        np.testing.assert_array_equal(model.encode({key: pixels}), expected)
 
 
 def test_a_sliver_is_resized_to_a_square_as_public_code_does(model):

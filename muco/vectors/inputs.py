@@ -34,7 +34,7 @@ class Inputs:
 
     rows: Sequence[Row]
     faults: dict[str, str]
-    """Rows that cannot be read: where each is, and why."""
+    """Items that cannot be read: where each is, and why."""
     root: Path
     """The folder that image paths start from."""
     images: ImageFiles
@@ -45,11 +45,12 @@ class Inputs:
         return self.images.content(self.instruction + (row.text or ""), row.image or "")
 
     def digest(self) -> str:
-        """Return a hash of the rows, and of the names, sizes and times of all images."""
+        """Return a hash of the rows and, if a row has an image, of names, sizes and times of all images."""
         digest = blake2b(digest_size=8)
         for row in self.rows:
             digest.update(repr((row.id, row.text, row.image)).encode())
-        return f"{digest.hexdigest()}-{self.images.revision()}"
+        revision = self.images.revision() if any(row.image for row in self.rows) else ""
+        return f"{digest.hexdigest()}-{revision}"
 
 
 def read_inputs(path: Path, columns: Columns, *, images: Path | None = None, instruction: str = "") -> Inputs:
@@ -62,30 +63,41 @@ def read_inputs(path: Path, columns: Columns, *, images: Path | None = None, ins
         instruction: put before every text as it is.
 
     Raises:
-        DataError: it is missing, has no item, or lacks a column.
+        DataError: it is missing, has no item, or lacks a column; or its path or the instruction is not valid
+            Unicode.
     """
     if path.is_dir():
-        rows, faults, root = _images_below(path), {}, path
+        (rows, faults), root = _images_below(path), path
     elif path.is_file():
         rows, faults = _rows_of(path, columns)
         root = images or path.parent
     else:
         raise DataError(f"{path}: no such file or folder")
     if not rows:
-        raise DataError(f"{path}: nothing to encode: no {'image in it' if path.is_dir() else 'row to read'}")
-    return Inputs(rows, faults, root.absolute(), ImageFiles([root], decoding="faithful"), instruction)
+        first = "".join(f". {where}: {why}" for where, why in list(faults.items())[:1])
+        what = "image in it" if path.is_dir() else "row to read"
+        raise DataError(f"{path}: nothing to encode: no {what}{first}")
+    root = Path(text_of(str(root.absolute()), f"the path {str(root)!a}"))
+    instruction = text_of(instruction, "the instruction")
+    return Inputs(rows, faults, root, ImageFiles([root], decoding="faithful"), instruction)
 
 
-def _images_below(folder: Path) -> list[Row]:
-    """Return the images in a folder and its folders, by their names; hidden ones are left out."""
-    names: list[str] = []
+def _images_below(folder: Path) -> tuple[list[Row], dict[str, str]]:
+    """Return the images in a folder and its folders, sorted by name, and those whose name is not Unicode.
+
+    Hidden files and folders are left out, and links to folders are not followed.
+    """
+    rows: list[Row] = []
+    faults: dict[str, str] = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(parent, name) for name in files if is_image(name) and not name.startswith("."))
-        names += [path.relative_to(folder).as_posix() for path in paths]
-    for name in names:
-        text_of(name, f"the file name {name!a}")
-    return [Row(name, None, name) for name in sorted(names)]
+        for path in (Path(parent, name) for name in files if is_image(name)):
+            name = path.relative_to(folder).as_posix()
+            try:
+                rows.append(Row(text_of(name, "the file name"), None, name))
+            except DataError as error:
+                faults[ascii(name)] = str(error)
+    return sorted(rows, key=lambda row: row.id), faults
 
 
 def _rows_of(path: Path, columns: Columns) -> tuple[list[Row], dict[str, str]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from muco.core.errors import DataError
 from muco.evaluation.search.search import top_k
 from muco.vectors.store import VectorStore
 
@@ -31,11 +32,18 @@ def search(store: VectorStore, query_1D: NDArray[np.float32], k: int) -> list[Hi
     Args:
         store: of the query's model.
         query_1D: float32 [1, D], unit length.
-        k: how many, at least 1.
+        k: how many, at least 1; fewer if the store has fewer.
+
+    Raises:
+        DataError: a vector of the store is not finite.
     """
     if k < 1:
         raise ValueError(f"k={k}: ask for at least one item")
-    scores, rows = top_k(torch.from_numpy(query_1D), torch.from_numpy(store.vectors), k)
+    pool = torch.from_numpy(store.vectors)
+    try:
+        scores, rows = top_k(torch.from_numpy(query_1D), pool, min(k, len(pool)))
+    except ValueError:
+        raise DataError(f"{store.path}: damaged: a vector is not finite; encode the inputs again") from None
     nearest = [store.rows[row] for row in rows[0].tolist()]
     return [
         Hit(row.id, score, row.text, row.image and str(Path(store.metadata.root, row.image)))

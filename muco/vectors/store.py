@@ -11,13 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import DataError, MucoError, library_errors
+from muco.io.image_files import ImageFiles
 from muco.io.json_text import parse_json
 
 METADATA_KEY = b"muco"
@@ -37,8 +38,8 @@ class StoreMetadata:
     """Was put before every text."""
     dim: int
     """D."""
-    dtype: str
-    """Of a number: float32 or float16."""
+    dtype: Literal["float32", "float16"]
+    """Of a number."""
     root: str
     """The absolute folder that image paths start from."""
     inputs: str = ""
@@ -81,28 +82,38 @@ class VectorStore:
         read = {".parquet": _read_parquet, ".npy": _read_npy}.get(path.suffix)
         if read is None:
             raise DataError(f"{path}: a store of vectors ends in {' or '.join(SUFFIXES)}")
+        if path.is_dir():
+            raise DataError(f"{path} is a folder, not a store of vectors")
         if not path.is_file():
             raise DataError(f"{path}: no such file. `muco encode MODEL INPUTS --to {path}` makes it.")
-        try:
+        not_a_store = f"{path}: damaged, or not written by `muco encode`"
+        with library_errors(not_a_store):
             metadata, rows, vectors = read(path)
+        try:
             checked = TypeAdapter(StoreMetadata).validate_json(metadata, strict=True)
             rows = TypeAdapter(list[Row]).validate_python(rows)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "metadata"
+            raise DataError(f"{not_a_store}: {where}: {first['msg']}") from None
+        if checked.format != FORMAT:
+            raise DataError(f"{path}: format {checked.format}; this version of muco reads format {FORMAT}")
+        if vectors.shape != (len(rows), checked.dim) or vectors.dtype != checked.dtype:
             raise DataError(
-                f"{path}: damaged, or not written by `muco encode`: {where}: {first['msg']}"
-            ) from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: damaged, or not written by `muco encode`: {error}") from None
-        if checked.format != FORMAT or vectors.shape != (len(rows), checked.dim):
-            raise DataError(f"{path}: {list(vectors.shape)} numbers do not belong to {len(rows)} rows")
+                f"{path}: damaged: vectors {vectors.dtype} {list(vectors.shape)} do not belong to "
+                f"{len(rows)} rows of {checked.dim} {checked.dtype}"
+            )
         return cls(path, checked, rows, vectors)
 
     @property
     def dim(self) -> int:
         """D."""
         return self.metadata.dim
+
+    @property
+    def images(self) -> ImageFiles:
+        """The images of the rows, as viewers show them."""
+        return ImageFiles([Path(self.metadata.root)], decoding="faithful")
 
     def check_model(self, fingerprint: str, name: str) -> None:
         """Raise MucoError unless the vectors are those of a model with this fingerprint."""

@@ -19,6 +19,8 @@ from muco.io.lock import locked
 from muco.vectors.inputs import Inputs
 from muco.vectors.store import METADATA_KEY, SUFFIXES, Row, StoreMetadata, VectorStore
 
+_BESIDE = {".parquet": (), ".npy": (".jsonl", ".json")}
+"""Suffixes of the files beside a store."""
 PART_ROWS = 256
 """Items that are encoded and written together."""
 
@@ -37,7 +39,7 @@ class Written:
     num_rows: int
     """Items in the store."""
     skipped: dict[str, str]
-    """Items that cannot be encoded: where each is, and why."""
+    """Items that were not encoded: where each is, and why."""
 
 
 def write_store(
@@ -60,8 +62,8 @@ def write_store(
         track: shows the progress.
 
     Raises:
-        MucoError: the store is there already and has other inputs or another model, another process writes
-            it, or the disk is full or not writable.
+        MucoError: the store is there already and has other inputs or another model, a file of another origin
+            has the name of one of its files, another process writes it, or the disk is full or not writable.
     """
     if path.suffix not in SUFFIXES:
         raise MucoError(f"{path}: name a store that ends in {' or '.join(SUFFIXES)}")
@@ -94,16 +96,17 @@ def _write(
         if not append and base.metadata == metadata:
             return Written(0, len(base.rows), {})
         _check_append(base, metadata, append=append)
-    known = {row.id for row in base.rows} if base else set[str]()
+    known = {row.id: row for row in base.rows} if base else {}
     rows = [row for row in inputs.rows if row.id not in known]
+    changed = [row.id for row in inputs.rows if known.get(row.id, row) != row]
+    skipped = inputs.faults | dict.fromkeys(changed, "the store has this id with another text or image")
     if base is not None and not rows:
-        return Written(0, len(base.rows), {})
-    _begin(parts, {**asdict(metadata), "base": base.metadata.inputs if base else ""})
+        return Written(0, len(base.rows), skipped)
+    _begin(path, parts, {**asdict(metadata), "base": base.metadata.inputs if base else ""})
     ranges = [range(start, min(start + PART_ROWS, len(rows))) for start in range(0, len(rows), PART_ROWS)]
     for some in track(ranges, len(rows)):
         if not _part(parts, some).is_file():
             _write_part(_part(parts, some), [rows[row] for row in some], inputs, metadata, encode)
-    skipped = dict(inputs.faults)
     made: list[tuple[list[Row], NDArray[Any]]] = []
     for some in ranges:
         own, faults = _read_part(_part(parts, some), [rows[row] for row in some])
@@ -119,23 +122,31 @@ def _write(
 
 
 def _check_append(base: VectorStore, metadata: StoreMetadata, *, append: bool) -> None:
-    if not append:
-        raise MucoError(f"{base.path} is there already, with other items. --append adds those that it lacks.")
     for name in ("instruction", "dim", "dtype", "root"):
         old, new = getattr(base.metadata, name), getattr(metadata, name)
         if old != new:
             raise MucoError(
                 f"{base.path} was made with {name} {old!r}, not {new!r}; give these a store of their own"
             )
+    if not append:
+        raise MucoError(f"{base.path} is there already, with other items. --append adds those that it lacks.")
 
 
-def _begin(parts: Path, plan: dict[str, Any]) -> None:
-    """Keep the parts that were written under this plan, and remove those of another."""
+def _begin(path: Path, parts: Path, plan: dict[str, Any]) -> None:
+    """Keep the parts that were written under this plan, and remove those of another.
+
+    Raises:
+        MucoError: a file that this plan did not write has the name of one beside the store.
+    """
     file = parts / "plan.json"
     text = json.dumps(plan, sort_keys=True)
-    if not (file.is_file() and file.read_text(encoding="utf-8") == text):
-        remove_folder(parts)
-        write_text(file, text)
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return
+    for beside in (path.with_suffix(suffix) for suffix in _BESIDE[path.suffix]):
+        if beside.exists():
+            raise MucoError(f"{beside} is there already, and {path} would replace it: choose another name")
+    remove_folder(parts)
+    write_text(file, text)
 
 
 def _part(parts: Path, rows: range) -> Path:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from muco.core.errors import MucoError
 from muco.embedder.embedder import Embedder
-from muco.embedder.load import load
+from muco.embedder.load import load_for_store
+from muco.vectors.search import Hit
 from muco.vectors.store import VectorStore
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _PAGE_ITEMS = 12
+_IMAGE_PIXELS = 768
+"""Longer side of an image on the page. The page gets copies, so that it serves no file of the folder."""
 
 
 def demo(path: Path, *, model: str | None, port: int, console: Console) -> None:
@@ -29,8 +37,7 @@ def demo(path: Path, *, model: str | None, port: int, console: Console) -> None:
         MucoError: gradio is not installed, the store or the model cannot be read, or the port is taken.
     """
     store = VectorStore.open(path)
-    embedder = load(model or store.metadata.model)
-    store.check_model(embedder.info.fingerprint, embedder.info.name)
+    embedder = load_for_store(store, model)
     page = search_page(store, embedder)
     try:
         _, address, _ = page.launch(
@@ -39,7 +46,6 @@ def demo(path: Path, *, model: str | None, port: int, console: Console) -> None:
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            allowed_paths=[store.metadata.root],
         )
     except OSError as error:
         raise MucoError(f"--port {port}: {error}") from error
@@ -63,8 +69,7 @@ def search_page(store: VectorStore, embedder: Embedder) -> Any:
             hits = embedder.search(store, query, int(number))
         except MucoError as error:
             raise gradio.Error(str(error)) from error
-        pictures = [(hit.image, f"{hit.score:.3f}  {hit.text or hit.id}") for hit in hits if hit.image]
-        return pictures, [[f"{hit.score:.3f}", hit.id, hit.text or ""] for hit in hits]
+        return list(_pictures(store, hits)), [[f"{hit.score:.3f}", hit.id, hit.text or ""] for hit in hits]
 
     with gradio.Blocks(title=f"muco: {store.path.name}", analytics_enabled=False) as page:
         gradio.Markdown(f"## {store.path.name}: {len(store.rows):,} items, model {embedder.info.name}")
@@ -78,3 +83,14 @@ def search_page(store: VectorStore, embedder: Embedder) -> Any:
         for event in (button.click, text.submit, image.change):
             event(search, [text, image, number], [gallery, table])
     return page
+
+
+def _pictures(store: VectorStore, hits: Sequence[Hit]) -> Iterator[tuple[Image, str]]:
+    """Yield small images and captions of the hits whose image can still be read."""
+    files = store.images
+    for hit in hits:
+        with suppress(MucoError):
+            if hit.image:
+                image = files.image(hit.image).decode()
+                image.thumbnail((_IMAGE_PIXELS, _IMAGE_PIXELS))
+                yield image, f"{hit.score:.3f}  {hit.text or hit.id}"

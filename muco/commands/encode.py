@@ -12,6 +12,7 @@ from rich.console import Console
 from muco.console import items_bar
 from muco.core.errors import MucoError
 from muco.embedder.load import load
+from muco.io.table_text import text_of
 from muco.vectors.inputs import Columns, read_inputs
 from muco.vectors.store import StoreMetadata
 from muco.vectors.write import write_store
@@ -55,21 +56,22 @@ def encode(
     inputs = read_inputs(path, columns, images=images, instruction=instruction)
     embedder = load(model)
     try:
-        cut = partial(embedder.embed_contents, batch_tokens=batch_tokens, dim=dim)
-        metadata = StoreMetadata(
-            fingerprint=embedder.info.fingerprint,
-            model=str(Path(model).absolute()) if Path(model).exists() else model,
-            instruction=instruction,
-            dim=dim or embedder.info.dim,
-            dtype=dtype,
-            root=str(inputs.root),
-        )
         embedder.check_dim(dim)
     except ValueError as error:
         raise MucoError(f"--{error}") from None
+    source = str(Path(model).absolute()) if Path(model).exists() else model
+    metadata = StoreMetadata(
+        fingerprint=embedder.info.fingerprint,
+        model=text_of(source, f"the path {source!a}"),
+        instruction=instruction,
+        dim=dim or embedder.info.dim,
+        dtype=dtype,
+        root=str(inputs.root),
+    )
     start = time.perf_counter()
+    embed = partial(embedder.embed_contents, batch_tokens=batch_tokens, dim=dim)
     track = partial(items_bar, what="encode", console=console)
-    written = write_store(to, inputs, metadata, cut, append=append, track=track)
+    written = write_store(to, inputs, metadata, embed, append=append, track=track)
     seconds = time.perf_counter() - start
     for where, reason in list(written.skipped.items())[:_SHOWN]:
         console.print(f"skipped {where}: {reason}")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muco.core.errors import MucoError
-from muco.embedder.load import load
+from muco.embedder.load import load_for_store
 from muco.vectors.page import write_page
 from muco.vectors.store import VectorStore
 
@@ -42,7 +42,7 @@ def search(
     if not text and image is None:
         raise MucoError("give a text, or an image with --image FILE, or both")
     store = VectorStore.open(path)
-    embedder = load(model or store.metadata.model)
+    embedder = load_for_store(store, model)
     query = {"text": text, "image": image}
     hits = embedder.search(store, query, k, instruction=instruction)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -52,5 +52,5 @@ def search(
         table.add_row(f"{hit.score:.3f}", hit.text if hit.text and not hit.image else hit.image or hit.id)
     console.print(table)
     if html is not None:
-        write_page(html, text, image, hits, title=str(path))
+        write_page(html, text, image, hits, store)
         console.print(f"Page: {html}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muco.core.errors import MucoError
 from muco.embedder.embedder import Embedder
 from muco.model.source import find_model
 from muco.run_folder import RunFolder
+from muco.vectors.store import VectorStore
 
 if TYPE_CHECKING:
     import torch
@@ -40,3 +42,21 @@ def load(
     model.encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = None if source.run is None else RunFolder(source.run).recipe()
     return Embedder(model, settings.name, recipe)
+
+
+def load_for_store(store: VectorStore, model: str | None) -> Embedder:
+    """Return the model of a store: `model`, or the one that made the store, by the name or path it had.
+
+    Raises:
+        MucoError: it cannot be loaded, or did not make the store.
+    """
+    try:
+        embedder = load(model or store.metadata.model)
+    except MucoError as error:
+        if model:
+            raise
+        raise MucoError(
+            f"the model that made {store.path} cannot be loaded; name it with --model\n{error}"
+        ) from error
+    store.check_model(embedder.info.fingerprint, embedder.info.name)
+    return embedder

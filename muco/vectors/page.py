@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from muco.core.errors import DataError
+from muco.core.errors import MucoError
 from muco.core.image import EncodedImage
 from muco.io.atomic import write_bytes
 from muco.io.thumbnails import data_uri
 from muco.vectors.search import Hit
+from muco.vectors.store import VectorStore
 
 
-def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], *, title: str) -> None:
+def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], store: VectorStore) -> None:
     """Write a page of the items that a search returned, with thumbnails.
 
     Args:
@@ -23,7 +25,7 @@ def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], *
         text: of the query.
         image: of the query.
         hits: the items, the best first.
-        title: what was searched.
+        store: that was searched.
     """
     templates = Environment(
         loader=PackageLoader("muco", "vectors/templates"),
@@ -33,16 +35,16 @@ def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], *
         lstrip_blocks=True,
     )
     page = templates.get_template("search.html").render(
-        title=title,
+        title=str(store.path),
         text=text,
-        image=_thumbnail(image),
-        hits=[(hit, _thumbnail(hit.image)) for hit in hits],
+        image=_thumbnail(lambda: EncodedImage(image.read_bytes()).faithful()) if image else "",
+        hits=[(hit, _thumbnail(partial(store.images.image, hit.image)) if hit.image else "") for hit in hits],
     )
     write_bytes(path, page.encode(errors="replace"))
 
 
-def _thumbnail(path: str | Path | None) -> str:
-    """Return an image as a data URI; empty if there is none, or if it can no longer be read."""
-    with suppress(OSError, DataError):
-        return data_uri(EncodedImage(Path(path).read_bytes()).faithful()) if path else ""
+def _thumbnail(read: Callable[[], EncodedImage]) -> str:
+    """Return an image as a data URI; empty if it can no longer be read."""
+    with suppress(OSError, MucoError):
+        return data_uri(read())
     return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from importlib.util import find_spec
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -35,6 +37,8 @@ def test_the_page_finds_images_by_text_and_by_image(tmp_path, browser):
             assert server.stdout is not None
             address = server.stdout.readline().split()[2]
             assert address.startswith("http://127.0.0.1:")
+            with pytest.raises(HTTPError, match="403"):  # the page gets copies, and no file of the folder
+                urlopen(f"{address}/gradio_api/file={folder / 'red.png'}")
             wait = WebDriverWait(browser, 60)
             browser.get(address)
             text = wait.until(lambda b: b.find_elements(By.TAG_NAME, "textarea"))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
 
@@ -96,6 +97,35 @@ def test_a_page_escapes_what_it_shows(model, tmp_path):
     invoke("search", tmp_path / "t.parquet", "<b>", "--html", tmp_path / "page.html")
     assert not {"<script", "<b>"} & set((tmp_path / "page.html").read_text().split(">"))
     assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_shows_images_of_an_archive(model, pictures, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "pictures"), "zip", pictures)
+    (tmp_path / "t.csv").write_text("image\n0/00.png\n1/01.png\n")
+    invoke("encode", model, tmp_path / "t.csv", "--to", tmp_path / "t.parquet", "--images", archive)
+    invoke("search", tmp_path / "t.parquet", "a", "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count('<img src="data:image/png') == 2
+
+
+def test_a_store_whose_images_are_gone_is_searched_without_them(model, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(picture("red", (56, 56)).data)
+    invoke("encode", model, folder, "--to", tmp_path / "s.parquet")
+    folder.rename(tmp_path / "moved")
+    invoke("search", tmp_path / "s.parquet", "a", "--html", tmp_path / "page.html")
+    assert "1.png" in (tmp_path / "page.html").read_text()
+    assert "<img" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_store_whose_model_is_gone_asks_for_it(model, tmp_path):
+    moved = shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "t.csv").write_text("text\na\n")
+    invoke("encode", moved, tmp_path / "t.csv", "--to", tmp_path / "t.parquet")
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(MucoError, match=r"t\.parquet cannot be loaded; name it with --model"):
+        invoke("search", tmp_path / "t.parquet", "a")
+    assert "1.000 a" in invoke("search", tmp_path / "t.parquet", "a", "--model", tmp_path / "elsewhere")
 
 
 BAD = [

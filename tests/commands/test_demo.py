@@ -38,7 +38,7 @@ def test_the_page_finds_images_by_text_and_by_image(tmp_path, browser):
             address = server.stdout.readline().split()[2]
             assert address.startswith("http://127.0.0.1:")
             with pytest.raises(HTTPError, match="403"):  # the page gets copies, and no file of the folder
-                urlopen(f"{address}/gradio_api/file={folder / 'red.png'}")
+                urlopen(f"{address.rstrip('/')}/gradio_api/file={folder / 'red.png'}")
             wait = WebDriverWait(browser, 60)
             browser.get(address)
             text = wait.until(lambda b: b.find_elements(By.TAG_NAME, "textarea"))[0]

@@ -15,7 +15,12 @@ _POLL_SECONDS = 0.1
 
 
 def run_cells(
-    cells: Sequence[Cell], launcher: Launcher, report: Report, *, fail_fast: bool = False
+    cells: Sequence[Cell],
+    launcher: Launcher,
+    report: Report,
+    *,
+    fail_fast: bool = False,
+    num_processes: int = 1,
 ) -> dict[str, str]:
     """Run cells to their end and return what became of each, by fingerprint.
 
@@ -24,6 +29,7 @@ def run_cells(
         launcher: runs them.
         report: is called at each change.
         fail_fast: stop all cells when one fails.
+        num_processes: of a cell.
     """
     outcome: dict[str, str] = {}
     waiting = {cell.fingerprint: cell for cell in cells}
@@ -39,7 +45,8 @@ def run_cells(
             for key in [key for key, state in states.items() if state == "failed"]:
                 end(waiting.pop(key), "blocked")
             ready = [waiting[key] for key, state in states.items() if state == "done"]
-            handles = launcher.submit([Task(cell.folder) for cell in ready]) if ready else []
+            tasks = [Task(cell.folder, num_processes=num_processes) for cell in ready]
+            handles = launcher.submit(tasks) if ready else []
             for cell, handle in zip(ready, handles, strict=True):
                 running[cell.fingerprint] = waiting.pop(cell.fingerprint), handle
                 report(cell, "submitted")

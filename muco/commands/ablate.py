@@ -43,6 +43,7 @@ def ablate(
     only: Sequence[str] = (),
     launcher: LauncherName = "local",
     num_jobs: int = 1,
+    num_processes: int = 1,
     resources: Sequence[str] = (),
     dry_run: bool = False,
     retry_failed: bool = False,
@@ -60,6 +61,7 @@ def ablate(
         only: `KEY=VALUE` each: run the cells with these values. The table has all that are done.
         launcher: what runs the cells.
         num_jobs: how many run at once, by the local launcher.
+        num_processes: of a cell, one for each of its GPUs.
         resources: `KEY=VALUE` each: of a cell, by the other launchers.
         dry_run: print the cells and stop.
         retry_failed: run cells that failed before again.
@@ -80,7 +82,10 @@ def ablate(
     for cell in cells:
         write_recipe(cell, labels[cell.fingerprint])
     todo = [cell for cell in cells if _is_due(cell, retry_failed)]
-    _run(plan, cells, todo, _launcher(launcher, num_jobs, given, folder), console, fail_fast)
+    chosen = _launcher(launcher, num_jobs, num_processes, given, folder)
+    console.print(f"{plan.grid.name}: {len(cells)} cells, {len(cells) - len(todo)} of them not to run")
+    with GridProgress(plan, cells, console) as progress:
+        run_cells(todo, chosen, progress.report, fail_fast=fail_fast, num_processes=num_processes)
     target = write_table(plan, folder / plan.grid.name)
     console.print((target / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
     _raise_for_failures(cells)
@@ -92,20 +97,9 @@ def _is_due(cell: Cell, retry_failed: bool) -> bool:
     return status != "done" and (status != "failed" or retry_failed)
 
 
-def _run(
-    plan: Plan,
-    cells: Sequence[Cell],
-    todo: Sequence[Cell],
-    launcher: Launcher,
-    console: Console,
-    fail_fast: bool,
-) -> None:
-    console.print(f"{plan.grid.name}: {len(cells)} cells, {len(cells) - len(todo)} of them not to run")
-    with GridProgress(plan, cells, console) as progress:
-        run_cells(todo, launcher, progress.report, fail_fast=fail_fast)
-
-
-def _launcher(name: LauncherName, num_jobs: int, resources: dict[str, Any], folder: Path) -> Launcher:
+def _launcher(
+    name: LauncherName, num_jobs: int, num_processes: int, resources: dict[str, Any], folder: Path
+) -> Launcher:
     if name == "slurm":
         from muco.ablation.launch.slurm import SlurmLauncher
 
@@ -116,7 +110,7 @@ def _launcher(name: LauncherName, num_jobs: int, resources: dict[str, Any], fold
         return RayLauncher(resources)
     from muco.ablation.launch.local import LocalLauncher
 
-    return LocalLauncher(num_jobs)
+    return LocalLauncher(num_jobs, num_processes=num_processes)
 
 
 def write_table(plan: Plan, folder: Path) -> Path:

@@ -113,6 +113,9 @@ def ablate(
     folder: Annotated[Path, typer.Option("--folder", help="Where all grids go.")] = Path("runs/ablations"),
     launcher: Annotated[str, typer.Option("--launcher", help="local, slurm or ray.")] = "local",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at once; threads are divided.")] = 1,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes of a cell, one for each of its GPUs.")
+    ] = 1,
     resources: Annotated[
         list[str] | None,
         typer.Option("--resource", metavar="KEY=VALUE", help="Of a cell, for slurm and ray. Repeatable."),
@@ -130,7 +133,8 @@ def ablate(
     name: Any = launcher
     run_grid(
         grid, console=Terminal(), folder=folder, bases=bases or [], overrides=overrides or [],
-        only=only or [], launcher=name, num_jobs=jobs, resources=resources or [], dry_run=dry_run,
+        only=only or [], launcher=name, num_jobs=jobs, num_processes=processes,
+        resources=resources or [], dry_run=dry_run,
         retry_failed=retry_failed, fail_fast=fail_fast, yes=yes,
     )  # fmt: skip
 

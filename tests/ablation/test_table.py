@@ -11,6 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from muco.ablation.cells import Plan, plan_grid
+from muco.ablation.launch.local import device_groups
 from muco.ablation.launch.task import Failure, Task, write_failure
 from muco.ablation.page import render
 from muco.ablation.plots import effects_of, heat_maps_of
@@ -20,6 +21,7 @@ from muco.ablation.schedule import run_cells
 from muco.ablation.statistics import Difference
 from muco.ablation.table import csv_text, latex, markdown
 from muco.console import Terminal
+from muco.core.errors import MucoError
 
 GRID = """
 title: A & B <b>?
@@ -172,3 +174,15 @@ def test_the_terminal_shows_a_live_table(plan):
         progress.report(cells[2], "stopped")
     assert Path(f"{cells[2].folder}").name not in plain.file.getvalue()
     assert plain.file.getvalue().startswith("0 of 8 done; stopped: ")
+
+
+def test_cells_that_run_at_once_have_gpus_of_their_own():
+    assert device_groups([], 2, 4) == [None, None]
+    assert device_groups(["0", "1", "2", "3", "4"], 2, 2) == ["0,1", "2,3"]
+    assert device_groups(["GPU-a", "GPU-b"], 1, 1) == ["GPU-a"]
+    with pytest.raises(MucoError, match="6 GPUs are needed, and 4 are here"):
+        device_groups(["0", "1", "2", "3"], 3, 2)
+    program = Task(Path("cells/a"), num_processes=2).program
+    assert program[1:] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "muco"
+    ]  # fmt: skip

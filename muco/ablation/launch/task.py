@@ -25,6 +25,8 @@ class Task:
     """The run folder. Beside it are the recipe `<folder>.yaml` and the log `<folder>.log`."""
     working_folder: Path = field(default_factory=Path.cwd)
     """Of the command; relative paths in the recipe are from here."""
+    num_processes: int = 1
+    """More than one: torchrun starts them, one for each GPU of the cell."""
 
     @property
     def recipe(self) -> Path:
@@ -45,6 +47,14 @@ class Task:
     def command(self) -> list[str]:
         """The words after `muco-run`; the command also continues the run."""
         return [f"{self.recipe}", "--to", f"{self.folder}", "--resume"]
+
+    @property
+    def program(self) -> list[str]:
+        """The words before `run`."""
+        if self.num_processes == 1:
+            return [sys.executable, "-m", "muco"]
+        processes = f"--nproc-per-node={self.num_processes}"
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", processes, "-m", "muco"]
 
     def _beside(self, ending: str) -> Path:
         return self.folder.with_name(self.folder.name + ending)
@@ -88,6 +98,7 @@ def run_task(
     task: Task,
     *,
     num_threads: int | None = None,
+    devices: str | None = None,
     on_start: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
 ) -> int:
     """Run one task to its end and return the exit code, negative if a signal ended it.
@@ -98,22 +109,23 @@ def run_task(
     Args:
         task: the run.
         num_threads: of computation; None leaves it to torch.
+        devices: its GPUs, as CUDA_VISIBLE_DEVICES names them; None leaves all.
         on_start: is given the process.
     """
     folder = task.working_folder / task.folder
     (task.working_folder / task.failure).unlink(missing_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock")):
         pass
-    threads = {} if num_threads is None else {"OMP_NUM_THREADS": f"{num_threads}"}
+    own = {"OMP_NUM_THREADS": num_threads, "CUDA_VISIBLE_DEVICES": devices}
     log_path = task.working_folder / task.log
     with open(log_path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "muco", "run", *task.command],
+            [*task.program, "run", *task.command],
             cwd=task.working_folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **threads},
+            env={**os.environ, **{name: f"{value}" for name, value in own.items() if value is not None}},
         )
         try:
             on_start(process)

@@ -141,13 +141,13 @@ def _contents(rows: Any, indices: Sequence[int], modalities: Sequence[str], pref
     has_text = "text" in modalities and "text" in rows.column_names
 
     def content(index: int) -> Content:
-        row = rows[index]
+        row = rows[indices[index]]
         text = (row.get("text") or "") if has_text else ""
         text = " ".join(filter(None, (row.get("title"), text, row.get("instruction"))))
         images = (_encoded(row["image"]),) if has_image and row.get("image") is not None else ()
         return Content(f"{prefix}{text.strip()}" or " " * (not images), images)
 
-    return LazyContents(content, indices)
+    return LazyContents(content, range(len(indices)))
 
 
 def _encoded(image: Any) -> EncodedImage:

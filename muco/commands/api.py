@@ -57,7 +57,11 @@ def train(
     Raises:
         RecipeError: the recipe has problems; the error lists all of them.
         MucoError: something else that the user can fix; another run in the folder among it.
+        TypeError: a value of `overrides` is of a type that a recipe cannot hold.
+        ValueError: both `resume` and `fresh` are given.
     """
+    if resume and fresh:
+        raise ValueError("resume goes on and fresh starts over: choose one")
     texts = _as_set_options(overrides)
     if isinstance(recipe, str | Path):
         loaded = load_recipe(str(recipe), texts)
@@ -115,8 +119,20 @@ def evaluate(
 
 
 def _as_set_options(overrides: Mapping[str, Any]) -> list[str]:
-    """Return values as `--set` takes them: `KEY=VALUE`, the value as YAML on one line."""
-    dumped = {
-        key: yaml.safe_dump(value, default_flow_style=True, width=2**31) for key, value in overrides.items()
-    }
-    return [f"{key}={text.removesuffix(chr(10)).removesuffix('...').strip()}" for key, text in dumped.items()]
+    """Return values as `--set` takes them: `KEY=VALUE`, the value as YAML on one line.
+
+    Raises:
+        TypeError: a value is of a type that a recipe cannot hold.
+    """
+    return [f"{key}={_yaml(key, value)}" for key, value in overrides.items()]
+
+
+def _yaml(key: str, value: Any) -> str:
+    plain = str(value) if isinstance(value, Path) else value
+    try:
+        text = yaml.safe_dump(plain, default_flow_style=True, width=2**31)
+    except yaml.YAMLError:
+        raise TypeError(
+            f"{key} is {type(value).__name__}: give a text, a number, a list or a dict of Python's own types"
+        ) from None
+    return text.removesuffix("\n").removesuffix("...").strip()

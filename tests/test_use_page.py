@@ -1,4 +1,4 @@
-"""The snippets of docs/use.md run in the order of the page, on a small model and a few pictures."""
+"""The snippets of docs/use.md, and README.md's, run in the order of the page, on a small model and a few pictures."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def test_the_snippets_run(names):
     assert names["result"].summary.steps == 8
     assert (names["folder"] / "page.html").is_file()
     assert (names["folder"] / "products.parquet").is_file()
+
+
+def test_the_snippet_of_the_readme_runs(names):
+    (names["folder"] / "photo.jpg").write_bytes(picture("red", (56, 56)).data)
+    text = (PAGE.parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "muco.load" in block
+    )
+    known: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), known)
+    assert known["vectors"].shape == (2, 32)
 
 
 @pytest.mark.parametrize("tool", TOOLS)

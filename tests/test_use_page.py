@@ -1,4 +1,4 @@
-"""The snippets of docs/use.md, and README.md's, run in the order of the page, on a small model and a few pictures."""
+"""The snippets of docs/use.md and README.md run in order, on a small model and a few pictures."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import PositiveFloat, model_validator
 
-from muco.core.component import ComponentConfig
+from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError
 from muco.core.image import ImageDecoding
 from muco.core.sample import Content, Pair
@@ -29,7 +29,7 @@ class PairColumns(ComponentConfig):
     query_text: str | None = None
     """The query's text; a list holds several wordings of it."""
     query_image: str | None = None
-    """The query's image: a path, a URL that was downloaded, or the bytes themselves."""
+    """The query's image: a path, a URL that was downloaded, or the bytes, as `datasets` writes them too."""
     query_video: str | None = None
     """The query's video: a list of its frames, named as images are, or the folder that holds them, in the
     order of their names. It comes before an image."""
@@ -71,6 +71,12 @@ class PairColumns(ComponentConfig):
         """Whether a column holds videos."""
         return bool(self.query_video or self.target_video)
 
+    def needs(self) -> frozenset[Feature]:
+        """Return what a backbone must offer for these pairs."""
+        targets: set[Feature] = {"image_targets"} if self.target_image or self.target_video else set()
+        videos: set[Feature] = {"video"} if self.has_videos else set()
+        return frozenset(targets | videos)
+
     def used(self) -> list[str]:
         """Return the names of all columns, each once."""
         names = self.model_dump(exclude={"instruction", "seconds_per_frame", "image_decoding"}).values()
@@ -101,7 +107,7 @@ def pair_from(
         video, image = value(f"{side}_video"), value(f"{side}_image")
         seconds = _seconds(value("seconds_column"), columns.seconds_per_frame)
         videos = (Video(tuple(map(read, frame_list(video, list_frames))), seconds),) if video else ()
-        return (*videos, *((read(image),) if image else ()))
+        return (*videos, *((read(image),) if has_image(image) else ()))
 
     def message(problem: str, side: str) -> str:
         used = [names[f"{side}_{part}"] for part in ("text", "image") if names[f"{side}_{part}"]]
@@ -146,6 +152,27 @@ def image_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, str):
         return text_list(value, "the negative's image")
     return list(cast(Sequence[Any], value)) if isinstance(value, list | tuple) else [value]
+
+
+def embedded_image(value: Any) -> bytes | None:
+    """Return an image that is in the table itself: bytes, or `{"bytes": ..., "path": ...}` of `datasets`."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) and value else None
+
+
+def image_name(value: Any) -> str:
+    """Return the path or URL that names an image; raise DataError if the value is no image."""
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    if not isinstance(value, str):
+        raise DataError(f"an image is a {type(value).__name__}, not a path, a URL or bytes")
+    return text_of(value, "the image's name")
+
+
+def has_image(value: Any) -> bool:
+    """Return whether the value of an image column holds or names an image."""
+    return bool(value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else bool(value)
 
 
 def _seconds(value: Any, default: float) -> float:

@@ -1,4 +1,4 @@
-"""Read the rows of JSONL, JSON, CSV, TSV and Parquet files, one at a time, from any row on."""
+"""Read the rows of JSONL, JSON, CSV, TSV, Parquet and Arrow files, one at a time, from any row on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +16,19 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import DataError
+from muco.io import columnar
 from muco.io.table_text import is_missing, text_of
 
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*columnar.SUFFIXES, ".jsonl", ".ndjson", ".csv", ".tsv")
 """Suffixes of the tables in a folder, in small or capital letters; `.ndjson` is read as JSONL. All but
-Parquet may be compressed (`.jsonl.gz`)."""
-_LEFT_OUT = (".json", ".xls", ".xlsx", ".arrow", ".feather", ".zst", ".bz2", ".xz", ".gz")
+Parquet and Arrow may be compressed (`.jsonl.gz`)."""
+_LEFT_OUT = (".json", ".xls", ".xlsx", ".feather", ".zst", ".bz2", ".xz", ".gz")
 """Suffixes of files in a folder that may be tables but are not read."""
+_DATASETS_FILES = re.compile(r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow")
+"""Files of Hugging Face `datasets` that hold no rows of a data set, or hold them again."""
 
-_BATCH_ROWS = 64
 _MAX_JSON_BYTES = 2**30
-_BUFFER_BYTES = 2**20
 _MAX_LINE_BYTES = 2**26
 
 
@@ -39,8 +41,8 @@ class Row:
     number: int
     """Number of the row in its file, from 0."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Value of each column. JSONL and Parquet keep their types, but NaN is None; in CSV and TSV every value
-    is a string."""
+    """Value of each column. JSONL, Parquet and Arrow keep their types, but NaN is None; in CSV and TSV
+    every value is a string."""
     fault: str = ""
     """Why the row cannot be read; empty if it can."""
     line: int = 0
@@ -75,13 +77,14 @@ def kind_of(path: Path) -> str:
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     known = suffix in SUFFIXES or suffix == ".json"
-    return suffix if known and not (suffix == ".parquet" and name.endswith(".gz")) else ""
+    return suffix if known and not (suffix in columnar.SUFFIXES and name.endswith(".gz")) else ""
 
 
 def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the tables in a folder, and the files that may be tables but are not read, both sorted.
 
-    Links to folders are followed. Hidden files and folders are skipped: editors write copies there. Raise
+    Links to folders are followed. Hidden files and folders are skipped: editors write copies there; so
+    are files of `datasets` beside its tables. Raise
     DataError if the name of a table is not valid Unicode.
     """
     tables: list[Path] = []
@@ -90,7 +93,8 @@ def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        files = [Path(parent, name) for name in names if not name.startswith(".") and real not in seen]
+        own = [name for name in names if not (name.startswith(".") or _DATASETS_FILES.fullmatch(name))]
+        files = [Path(parent, name) for name in own if real not in seen]
         seen.add(real)
         tables += [path for path in files if kind_of(path) not in ("", ".json")]
         left_out += [path for path in files if path.name.lower().endswith(_LEFT_OUT)]
@@ -113,8 +117,8 @@ def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def num_rows(path: Path) -> int:
     """Return the number of rows, including those that cannot be read; raises as `rows` does."""
-    if kind_of(path) == ".parquet":
-        return _parquet(path).metadata.num_rows
+    if kind_of(path) in columnar.SUFFIXES:
+        return columnar.num_rows(path)
     return sum(1 for _ in rows(path))
 
 
@@ -130,7 +134,13 @@ def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) ->
     Raises:
         DataError: the file is missing, broken or has another suffix, or it has no such column.
     """
-    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_file_rows}
+    readers = {
+        ".parquet": _columnar_rows,
+        ".arrow": _columnar_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".json": _json_file_rows,
+    }
     kind = kind_of(path)
     if not kind:
         raise DataError(f"{path}: tables end in {', '.join(SUFFIXES)}, or .json; convert it to one of these")
@@ -261,60 +271,16 @@ def _csv_values(names: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     return dict(zip(names, fields, strict=True))
 
 
-def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
-    table = _parquet(path)
-    _check_columns(path, columns, table.schema_arrow.names)
-    number, first_group = 0, 0
-    for group in range(table.num_row_groups):
-        length = table.metadata.row_group(group).num_rows
-        if number + length > start:
-            break
-        number, first_group = number + length, group + 1
-    batches = table.iter_batches(
-        _BATCH_ROWS,
-        row_groups=range(first_group, table.num_row_groups),
-        columns=None if columns is None else list(columns),
-        use_threads=False,
-    )
-    while True:
-        try:
-            batch = next(batches, None)
-        except _parquet_errors() as error:
-            raise DataError(f"{path}: broken near row {number + 1}: {error}") from error
-        if batch is None:
-            return
-        for index in range(max(0, start - number), len(batch)):
-            row = Row(path.name, number + index)
-            yield _read_row(row, None, _parquet_values, batch.slice(index, 1))
-        number += len(batch)
+def _columnar_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[Row]:
+    names, labels = columnar.names_and_labels(path)
+    _check_columns(path, columns, names)
+    for first, batch in columnar.batches(path, columns, start):
+        for index in range(len(batch)):
+            yield _read_row(Row(path.name, first + index), None, _columnar_values, batch, index, labels)
 
 
-def _parquet_values(batch: Any) -> dict[str, Any]:
-    try:
-        return _object(batch.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error}") from None
-    except (ValueError, *_parquet_errors()) as error:  # such as dates that Python does not have
-        raise DataError(f"cannot be read: {error}") from None
-
-
-def _parquet_errors() -> tuple[type[Exception], ...]:
-    """Return what pyarrow raises for broken files and for values that Python does not have."""
-    import pyarrow as pa
-
-    return OSError, ValueError, OverflowError, LookupError, TypeError, MemoryError, pa.ArrowException
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MucoError(f"{path}: reading Parquet needs pyarrow: pip install 'muco[data]'") from None
-    try:
-        # Stream each column of a row group through a buffer: it is never whole in memory.
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except _parquet_errors() as error:
-        raise DataError(f"{path}: no Parquet file that can be read: {error}") from error
+def _columnar_values(batch: Any, index: int, labels: columnar.Labels) -> dict[str, Any]:
+    return _object(columnar.row_values(batch, index, labels))
 
 
 def _check_columns(path: Path, columns: Sequence[str] | None, names: Sequence[str]) -> None:

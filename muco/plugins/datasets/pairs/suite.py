@@ -1,40 +1,53 @@
-"""A retrieval test of your own, from tables of queries and candidates."""
+"""A retrieval test of your own, from a table of pairs, or from tables of queries and candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, did_you_mean
 from muco.core.image import ImageDecoding
+from muco.core.sample import Content
 from muco.core.suite import Suite, Task
+from muco.io.columns import PairColumns
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.table_text import text_list, text_of
 from muco.io.tables import strict_rows
+from muco.plugins.datasets.pairs.retrieval import read_retrieval
+from muco.plugins.datasets.pairs.table import PairTable
 
 MetricName = Annotated[str, Field(pattern=r"^((precision|hit|recall|ndcg)@[1-9]\d*|mrr)$")]
 
 
-class PairsSuite(Suite):
-    """Search your own candidates: a table of queries, which name the right candidates, and one of candidates.
+_TWO_TABLES = ("queries", "candidates", "image_decoding", "text", "image", "id", "relevant", "among")
+"""Settings of the layout with a table of queries and one of candidates."""
 
-    Tables are JSONL, CSV, TSV or Parquet. Where a list is expected, a text that holds one will do, as in CSV.
+
+class PairsSuite(Suite):
+    """Search your own candidates.
+
+    With `columns`, `data` is a table as the source `pairs` reads it: the candidates are its distinct targets.
+    Without, a table of queries names the right ones in a table of candidates. Where a list is expected, a
+    text that holds one will do, as in CSV.
     """
 
     class Config(ComponentConfig):
         data: Annotated[str, Field(min_length=1)]
-        """The folder of the tables."""
+        """With `columns`, a table of pairs or a folder of them; else the folder of the tables below."""
+        columns: PairColumns | None = None
+        """The column of each part of a pair, as in the source `pairs`. The settings from `queries` to `among`
+        are for the other layout, without `columns`."""
+        images: str | None = None
+        """The folder or archive that image paths start from; by default the folder of the tables."""
         queries: str = "queries.jsonl"
         """The table of queries, below `data`."""
         candidates: str = "candidates.jsonl"
         """The table of candidates, below `data`."""
-        images: str | None = None
-        """The folder or archive that image paths start from; by default `data`."""
         image_decoding: ImageDecoding = "faithful"
         """`faithful`: transparency on white, 16-bit grey scaled to 8 bits, EXIF orientation applied; `plain`:
         Pillow's `convert("RGB")`."""
@@ -53,21 +66,40 @@ class PairsSuite(Suite):
         more_metrics: tuple[MetricName, ...] = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")
         """Metrics that are reported beside the score."""
 
+        @model_validator(mode="after")
+        def _one_layout(self) -> PairsSuite.Config:
+            fields = type(self).model_fields
+            # A saved recipe names every setting: those with their defaults mean nothing.
+            both = [name for name in _TWO_TABLES if getattr(self, name) != fields[name].default]
+            if self.columns and both:
+                raise ValueError(f"`{'`, `'.join(both)}` and `columns` are for different layouts: remove one")
+            return self
+
     @classmethod
     def needs(cls, config: Any) -> frozenset[Feature]:
-        return frozenset({"image_targets"})
+        return config.columns.needs() if config.columns else frozenset({"image_targets"})
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = Path(expanduser(config.data))
         self.images = ImageFiles.below(config.images, self.folder, decoding=config.image_decoding)
         self._unseen: list[str] = []
+        columns = config.columns
+        self._pairs = PairTable(config.data, columns, config.images) if columns else None
 
     def verify_data(self) -> None:
         """Validate the user's tables completely before encoding."""
         list(self.tasks())
 
     def tasks(self) -> Iterable[Task]:
+        yield self._task_of_pairs() if self._pairs else self._task_of_two_tables()
+
+    def _task_of_pairs(self) -> Task:
+        assert self._pairs is not None
+        retrieval = read_retrieval(self._pairs)
+        return self._task(retrieval.queries, retrieval.pool, retrieval.relevant)
+
+    def _task_of_two_tables(self) -> Task:
         config = self.config
         self._unseen = self._named_columns()
         pool, indices, num_empty = self._read_pool(self.folder / config.candidates)
@@ -94,16 +126,27 @@ class PairsSuite(Suite):
             raise DataError(f"{self.folder}: no row of the tables has a column {', '.join(self._unseen)}")
         self.images.check((path for _, path in (*queries, *pool)), hint="Put them there, or set `images`.")
         everything = range(len(pool))
-        yield Task(
+        return self._task(
+            self.images.contents(queries),
+            self.images.contents(pool),
+            relevant,
+            candidates=[own or everything for own in among] if any(among) else None,
+            warnings=(f"pairs: {num_empty:,} candidates have neither text nor image",) if num_empty else (),
+        )
+
+    def _task(
+        self, queries: Sequence[Content], pool: Sequence[Content], relevant: list[list[int]], **more: Any
+    ) -> Task:
+        config = self.config
+        return Task(
             name="pairs",
             meta_task="retrieval",
-            queries=self.images.contents(queries),
-            pool=self.images.contents(pool),
-            candidates=[own or everything for own in among] if any(among) else None,
+            queries=queries,
+            pool=pool,
             relevant=relevant,
             metric=config.metric,
             more_metrics=tuple(name for name in config.more_metrics if name != config.metric),
-            warnings=(f"pairs: {num_empty:,} candidates have neither text nor image",) if num_empty else (),
+            **{"candidates": None, **more},
         )
 
     def _named_columns(self) -> list[str]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from muco.core.errors import DataError
 from muco.plugins.datasets.pairs.suite import PairsSuite
-from tests.helpers.eval_files import write_lines, write_pairs
+from tests.helpers.eval_files import write_images, write_lines, write_pairs
 from tests.helpers.small import picture
 
 
@@ -28,6 +29,56 @@ def test_tables_may_be_csv(tmp_path):
     (task,) = suite_of(tmp_path, queries="q.csv", candidates="c.csv").tasks()
     assert task.relevant == [[0, 1], [1]]
     assert task.candidates is None
+
+
+PAIRS = [
+    {"photo": "a.png", "caption": "a disc", "other": "b.png"},
+    {"photo": "b.png", "caption": "a disc", "other": "b.png"},
+    {"photo": "a.png", "caption": ["red", "a red disc"], "other": "a.png"},
+    {"photo": "a.png", "caption": "a disc", "other": "a.png"},
+]
+
+
+def test_a_table_of_pairs_is_searched_among_its_distinct_targets(tmp_path):
+    write_images(tmp_path / "pictures", ["a.png", "b.png"])
+    write_lines(tmp_path / "held_out.jsonl", PAIRS)
+    columns = {"query_text": "caption", "query_image": "photo", "target_image": "other"}
+    (task,) = PairsSuite(
+        PairsSuite.Config.model_validate(
+            {
+                "data": str(tmp_path / "held_out.jsonl"),
+                "columns": columns,
+                "images": str(tmp_path / "pictures"),
+            }
+        )
+    ).tasks()
+    assert [query.text for query in task.queries] == ["a disc", "a disc", "red"]
+    assert [query.images[0].size for query in task.queries] == [(56, 56), (57, 56), (56, 56)]
+    assert [target.images[0].size for target in task.pool] == [(57, 56), (56, 56)]
+    assert task.relevant == [[0, 1], [0], [1]]
+    assert task.candidates is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"photo": "none.png", "caption": "x"}, "held_out.jsonl: line 2: image none.png is missing below"),
+        ({"photo": "a.png"}, "held_out.jsonl: line 2: no positive: the target has neither text nor image"),
+    ],
+)
+def test_a_row_without_a_pair_is_named(tmp_path, row, message):
+    write_images(tmp_path, ["a.png"])
+    write_lines(tmp_path / "held_out.jsonl", [{"photo": "a.png", "caption": "x"}, row])
+    columns = {"query_image": "photo", "target_text": "caption"}
+    suite = PairsSuite.Config.model_validate({"data": str(tmp_path / "held_out.jsonl"), "columns": columns})
+    with pytest.raises(DataError, match=message):
+        PairsSuite(suite).verify_data()
+
+
+def test_settings_of_both_layouts_are_refused():
+    columns = {"query_image": "photo", "target_text": "caption"}
+    with pytest.raises(ValidationError, match="`relevant` and `columns` are for different layouts"):
+        PairsSuite.Config.model_validate({"data": "x", "columns": columns, "relevant": "right", "id": "id"})
 
 
 def test_an_empty_candidate_is_counted_and_scored(tmp_path):

@@ -97,11 +97,7 @@ class MucoEncoder(AbsEncoder):
             texts, images = batch.get("text"), batch.get("image")
             number = len(texts if texts is not None else images)
             items = [
-                {
-                    "text": (texts[row] if texts is not None else "") or ("" if images is not None else " "),
-                    "image": None if images is None else _pil(images[row]),
-                }
-                for row in range(number)
+                _item(texts and texts[row], None if images is None else images[row]) for row in range(number)
             ]
             parts.append(self.model.encode(items, instruction=instruction, batch_tokens=self.batch_tokens))
         return np.concatenate(parts)
@@ -115,6 +111,12 @@ class MucoEncoder(AbsEncoder):
             return ""
         instruction = self.get_instruction(task_metadata, prompt_type)
         return self.format_instruction(instruction, prompt_type) if instruction else ""
+
+
+def _item(text: str | None, image: Any) -> dict[str, Any]:
+    if image is None:
+        return {"text": text or " "}
+    return {"text": text, "image": _pil(image)}
 
 
 def _pil(image: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.console import Console
 import muco
 from muco.commands.evaluate import evaluate
 from muco.core.errors import DataError, MucoError
+from muco.plugins.datasets.mteb.suite import Mteb, _contents
 from muco.testing import check_suite
 from tests.helpers.models import write_model
 from tests.helpers.small import picture
@@ -109,6 +110,45 @@ def test_the_instruction_is_in_the_user_turn(encoder, model, task):
     expected = muco.load(model).encode(["a", "b"], instruction="Find the picture: ")
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
     assert vectors.dtype == np.float32
+
+
+def test_suite_and_encoder_read_transparent_images_alike_and_items_may_lack_one_side(encoder, model, task):
+    from datasets import Dataset
+    from mteb.types import PromptType
+    from torch.utils.data import DataLoader
+
+    clear = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    white = Image.new("RGB", (56, 56), "white")
+    batch = [{"image": clear, "text": ""}, {"image": None, "text": "a"}, {"image": None, "text": ""}]
+    loader = DataLoader(batch, batch_size=3, collate_fn=lambda rows: {
+        key: [row[key] for row in rows] for key in ("image", "text")
+    })  # fmt: skip
+    options = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default"}
+    vectors = encoder.encode(loader, prompt_type=PromptType.document, **options)
+    expected = muco.load(model).encode([white, "a", " "])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    (content,) = _contents(Dataset.from_dict({"id": ["d"], "image": [clear]}), [0], ["image"])
+    np.testing.assert_allclose(muco.load(model).encode(content), expected[:1], atol=1e-6)
+
+
+def test_a_task_that_muco_cannot_rank_is_an_error_in_words(task):
+    def only_task(**changes: Any) -> Any:
+        task.load_data()
+        split = task.dataset["default"]["test"]
+        split |= changes
+        return Mteb(Mteb.Config(tasks=("Discs",)))._task("Discs", task, split)
+
+    listed = {f"q{row}": sorted({f"d{row}", f"d{-row % 7}"}) for row in range(NUMBER)}
+    for changes, message in (
+        ({"top_ranked": {**listed, "q3": ["d3", "nope"]}}, "'nope' has no candidates, or is one and not"),
+        ({"top_ranked": {"q0": ["d0"]}}, "'q1' has no candidates"),
+        ({"top_ranked": {**listed, "q3": ["d3"]}}, "a right answer that is no candidate. Evaluate it with"),
+        ({"relevant_docs": {"q0": {"d0": 0}}}, "no query has a right answer"),
+    ):
+        with pytest.raises(DataError, match=message):
+            only_task(**changes)
+    few = only_task(relevant_docs={"q0": {"d0": 1}})
+    assert few.warnings == ("Discs: 23 queries without a right answer are left out",)
 
 
 def test_other_kinds_of_task_and_unknown_names_are_refused(model, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,10 +9,10 @@ from pydantic import Field
 
 from muco.core.component import ComponentConfig, Feature
 from muco.core.errors import DataError, MucoError
-from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.suite import Suite, Task
 from muco.io.lazy import LazyContents
+from muco.io.pil_images import encoded_image
 
 
 class Mteb(Suite):
@@ -66,26 +65,31 @@ class Mteb(Suite):
         instruction = self.config.instructions.get(metadata.name, _query_prompt(metadata))
         prefix = self.config.instruction_template.format(instruction=instruction) if instruction else ""
         row_of = {name: row for row, name in enumerate(split["corpus"]["id"])}
+        ids = list(split["queries"]["id"])
         query_rows, relevant = [], []
         graded = False
-        for row, name in enumerate(split["queries"]["id"]):
+        for row, name in enumerate(ids):
             grades = split["relevant_docs"].get(name, {})
             graded |= any(grade > 1 for grade in grades.values())
             right = [row_of[each] for each, grade in grades.items() if grade > 0 and each in row_of]
             if right:
                 query_rows.append(row)
                 relevant.append(right)
+        if not query_rows:
+            raise DataError(f"{title}: no query has a right answer in the corpus")
         warnings: list[str] = []
+        if left_out := len(ids) - len(query_rows):
+            warnings.append(f"{title}: {left_out:,} queries without a right answer are left out")
         if graded:
             warnings.append(f"{title}: grades of relevance are read as right or wrong, unlike in mteb")
         if (metric := _metric(metadata.main_score)).partition("@")[2] not in metadata.main_score.split("_"):
             warnings.append(f"{title}: scored by {metric}, not by mteb's {metadata.main_score}")
-        return Task(
+        return _checked_task(
             name=title,
             meta_task=str(metadata.type),
             queries=_contents(split["queries"], query_rows, _modalities(metadata, "query"), prefix),
             pool=_contents(split["corpus"], range(len(row_of)), _modalities(metadata, "document")),
-            candidates=_candidates(split.get("top_ranked"), split["queries"]["id"], query_rows, row_of),
+            candidates=_candidates(title, split.get("top_ranked"), [ids[row] for row in query_rows], row_of),
             relevant=relevant,
             metric=metric,
             more_metrics=("ndcg@5", "ndcg@10", "recall@1", "recall@10", "mrr"),
@@ -144,26 +148,29 @@ def _contents(rows: Any, indices: Sequence[int], modalities: Sequence[str], pref
         row = rows[indices[index]]
         text = (row.get("text") or "") if has_text else ""
         text = " ".join(filter(None, (row.get("title"), text, row.get("instruction"))))
-        images = (_encoded(row["image"]),) if has_image and row.get("image") is not None else ()
+        images = (encoded_image(row["image"]),) if has_image and row.get("image") is not None else ()
         return Content(f"{prefix}{text.strip()}" or " " * (not images), images)
 
     return LazyContents(content, range(len(indices)))
 
 
-def _encoded(image: Any) -> EncodedImage:
-    """Return a PIL image of mteb's data without loss."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)
-    return EncodedImage(buffer.getvalue())
-
-
 def _candidates(
+    title: str,
     listed: Mapping[str, Sequence[str]] | None,
-    names: Sequence[str],
-    query_rows: Sequence[int],
+    queries: Sequence[str],
     row_of: Mapping[str, int],
 ) -> list[list[int]] | None:
     """Return the candidates of each query of a reranking task; None where the whole pool is searched."""
     if not listed:
         return None
-    return [[row_of[document] for document in listed[names[row]]] for row in query_rows]
+    try:
+        return [[row_of[document] for document in listed[query]] for query in queries]
+    except KeyError as error:
+        raise DataError(f"{title}: {error} has no candidates, or is one and not in the corpus") from None
+
+
+def _checked_task(**fields: Any) -> Task:
+    try:
+        return Task(**fields)
+    except ValueError as error:  # such as a right answer that is no candidate, which mteb counts as missed
+        raise DataError(f"{error}. Evaluate it with muco.integrations.mteb") from None

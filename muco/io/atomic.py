@@ -59,7 +59,9 @@ def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
     partial = _partial(path, inside)
     try:
         partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors makes files that only their owner reads
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
@@ -77,8 +79,11 @@ def atomic_folder(path: Path, *, replace: bool = False, inside: Path | None = No
     partial = _partial(path, inside)
     try:
         partial.mkdir()
+        mode = partial.stat().st_mode & 0o666
         yield partial
         for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # see `atomic_path`
             _sync(file)
         if replace:
             remove_folder(path)

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file
 
 from muco.core.errors import DataError
 from muco.io import atomic
@@ -183,3 +185,14 @@ def test_files_are_made_with_the_usual_permissions(tmp_path):
     (tmp_path / "plain").touch()
     write_text(tmp_path / "a", "")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_safetensors_writes_is_readable_like_other_files(tmp_path):
+    (tmp_path / "usual").touch()
+    weights = {"a": torch.zeros(2)}
+    with atomic_path(tmp_path / "a.safetensors") as path:
+        save_file(weights, path)
+    with atomic_folder(tmp_path / "model") as folder:
+        save_file(weights, folder / "b.safetensors")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}

@@ -28,9 +28,7 @@ def test_the_source_reads_images_and_names_of_classes(folder):
 
 
 def test_the_suite_searches_the_distinct_targets(folder):
-    (task,) = PairsSuite(
-        PairsSuite.Config.model_validate({"data": str(folder), "columns": COLUMNS})
-    ).tasks()
+    (task,) = PairsSuite(PairsSuite.Config.model_validate({"data": str(folder), "columns": COLUMNS})).tasks()
     assert [content.text for content in task.pool] == ["red", "blue", "green"]
     assert task.relevant == [[0], [1], [2]] * 2
     assert task.queries[5].images[0].decode().size == (61, 56)

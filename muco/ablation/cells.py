@@ -67,14 +67,14 @@ class Plan:
         """The names of the axes."""
         return axes_of(self.grid)
 
-    def cells(self, wanted: dict[str, list[Any]] | None = None) -> list[Cell]:
+    def cells(self, values: dict[str, list[Any]] | None = None) -> list[Cell]:
         """Return the runs of all rows, or of those that match, once each, earlier stages first."""
-        wanted = dict(wanted or {})
-        seeds = wanted.pop("seed", list(self.grid.seeds))
+        values = dict(values or {})
+        seeds = values.pop("seed", list(self.grid.seeds))
         ends = [
             cell
             for row in self.rows
-            if row.point.matches(wanted)
+            if row.point.matches(values)
             for seed, cell in row.cells.items()
             if seed in seeds
         ]

@@ -18,7 +18,7 @@ from muco.report.formatting import short
 from muco.report.read import RunFiles
 
 MAX_CURVES = 8
-"""More cannot be told apart."""
+"""Readers cannot distinguish more colours."""
 _MAX_POINTS = 120
 
 Ticks = tuple[tuple[float, str], ...]
@@ -172,5 +172,5 @@ def _curves(over: str, lines: Sequence[tuple[str, int, list[tuple[float, float]]
 
 def _path(points: list[tuple[float, float]], x_side: Any, y_side: Any) -> str:
     every = max(1, len(points) // _MAX_POINTS)
-    kept = [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
-    return "M" + "L".join(f"{x_side.position(x):.2f} {100 - y_side.position(y):.2f}" for x, y in kept)
+    chosen = [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
+    return "M" + "L".join(f"{x_side.position(x):.2f} {100 - y_side.position(y):.2f}" for x, y in chosen)

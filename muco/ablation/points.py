@@ -37,13 +37,13 @@ class Point:
         """All values in words."""
         return ", ".join(f"{key}={in_words(value)}" for key, value in self.values.items()) or "base"
 
-    def matches(self, wanted: Changes) -> bool:
+    def matches(self, expected: Changes) -> bool:
         """Return whether the point has all of these values; a list stands for any of its values."""
-        return all(key in self.values and _is(self.values[key], value) for key, value in wanted.items())
+        return all(key in self.values and _is(self.values[key], value) for key, value in expected.items())
 
 
-def _is(value: Any, wanted: Any) -> bool:
-    return value == wanted or (isinstance(wanted, list) and value in wanted)
+def _is(value: Any, expected: Any) -> bool:
+    return value == expected or (isinstance(expected, list) and value in expected)
 
 
 def points_of(grid: Grid) -> list[Point]:
@@ -139,7 +139,7 @@ def selection_of(grid: Grid, only: Sequence[str], points: Sequence[Point]) -> Ch
     Raises:
         MucoError: there is no such axis, or no cell with that value.
     """
-    wanted: dict[str, list[Any]] = {}
+    chosen: dict[str, list[Any]] = {}
     for each in only:
         key, value = read_assignment("--only", each)
         if key == SEED:
@@ -149,8 +149,8 @@ def selection_of(grid: Grid, only: Sequence[str], points: Sequence[Point]) -> Ch
             problem = _unknown(grid, key, value, points)
         if problem:
             raise MucoError(f"--only {each}: {problem}")
-        wanted.setdefault(key, []).append(value)
-    return wanted
+        chosen.setdefault(key, []).append(value)
+    return chosen
 
 
 def in_words(value: Any) -> str:

@@ -69,8 +69,8 @@ class GridProgress:
         for column in ("cell", "fingerprint", "state", "step", self._plan.metrics[0]):
             table.add_column(column, overflow="fold")
         order = {"submitted": 0, "failed": 1, "blocked": 1}
-        shown = sorted(self._cells, key=lambda cell: order.get(self._states[cell.fingerprint], 2))
-        for cell in shown[:_MAX_ROWS]:
+        ordered = sorted(self._cells, key=lambda cell: order.get(self._states[cell.fingerprint], 2))
+        for cell in ordered[:_MAX_ROWS]:
             state = self._states[cell.fingerprint]
             step = last_step(cell) if state in ("submitted", "unfinished") else 0
             table.add_row(

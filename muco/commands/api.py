@@ -61,7 +61,7 @@ def train(
         ValueError: both `resume` and `fresh` are given.
     """
     if resume and fresh:
-        raise ValueError("resume goes on and fresh starts over: choose one")
+        raise ValueError("resume continues a run and fresh starts again: choose one")
     texts = _as_set_options(overrides)
     if isinstance(recipe, str | Path):
         loaded = load_recipe(str(recipe), texts)

@@ -29,9 +29,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source. Repeatable."),
 ]
 MaxShorterSide = Annotated[
-    int | None, typer.Option(min=1, help="Reduce images to a shorter side of so many pixels.")
+    int | None, typer.Option(min=1, help="Reduce images to this shorter side, in pixels.")
 ]
-To = Annotated[Path, typer.Option("--to", help="The folder to make.")]
+To = Annotated[Path, typer.Option("--to", help="The folder to write.")]
 
 
 @make_app.command("scenes")
@@ -48,7 +48,7 @@ def make_scenes(to: To, settings: Settings = None) -> None:
 def prepare(
     source: Annotated[str, typer.Argument(help="m3t, mmeb, mbeir, pairs, or a source of a plugin.")],
     to: To,
-    path: Annotated[Path | None, typer.Option("--from", help="The outside data set.")] = None,
+    path: Annotated[Path | None, typer.Option("--from", help="The folder or file of the data set.")] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images; 0 for none.")] = 2,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
@@ -60,14 +60,14 @@ def prepare(
         bool, typer.Option("--enlarge", help="Also enlarge images to --max-shorter-side, as the paper does.")
     ] = False,
     max_skipped_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Stop when a larger share of the records makes no sample.")
+        float, typer.Option(min=0, max=1, help="Stop if more than this share of the records is skipped.")
     ] = 0.01,
     shard_mib: Annotated[int, typer.Option(min=1, help="Size at which a shard is closed.")] = 256,
     repeat_images: Annotated[
         bool, typer.Option("--repeat-images", help="Write an image into every sample that uses it.")
     ] = False,
 ) -> None:
-    """Convert an outside data set into shards; started again after a kill, it continues where it stopped."""
+    """Convert a data set into shards. Started again after a kill, it continues where it stopped."""
     from muco.data.prepare.convert import Layout
     from muco.data.prepare.from_cli import conversion_of
 
@@ -112,7 +112,7 @@ def _write(conversion: Conversion, engine: Any, workers: int) -> None:
 @app.command()
 def download(
     source: Annotated[str, typer.Argument(help="The source whose records name images by URL.")],
-    path: Annotated[Path, typer.Option("--from", help="Its tables.")],
+    path: Annotated[Path, typer.Option("--from", help="The folder or file of its tables.")],
     to: Annotated[Path, typer.Option("--to", help="The folder for tars of images.")],
     settings: Settings = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 32,
@@ -124,7 +124,7 @@ def download(
         list[str] | None, typer.Option(help="A host that may have a private address. Repeatable.")
     ] = None,
 ) -> None:
-    """Download the images that a source's tables name by URL; started again, it fetches what is missing."""
+    """Download the images that tables name by URL. Started again, it downloads what is missing."""
     from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
@@ -177,7 +177,7 @@ def check(
     columns: Columns = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode the images too.")] = False,
 ) -> None:
-    """Read every byte and every sample of some shards, and list the problems."""
+    """Read every byte and every sample of a folder of shards, and list the problems."""
     from muco.data.shards.check import check_shards
 
     if "://" in shards:
@@ -201,9 +201,9 @@ def show(
     columns: Columns = None,
     html: Annotated[Path | None, typer.Option(help="Write a page of samples to this file.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples on the page.")] = 24,
-    most: Annotated[int, typer.Option(min=1, help="Samples that the statistics are of.")] = 10_000,
+    most: Annotated[int, typer.Option(min=1, help="Number of samples to read for the statistics.")] = 10_000,
 ) -> None:
-    """Print statistics of some shards: counts, tasks, lengths of texts, sizes of images."""
+    """Print statistics of a folder of shards: counts, tasks, lengths of texts, sizes of images."""
     from rich.table import Table
 
     from muco.data.prepare.convert import format_size

@@ -17,7 +17,7 @@ from muco.core.errors import MucoError, RecipeError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 _DISK_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-"""Full, not writable, broken, or another thing in the way: for the user to fix."""
+"""The disk is full, not writable or broken, or a file is in the way: errors that the user can fix."""
 
 app = typer.Typer(
     add_completion=False,
@@ -37,26 +37,27 @@ Overrides = Annotated[
 def run_command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option(help="train or evaluate: that part alone.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder first.")] = False,
+    only: Annotated[str | None, typer.Option(help="Run only this part: train or evaluate.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="The run folder; else runs/NAME.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="The run folder; by default runs/NAME.")] = None,
     probe: Annotated[
         str | None, typer.Option("--probe", help="blind: rank batches of a finished run without its images.")
     ] = None,
     flops: Annotated[bool, typer.Option("--flops", help="Count the FLOPs of a step and stop.")] = False,
     assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="KEY=VALUE", help="Of the batch, for --flops.")
+        list[str] | None,
+        typer.Option("--assume", metavar="KEY=VALUE", help="An assumption about the batch, for --flops."),
     ] = None,
 ) -> None:
-    """Train, evaluate and report what a recipe says, in ./runs/NAME."""
+    """Train and evaluate a model as a recipe says, and write a report, in ./runs/NAME."""
     from muco.config.load import load_recipe
 
     if only not in (None, "train", "evaluate"):
         raise MucoError(f"--only {only}: choose train or evaluate")
     if resume and fresh:
-        raise MucoError("--resume goes on and --fresh starts over: choose one")
+        raise MucoError("--resume continues a run and --fresh starts again: choose one")
     loaded = load_recipe(recipe, overrides or [])
     console = Terminal()
     if flops:
@@ -88,12 +89,16 @@ def run_command(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a backbone's name.")],
-    suite: Annotated[str, typer.Option("--suite", help="The suite: scenes, mmeb, mbeir, pairs.")],
-    data: Annotated[Path | None, typer.Option("--data", help="The suite's folder, where it has one.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Where results go; else runs/NAME.")] = None,
+    suite: Annotated[str, typer.Option("--suite", help="The suite: scenes, pairs, mmeb, mbeir or mteb.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The folder of the suite's data, if it reads files.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The folder for the results; by default runs/NAME.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Score a model on a suite; --set evaluate.suites.0.KEY=VALUE and other keys of a recipe."""
+    """Score a model on a suite. --set evaluate.suites.0.KEY=VALUE changes a setting of the suite."""
     from muco.commands.evaluate import evaluate as run_evaluation
 
     run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Terminal())
@@ -110,22 +115,30 @@ def ablate(
         list[str] | None,
         typer.Option("--only", metavar="KEY=VALUE", help="Run cells with this value. Repeatable."),
     ] = None,
-    folder: Annotated[Path, typer.Option("--folder", help="Where all grids go.")] = Path("runs/ablations"),
+    folder: Annotated[Path, typer.Option("--folder", help="The folder of all grids.")] = Path(
+        "runs/ablations"
+    ),
     launcher: Annotated[str, typer.Option("--launcher", help="local, slurm or ray.")] = "local",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at once; threads are divided.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Cells that run at once; they share the threads.")
+    ] = 1,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes of a cell, one for each of its GPUs.")
     ] = 1,
     resources: Annotated[
         list[str] | None,
-        typer.Option("--resource", metavar="KEY=VALUE", help="Of a cell, for slurm and ray. Repeatable."),
+        typer.Option(
+            "--resource", metavar="KEY=VALUE", help="What a cell gets from slurm or ray. Repeatable."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and cost, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and their cost, and stop.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop when a cell fails.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 500 cells.")] = False,
 ) -> None:
-    """Run the cells of a grid that are not done, and write its table and page."""
+    """Run the unfinished cells of a grid, and write its table and page."""
     from muco.commands.ablate import ablate as run_grid
 
     if launcher not in ("local", "slurm", "ray"):
@@ -141,17 +154,25 @@ def ablate(
 
 @app.command()
 def mine(
-    model: Annotated[str, typer.Argument(help="The teacher: a run folder, a model folder, a backbone.")],
-    to: Annotated[Path | None, typer.Option("--to", help="Where it goes; else RUN/mined.")] = None,
-    shards: Annotated[Path | None, typer.Option("--shards", help="Samples; else the run's own.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="The teacher: a run folder, a model folder, or a backbone's name.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The folder to write; by default RUN/mined.")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option("--shards", help="A folder of shards; by default the run's data.")
+    ] = None,
     range_min: Annotated[
-        int, typer.Option(min=0, help="Leave out this many nearest neighbours: they are likely positives.")
+        int, typer.Option(min=0, help="Leave out this many nearest neighbours, which are likely positives.")
     ] = 30,
     range_max: Annotated[int, typer.Option(min=1, help="Keep neighbours up to this rank.")] = 130,
-    negatives: Annotated[int, typer.Option(min=0, help="Hard negatives a pair, as new shards.")] = 0,
+    negatives: Annotated[
+        int, typer.Option(min=0, help="Also write new shards with this many hard negatives per pair.")
+    ] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Rank the samples that a teacher finds alike: a graph for the mined sampler, and hard negatives."""
+    """Rank similar samples by a teacher: a neighbour graph for the sampler `mined`, and hard negatives."""
     from muco.commands.mine import mine as run_mining
 
     run_mining(
@@ -164,15 +185,17 @@ def mine(
 def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
-    layout: Annotated[str, typer.Option(help="transformers, or muco: for muco and open_clip alone.")] = (
-        "transformers"
-    ),
+    layout: Annotated[
+        str, typer.Option(help="transformers, or muco: a folder for muco and open_clip only.")
+    ] = ("transformers"),
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare its vectors with muco's.")
     ] = True,
-    license_id: Annotated[str | None, typer.Option("--license", help="Of the weights: apache-2.0.")] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="License of the weights, such as apache-2.0.")
+    ] = None,
 ) -> None:
-    """Write a trained model for transformers, sentence-transformers, vLLM and muco; adapters are merged."""
+    """Write a trained model as a folder for transformers, sentence-transformers, vLLM and muco."""
     from muco.commands.export import export as write_model
 
     if layout not in ("transformers", "muco"):
@@ -187,23 +210,35 @@ def encode(
     model: Annotated[
         str, typer.Argument(help="A run folder, a model folder, an exported one, or its hub name.")
     ],
-    inputs: Annotated[Path, typer.Argument(help="A folder of images, or a JSONL, CSV or Parquet table.")],
+    inputs: Annotated[
+        Path, typer.Argument(help="A folder of images, or a JSONL, CSV, TSV or Parquet table.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="The store to write: .parquet or .npy.")],
     text: Annotated[str | None, typer.Option("--text", help="The table's column of texts.")] = None,
     image: Annotated[str | None, typer.Option("--image", help="The table's column of image paths.")] = None,
     id_: Annotated[
-        str | None, typer.Option("--id", help="The table's column of ids; else row numbers.")
+        str | None, typer.Option("--id", help="The table's column of ids; by default row numbers.")
     ] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where the image paths start from.")] = None,
-    instruction: Annotated[str, typer.Option("--instruction", help="Put before every text as it is.")] = "",
-    dim: Annotated[int | None, typer.Option("--dim", help="Cut to this size, if it was trained.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="The folder to which image paths are relative.")
+    ] = None,
+    instruction: Annotated[
+        str, typer.Option("--instruction", help="Text put before every text, without a space.")
+    ] = "",
+    dim: Annotated[
+        int | None, typer.Option("--dim", help="Shorten the vectors to this size, if it was trained.")
+    ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of a stored number: float32 or float16.")
+        str, typer.Option("--dtype", help="Type of the stored numbers: float32 or float16.")
     ] = "float32",
-    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens and image patches at once.")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add the items that the store lacks.")] = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens and image patches encoded at once.")
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the items that are not in the store.")
+    ] = False,
 ) -> None:
-    """Encode a folder of images, or a table, into a store of vectors. A killed call goes on where it was."""
+    """Encode a folder of images, or a table, into a store of vectors. If killed, start it again."""
     from muco.commands.encode import encode as run_encoding
     from muco.vectors.inputs import Columns
 
@@ -218,13 +253,17 @@ def encode(
 
 @app.command()
 def search(
-    store: Annotated[Path, typer.Argument(help="Made by muco encode.")],
+    store: Annotated[Path, typer.Argument(help="The store, a file that muco encode wrote.")],
     text: Annotated[str, typer.Argument(help="The query's text.")] = "",
     image: Annotated[Path | None, typer.Option("--image", help="The query's image.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the items as a page, too.")] = None,
-    instruction: Annotated[str, typer.Option("--instruction", help="Put before the text as it is.")] = "",
-    model: Annotated[str | None, typer.Option("--model", help="Else the store's own, where it was.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write the items as a page.")] = None,
+    instruction: Annotated[
+        str, typer.Option("--instruction", help="Text put before the query's text, without a space.")
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model; by default the path in the store.")
+    ] = None,
 ) -> None:
     """Print the items of a store that are nearest to a text, an image, or both."""
     from muco.commands.search import search as run_search
@@ -236,11 +275,13 @@ def search(
 
 @app.command()
 def demo(
-    store: Annotated[Path, typer.Argument(help="Made by muco encode.")],
-    model: Annotated[str | None, typer.Option("--model", help="Else the store's own, where it was.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 for any free one.")] = 0,
+    store: Annotated[Path, typer.Argument(help="The store, a file that muco encode wrote.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model; by default the path in the store.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any free one.")] = 0,
 ) -> None:
-    """Serve a page on this machine that searches a store by text and image. Needs muco[demo]."""
+    r"""Serve a page on this machine that searches a store by text and image. Needs muco\[demo]."""
     from muco.commands.demo import demo as run_demo
 
     run_demo(store, model=model, port=port, console=Terminal())
@@ -248,9 +289,9 @@ def demo(
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str | None, typer.Argument(help="One kind only, packer, say.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="List only this kind, such as packer.")] = None,
 ) -> None:
-    """List the components and who provides them."""
+    """List the components and the package that provides each."""
     from muco.core.component import KINDS
     from muco.core.errors import did_you_mean
     from muco.core.registry import default_registry
@@ -268,7 +309,7 @@ def list_command(
 
 @app.command()
 def doctor() -> None:
-    """Say what muco would run on: versions, device, precision, attention, free disk."""
+    """Print what muco runs on: versions, device, precision, attention kernel, free disk space."""
     from muco.commands.doctor import findings
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -298,21 +339,21 @@ def schema(
 def report(
     run_folder: Annotated[Path, typer.Argument(help="runs/NAME")],
     others: Annotated[
-        list[Path] | None, typer.Argument(metavar="[OTHER]...", help="Runs to set it beside.")
+        list[Path] | None, typer.Argument(metavar="[OTHER]...", help="Runs to compare it with.")
     ] = None,
 ) -> None:
-    """Write the report page of a run anew, beside published scores and other runs."""
+    """Write the report page of a run again, with published scores and other runs to compare."""
     from muco.report.page import write_report
 
     Terminal().print(f"{write_report(run_folder, others or ())}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run `muco` and exit: 2 on what the user can mend, 130 on Ctrl-C."""
+    """Run `muco` and exit: with 2 for errors that the user can fix, with 130 on Ctrl-C."""
     try:
         app(arguments, prog_name="muco")
     except RecipeError as error:
-        # All processes of a launcher read the same recipe; one on each machine says what is wrong with it.
+        # All processes of a launcher read the same recipe; one on each machine prints the error.
         _fail(str(error) if os.environ.get("LOCAL_RANK", "0") == "0" else "")
     except MucoError as error:
         _fail(str(error), getattr(error, "exit_code", 2))

@@ -39,7 +39,7 @@ from muco.run_folder import RunFolder
 from muco.training.data import open_data
 
 _MOST_EQUAL = 1024
-"""Samples with the same answer or the same images that a search ranks beyond those that are kept."""
+"""Samples with the same answer or the same images that a search ranks in addition to those of the graph."""
 _BLOCK = 2048
 """Samples that are searched at once."""
 

@@ -72,13 +72,13 @@ class EncodedImage:
             if not (transpose is not None or image.mode.startswith("I") or image.has_transparency_data):
                 return self
             kind = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
-            shown = _on_white(image)
+            converted = _on_white(image)
             if transpose is not None:
-                shown = shown.transpose(transpose)  # type: ignore[arg-type]
-            elif shown.tobytes() == _plain(image).tobytes():
+                converted = converted.transpose(transpose)  # type: ignore[arg-type]
+            elif converted.tobytes() == _plain(image).tobytes():
                 return self
             buffer = io.BytesIO()
-            shown.save(buffer, kind, quality=_JPEG_QUALITY)
+            converted.save(buffer, kind, quality=_JPEG_QUALITY)
             return EncodedImage(buffer.getvalue())
 
     def decoded_as(self, decoding: ImageDecoding) -> EncodedImage:

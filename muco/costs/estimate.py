@@ -1,4 +1,4 @@
-"""The FLOPs of a recipe's step from its settings alone: no weights, no data, no device."""
+"""The FLOPs of a recipe's step from its settings, without weights, data or a device."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _SAME_REQUEST_SECONDS = 2.0
 """Signals so close together are one request: a process group gets it, and torchrun passes it on."""
 
 
-class Interrupted(MucoError):  # noqa: N818 - the user asked for it, so it is no error
+class Interrupted(MucoError):  # noqa: N818 - a stop by the user is no error
     """The run was stopped and has written a checkpoint; the exit code is 128 and the signal's number."""
 
     def __init__(self, message: str, signum: int) -> None:

@@ -234,8 +234,8 @@ class Embedder:
         if offered[context] not in self._offers:
             raise MucoError(f"the backbone of {self.info.name} does not offer {context} turns; use `encode`")
         shared = image_of(image)
-        asked = [content_of({"text": question, "image": shared}) for question in questions]
-        single = [self._packer.inference(content) for content in asked]
+        contents = [content_of({"text": question, "image": shared}) for question in questions]
+        single = [self._packer.inference(content) for content in contents]
         turns = tuple(turn for dialogue in single for turn in dialogue.turns)
         return replace(single[0], turns=turns, context=context)
 

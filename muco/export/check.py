@@ -56,7 +56,7 @@ def compare(reader: Reader, probes: Sequence[Probes], expected: Sequence[Tensor]
     wrong = [f"{each.kind} {each.cosine:.6f}" for each in agreements if not each.cosine >= LEAST_COSINE]
     if wrong:
         raise MucoError(
-            f"the exported model gives other vectors in {reader.name} than in muco, so it was not kept. "
+            f"the exported model gives other vectors in {reader.name} than in muco, so it was removed. "
             f"Lowest cosine: {', '.join(wrong)}; at least {LEAST_COSINE} is needed."
         )
     return agreements

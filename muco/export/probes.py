@@ -34,7 +34,7 @@ def make_probes(kinds: set[str]) -> list[Probes]:
     texts = tuple(Content(text) for text in _TEXTS)
     images = tuple(Content(images=(_picture(*size),)) for size in _SIZES)
     both = tuple(Content(text.text, image.images) for text, image in zip(texts[1:], images, strict=True))
-    # One alone: without padding, attention may take another path.
+    # A single text: without padding, attention may use another kernel.
     probes = {"text": [texts[1:2], texts], "image": [images], "image+text": [both]}
     chosen = [Probes(kind, batch) for kind in probes if kind in kinds for batch in probes[kind]]
     if "message" in kinds:

@@ -24,7 +24,7 @@ from muco.training.batches import SideInputs, StepBatches
 
 NUM_BATCHES = 8
 _TIE = 1e-6
-"""Cosine similarities that differ by less are equal: rounding depends on the place in a matrix."""
+"""Cosine similarities that differ by less are equal: rounding depends on the position in a matrix."""
 
 
 def blind_probe(encoder: TurnEncoder, loss: Loss, batches: StepBatches, *, start: int) -> dict[str, float]:
@@ -78,7 +78,7 @@ def _encode(encoder: TurnEncoder, side: SideInputs, device: torch.device) -> Tur
 
 
 def with_one_picture(packer: Packer) -> Packer:
-    """Return a packer that shows the first picture that it meets in place of every image."""
+    """Return a packer that replaces every image by the first picture that it packs."""
     return _OnePicture(packer)
 
 

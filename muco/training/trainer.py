@@ -191,7 +191,7 @@ class Trainer:
             raise MucoError(self._describe_dead_worker(start)) from error
 
     def _describe_dead_worker(self, start: int) -> str:
-        """Write a checkpoint if one process can do it alone, and return what happened and what to do."""
+        """Write a checkpoint if one process is enough for that, and return what happened and what to do."""
         step = self.progress.step
         saved = "the last checkpoint is complete"
         if self.ranks.world_size == 1 and step > start:

@@ -51,7 +51,7 @@ def write_store(
     append: bool = False,
     track: Track = lambda ranges, number: ranges,
 ) -> Written:
-    """Encode items into a store; a call that was killed goes on where it was, with the same bytes.
+    """Encode items into a store; a call after a kill continues, and writes the same bytes.
 
     Args:
         path: of the store, `.parquet` or `.npy`.

@@ -23,5 +23,5 @@ def test_a_path_is_a_value(tmp_path):
 
 
 def test_resume_and_fresh_are_refused_together(tmp_path):
-    with pytest.raises(ValueError, match="resume goes on and fresh starts over"):
+    with pytest.raises(ValueError, match="resume continues a run and fresh starts again"):
         muco.train("quickstart", folder=tmp_path / "run", resume=True, fresh=True)

@@ -163,7 +163,10 @@ def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
     [
         (["quikstart"], "Did you mean 'quickstart.yaml'?"),
         (["quickstart", "--only", "bogus"], "--only bogus: choose train or evaluate"),
-        (["quickstart", "--resume", "--fresh"], "--resume goes on and --fresh starts over: choose one"),
+        (
+            ["quickstart", "--resume", "--fresh"],
+            "--resume continues a run and --fresh starts again: choose one",
+        ),
         (["quickstart", "--only", "evaluate"], "runs/quickstart: no run to evaluate"),
         (
             ["quickstart", "--set", "train.num_step=1"],

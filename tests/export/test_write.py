@@ -163,7 +163,7 @@ def test_what_other_tools_cannot_compute_is_refused_with_the_reason(tmp_path, pa
 def test_a_failed_check_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("muco.export.check.LEAST_COSINE", 1.1)
     model = save_model(tmp_path / "model", backbone={"name": "qwen_vl", **small("qwen2_vl")})
-    with pytest.raises(MucoError, match=r"other vectors in .* so it was not kept. Lowest cosine: text 1\.0"):
+    with pytest.raises(MucoError, match=r"other vectors in .* so it was removed. Lowest cosine: text 1\.0"):
         write_exported(find_model(str(model)), tmp_path / "exported", check=True, license_id=None)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

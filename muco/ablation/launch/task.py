@@ -78,7 +78,7 @@ class Handle(Protocol):
         ...
 
     def result(self) -> Any:
-        """Return the exit code; raise what kept the task from running."""
+        """Return the exit code; raise the error that stopped it from running."""
         ...
 
 

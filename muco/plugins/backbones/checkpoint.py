@@ -81,9 +81,9 @@ def local_sizes(name: str) -> dict[str, Any] | None:
 
 
 def refuse_missing(name: str) -> None:
-    """Raise MucoError if no folder has that name, and the hub does not have it or cannot be asked.
+    """Raise MucoError if no folder has that name, and the hub does not have it or cannot be reached.
 
-    The hub is asked once: transformers asks for each file and retries for half a minute.
+    The hub is queried once, because transformers queries it for each file and retries for half a minute.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 

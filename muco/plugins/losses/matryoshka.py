@@ -17,7 +17,7 @@ from muco.core.turns import TurnEmbeddings
 
 
 class Matryoshka(Loss):
-    """Sum a loss over embeddings cut to several sizes, so that each size can be used alone.
+    """Sum a loss over embeddings cut to several sizes, so that each size can be used without the others.
 
     A cut embedding is normalized again. Counts and rates are those of the largest size. The count
     `hits_<size>` of each other size is how many queries rank a positive first at that size.

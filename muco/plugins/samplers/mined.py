@@ -23,7 +23,7 @@ from muco.plugins.samplers.permutation import permute_one
 class Mined(EpochSampler):
     """Group each data set into communities of near neighbours; a batch has communities of one data set.
 
-    An epoch holds every sample once. The communities depend on the graph alone and are shuffled every epoch.
+    An epoch holds every sample once. The communities depend only on the graph and are shuffled every epoch.
     The samples of each data set after its last whole batch come at the end of the epoch.
 
     References:

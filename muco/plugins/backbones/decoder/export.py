@@ -30,7 +30,7 @@ def refuse_export(chat: ChatFormat, pooled: PooledState, *, causal: bool) -> Non
     if pooled == "turn_token" and tail and not causal:
         raise MucoError(
             f"this model cannot be exported: it is bidirectional, so its embedding token sees the {tail!r} "
-            "after it, and other tools take the last token alone. Train with the pooler `last_token`, or "
+            "after it, and other tools read only the last token. Train with the pooler `last_token`, or "
             "with `attention_direction: causal`."
         )
 

@@ -75,7 +75,7 @@ class LlavaProcessor(DecoderProcessor):
     def text_ids(self, text: str, *, special: bool, first: bool) -> tuple[int, ...]:
         if first or not self.adds_space:
             return self._ids(text, special)
-        # Within a dialogue, the space that the tokenizer puts before a text is not wanted.
+        # Within a dialogue, the space that the tokenizer puts before a text is left out.
         return self._ids(_ANCHOR + text, special)[self.anchor_tokens :]
 
     def put_image(self, sequence: TokenSequence, images: Sequence[Visual], index: int) -> None:
@@ -92,7 +92,7 @@ class LlavaProcessor(DecoderProcessor):
     def _put_video(self, sequence: TokenSequence, video: Video) -> None:
         """Append the tokens of the frames, and the token that ends the video."""
         if self.tiling.frame_tokens is None or self.video_id is None:
-            raise no_video("of this backbone's families LLaVA-OneVision alone reads videos; the chosen one")
+            raise no_video("this family of `llava` (only LLaVA-OneVision reads videos)")
         _ = video.size
         num_frames = len(video.frame_indices(self.max_frames))
         size = num_frames * self.tiling.frame_tokens + 1
@@ -106,19 +106,19 @@ class LlavaProcessor(DecoderProcessor):
         sequence.put_features(token_id, np.arange(size)[None], size)
 
     def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        shown = [image for sequence in sequences for image in sequence.images]
+        visuals = [image for sequence in sequences for image in sequence.images]
         tiles = [number for sequence in sequences for number in sequence.tiles]
-        are_videos = [isinstance(image, Video) for image in shown]
-        images = [image.decode() for image in shown if isinstance(image, EncodedImage)]
+        are_videos = [isinstance(image, Video) for image in visuals]
+        images = [image.decode() for image in visuals if isinstance(image, EncodedImage)]
         if not self.tiling.grids:
             made = self.image_processor(images, do_rescale=False, do_normalize=False)
             return {"pixel_values": _bytes(np.stack(made["pixel_values"]))}
         cut = iter(self._cut(images, list(compress(tiles, map(not_, are_videos)))))
-        pictures = [self._frames(image) if isinstance(image, Video) else next(cut) for image in shown]
+        pictures = [self._frames(image) if isinstance(image, Video) else next(cut) for image in visuals]
         return {
             "pixel_values": _bytes(np.concatenate(pictures)),
             "image_tiles": torch.tensor(tiles),
-            "image_sizes": torch.tensor([image.size[::-1] for image in shown]),
+            "image_sizes": torch.tensor([image.size[::-1] for image in visuals]),
             "image_is_video": torch.tensor(are_videos),
         }
 
@@ -133,7 +133,7 @@ class LlavaProcessor(DecoderProcessor):
     def _frames(self, video: Video) -> NDArray[np.uint8]:
         """Return the used frames, each resized to a tile without keeping the aspect ratio."""
         side = (self.tiling.side_pixels, self.tiling.side_pixels)
-        frames = [video.frames[place].decode() for place in video.frame_indices(self.max_frames)]
+        frames = [video.frames[index].decode() for index in video.frame_indices(self.max_frames)]
         resized = [np.asarray(frame.resize(side, self.image_processor.resample)) for frame in frames]
         return np.stack(resized).transpose(0, 3, 1, 2)
 
@@ -143,7 +143,7 @@ def _bytes(pixels: NDArray[Any]) -> Tensor:
 
 
 def _nested(images: Sequence[Any], tiles: Sequence[int]) -> list[list[Any]]:
-    """Return the images in lists for the image processor, which splits an image that is alone in its list.
+    """Return the images in lists for the image processor, which splits the only image of a list.
 
     Images that are not split were shown with others, so they come in runs of at least two.
     """

@@ -82,7 +82,7 @@ class SceneWorld(ComponentConfig):
     """The colours that objects have: some of red, orange, yellow, green, cyan, blue, purple, pink,
     brown, gray."""
     backgrounds: Annotated[Names, known("background", BACKGROUNDS)] = BACKGROUNDS[:10]
-    """The backgrounds that objects lie on: white, the pale ones, and if wanted black, dark gray, dark red,
+    """The backgrounds that objects lie on: white, the pale ones, and optionally black, dark gray, dark red,
     dark green, dark blue, dark purple; a mixture of pale and dark makes objects harder to learn."""
     cells_per_side: Literal[2, 3] = 2
     """The grid that objects lie on: 2 has the four corners for places, 3 has nine, and smaller objects."""

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel
 from typer.main import get_command
 
+import muco
 from muco.commands.main import app
 from muco.config.recipe import DatasetSettings, EvaluateSettings, Recipe, TrainSettings
 from muco.core import Content, Pair, Sample
@@ -313,8 +314,19 @@ def test_the_table_of_kinds_names_hooks_and_checks_that_exist():
     assert set(re.findall(r"`(check_\w+)`", rows)) == set(muco.testing.__all__)
 
 
+def command_names() -> list[str]:
+    """Return every command and subcommand, `muco data check`."""
+
+    def below(command: Any, name: str) -> Iterator[str]:
+        for own, each in getattr(command, "commands", {}).items():
+            yield f"{name} {own}"
+            yield from below(each, f"{name} {own}")
+
+    return list(below(get_command(app), "muco"))
+
+
 @pytest.mark.process
-def test_the_site_builds_without_a_warning(tmp_path):
+def test_the_site_builds_without_a_warning_and_describes_all_commands_and_public_names(tmp_path):
     built = subprocess.run(
         [
             sys.executable,
@@ -336,4 +348,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     pages = list((tmp_path / "site").rglob("*.html"))
     assert pages
+    commands = (tmp_path / "site" / "commands.html").read_text(encoding="utf-8")
+    assert [name for name in command_names() if f'id="{name.replace(" ", "-")}"' not in commands] == []
+    api = (DOCS / "api.md").read_text(encoding="utf-8")
+    undescribed = [name for name in muco.__all__ if not re.search(rf"[.]{name}$", api, re.M)]
+    assert undescribed == ["__version__", "MucoError", "run"]  # errors are described by what raises them
     assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []

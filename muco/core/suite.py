@@ -39,6 +39,8 @@ class Task:
     """Further averages that include this task, besides those of all tasks and of its `meta_task`."""
     in_mean: bool = True
     """Whether the averages of all tasks and of `meta_task` include this task; those of `groups` always do."""
+    notes: tuple[str, ...] = ()
+    """How the contents were made, such as the instruction before the queries; stored with the score."""
     warnings: tuple[str, ...] = ()
     """What is odd about the data; reported with the scores."""
 

@@ -36,6 +36,8 @@ class TaskScore:
     in_mean: bool
     data: str
     """A hash of queries, candidates and right answers: equal hash, same task."""
+    notes: tuple[str, ...] = ()
+    """How the contents were made."""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def _score(task: Task, rankings: Sequence[Ranking], queries: QueryScores, ties: 
         more={metric: over(metric) for metric in task.more_metrics},
         in_mean=task.in_mean,
         data=data,
+        notes=task.notes,
     )
 
 

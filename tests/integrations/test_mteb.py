@@ -83,6 +83,7 @@ def test_muco_scores_a_task_as_mteb_does(encoder, model, task, tmp_path):
     evaluate(str(model), "mteb", overrides=overrides, to=tmp_path / "r", console=Console(quiet=True))
     ours = muco_scores(tmp_path / "r" / "eval" / "mteb.json")
     assert ours["metric"] == "ndcg@10"
+    assert ours["notes"] == ["before each query: 'Find the picture: '"]
     assert ours["score"] == pytest.approx(theirs["ndcg_at_10"], abs=1e-5)
     for name in ("ndcg@5", "recall@1", "recall@10"):
         assert ours["more"][name] == pytest.approx(theirs[name.replace("@", "_at_")], abs=1e-5)

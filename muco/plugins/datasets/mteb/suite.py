@@ -93,6 +93,7 @@ class Mteb(Suite):
             relevant=relevant,
             metric=metric,
             more_metrics=("ndcg@5", "ndcg@10", "recall@1", "recall@10", "mrr"),
+            notes=(f"before each query: {prefix!r}",),
             warnings=tuple(warnings),
         )
 

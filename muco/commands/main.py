@@ -287,6 +287,18 @@ def demo(
     run_demo(store, model=model, port=port, console=Terminal())
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Written by muco export.")],
+    name: Annotated[str, typer.Argument(help="On the hub: owner/name.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is public.")] = False,
+) -> None:
+    """Upload an exported model to the hub, where muco.load, transformers and others find it."""
+    from muco.commands.push import push as upload
+
+    Terminal().print(upload(folder, name, public=public))
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str | None, typer.Argument(help="List only this kind, such as packer.")] = None,

@@ -1,0 +1,42 @@
+"""`muco push`: upload an exported model to the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muco.core.errors import MucoError
+from muco.model.folder import METADATA_FILE, read_metadata
+
+
+def push(folder: Path, name: str, *, public: bool = False) -> str:
+    """Upload a folder that `muco export` wrote, and return its address on the hub.
+
+    The repository is made if it is missing. The login is that of `hf auth login`, or `HF_TOKEN`.
+
+    Args:
+        folder: with weights, model card and muco.json.
+        name: owner/name.
+        public: whether a new repository is public.
+
+    Raises:
+        MucoError: the folder is no exported model, its card is not valid, or the hub refuses.
+    """
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    if not (folder / METADATA_FILE).is_file():
+        raise MucoError(f"{folder}: no exported model here. `muco export RUN FOLDER` writes one")
+    read_metadata(folder)
+    try:
+        card = ModelCard.load(folder / "README.md")
+    except (OSError, ValueError) as error:
+        raise MucoError(f"{folder / 'README.md'}: no valid model card: {error}") from error
+    if not card.data.get("license"):
+        raise MucoError(f"{folder / 'README.md'}: `license` is missing. Export with --license ID, or edit it")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by muco"))
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MucoError(f"{name}: the hub did not take the model: {first}") from error

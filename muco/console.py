@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 Item = TypeVar("Item")
+LogFormat = Literal["text", "json"]
 
 
 class Terminal(Console):
@@ -32,8 +35,43 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
 
+class JsonTerminal(Terminal):
+    """Print one JSON object a line, for other programs: an event by name with its values, or a message."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(force_terminal=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print text, or a table as text, as the event `message`."""
+        with self.capture() as captured:
+            super().print(*objects, **{"soft_wrap": True, **options})
+        self.event("message", {"text": captured.get().rstrip("\n")})
+
+    def event(self, name: str, values: Mapping[str, Any]) -> None:
+        """Print an event with the time and its values."""
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"event": name, "time": moment, **values})
+        super().print(line, soft_wrap=True)
+
+
+def make_terminal(*, quiet: bool = False, log_format: LogFormat = "text") -> Terminal:
+    """Return where a command prints: lines of text or of JSON, or nothing but errors."""
+    return JsonTerminal(quiet=quiet) if log_format == "json" else Terminal(quiet=quiet)
+
+
+def print_record(console: Console, event: str, values: Mapping[str, Any], text: str) -> None:
+    """Print an event: its text, or its values where the console prints JSON."""
+    if isinstance(console, JsonTerminal):
+        console.event(event, values)
+    else:
+        console.print(text)
+
+
 def print_metrics(metrics: dict[str, float], console: Console) -> None:
     """Print averages and tasks by name."""
+    if isinstance(console, JsonTerminal):
+        console.event("metrics", metrics)
+        return
     for name, value in metrics.items():
         console.print(f"{name:<36} {value:.3f}")
 

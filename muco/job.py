@@ -22,6 +22,7 @@ from muco.training.batches import StepBatches
 from muco.training.checkpoint import Origin, Progress, checkpoints, ignored_checkpoints, restore
 from muco.training.data import check_sample_ids, make_sampler, missing_shards, open_data, texts_of
 from muco.training.trainer import Trainer
+from muco.training.validation import Validator
 
 
 @dataclass
@@ -51,7 +52,8 @@ def assemble(
     Nothing is written but shards in the cache folder, by the main process. Raise DataError with all data that
     is missing, MucoError if components, data and checkpoint do not fit together.
     """
-    suites = make_suites(recipe.evaluate) if evaluate else []
+    validates = train and recipe.train.validate_every is not None
+    suites = make_suites(recipe.evaluate) if evaluate or validates else []
     verify_data(recipe.name, recipe.data if train else {}, suites)
     for path in ignored_checkpoints(run_folder):
         console.print(f"note: {path} is no complete checkpoint of this run; it is not used")
@@ -60,6 +62,7 @@ def assemble(
     if not train:
         return Job(progress, None, suites)
 
+    validator = Validator.of(recipe, suites, run_folder, ranks) if validates else None
     with _main_first(ranks):  # The main process makes the shards; the others find them.
         readers = open_data(recipe.data, partial(progress_bar, console=console))
     for name, reader in readers.items():
@@ -99,8 +102,9 @@ def assemble(
         console,
         ranks,
         optimizer_state,
+        validator,
     )
-    return Job(progress, trainer, suites)
+    return Job(progress, trainer, suites if evaluate else [])
 
 
 def verify_data(title: str, data: Mapping[str, DatasetSettings], suites: Sequence[NamedSuite]) -> None:

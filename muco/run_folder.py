@@ -46,6 +46,12 @@ _FREE_ON_RESUME = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.blind_probe",
+    "train.validate_every",
+    "train.validate_suites",
+    "train.validate_queries",
+    "train.keep_best",
+    "train.early_stopping",
+    "train.trackers",
     "evaluate",
 )
 """Keys that may differ between a run and its resumption: the steps already done do not depend on them,
@@ -71,6 +77,10 @@ class Summary:
     """Of the command that wrote the file."""
     metrics: dict[str, float]
     """Averages and tasks of every suite by name, `scenes/mean`."""
+    model_step: int | None = None
+    """The step of the run's model; before `steps` with `train.keep_best`."""
+    stopped_early: bool = False
+    """Whether `train.early_stopping` ended the training before `train.num_steps`."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +229,7 @@ class RunFolder:
         """Return whether the model is there, and all steps and suites of a recipe are in a summary."""
         return (
             (self.model / "muco.json").is_file()
-            and summary.steps >= recipe.train.num_steps
+            and (summary.steps >= recipe.train.num_steps or summary.stopped_early)
             and all(
                 any(name.startswith(f"{suite.label}/mean") for name in summary.metrics)
                 for suite in recipe.evaluate.suites

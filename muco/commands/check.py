@@ -16,6 +16,7 @@ from muco.data.shards.reader import ShardReader
 from muco.evaluation.suite import make_suites, missing_suites
 from muco.io.checkpoint_name import is_missing_path
 from muco.training.data import check_last_batch, missing_shards
+from muco.training.trackers import missing_trackers
 
 
 def check(recipe: Recipe, title: str) -> list[str]:
@@ -25,6 +26,7 @@ def check(recipe: Recipe, title: str) -> list[str]:
     """
     suites = make_suites(recipe.evaluate)
     problems = {**_package_problems(recipe), **_missing_checkpoints(recipe), **missing_suites(suites)}
+    problems |= missing_trackers(recipe.train.trackers)
     missing = missing_shards(recipe.data)
     sizes: dict[str, int | None] = {}
     for name, settings in recipe.data.items():

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from muco.commands.data import app as data_app
-from muco.console import Terminal
+from muco.console import Terminal, make_terminal
 from muco.core.errors import MucoError, RecipeError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
@@ -22,10 +22,28 @@ _DISK_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, e
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
-    help="Train, ablate and evaluate universal multimodal embedding models.",
 )
 app.add_typer(data_app, name="data")
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from muco import __version__
+
+        typer.echo(f"muco {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and stop.")
+    ] = False,
+) -> None:
+    """Train, ablate and evaluate universal multimodal embedding models."""
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -50,6 +68,10 @@ def run_command(
         list[str] | None,
         typer.Option("--assume", metavar="KEY=VALUE", help="An assumption about the batch, for --flops."),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    log_format: Annotated[
+        str, typer.Option("--log-format", help="text, or json: one object a line.")
+    ] = "text",
 ) -> None:
     """Train and evaluate a model as a recipe says, and write a report, in ./runs/NAME."""
     from muco.config.load import load_recipe
@@ -58,8 +80,11 @@ def run_command(
         raise MucoError(f"--only {only}: choose train or evaluate")
     if resume and fresh:
         raise MucoError("--resume continues a run and --fresh starts again: choose one")
+    if log_format not in ("text", "json"):
+        raise MucoError(f"--log-format {log_format}: choose text or json")
     loaded = load_recipe(recipe, overrides or [])
-    console = Terminal()
+    chosen: Any = log_format
+    console = make_terminal(quiet=quiet, log_format=chosen)
     if flops:
         from muco.commands.flops import print_flops
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from muco.config.recipe import Recipe
 from muco.console import Terminal, print_metrics, quiet_libraries
+from muco.core.errors import MucoError
 from muco.distributed.fsdp import check_launch
 from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
@@ -24,8 +25,9 @@ from muco.job import assemble
 from muco.model.folder import load_encoder, load_model
 from muco.report.page import write_report
 from muco.run_folder import Only, RunFolder, Summary, environment, with_scores
-from muco.training.checkpoint import Origin, checkpoints
+from muco.training.checkpoint import Checkpoint, Origin, Progress, checkpoints
 from muco.training.data import data_fingerprints
+from muco.training.early_stopping import best_of, must_stop
 from muco.training.probe import blind_probe
 from muco.training.trainer import Trainer
 
@@ -149,6 +151,9 @@ def _run(
         train_seconds=round(job.progress.train_seconds, 2),
         wall_seconds=round(earlier + time.perf_counter() - start, 2),
         metrics=scores,
+        model_step=_model_step(recipe, job.progress),
+        stopped_early=must_stop(recipe.train.early_stopping, job.progress.early_stopping)
+        and job.progress.step < recipe.train.num_steps,
     )
     run_folder.write_summary(summary)
     write_report(run_folder.path)
@@ -156,14 +161,30 @@ def _run(
 
 
 def _train(recipe: Recipe, trainer: Trainer, run_folder: RunFolder) -> None:
-    """Train to the last step and copy the last checkpoint's model to where the run's model is."""
+    """Train to the last step and copy the last or best checkpoint's model to where the run's model is."""
     step = trainer.progress.step
     if step:
         trainer.console.print(f"resuming after step {step}")
     trainer.console.print(f"{recipe.name}: {trainer.describe()}")
-    if step < recipe.train.num_steps:
+    if not trainer.is_done:
         trainer.train()
     if trainer.ranks.is_main:
+        source = _checkpoint_of(_model_step(recipe, trainer.progress), run_folder)
         with atomic_folder(run_folder.model, replace=True, inside=run_folder.path) as partial:
-            last = checkpoints(run_folder.path)[-1]
-            shutil.copytree(last.folder / "model", partial, dirs_exist_ok=True)
+            shutil.copytree(source.folder / "model", partial, dirs_exist_ok=True)
+
+
+def _model_step(recipe: Recipe, progress: Progress) -> int:
+    """Return the step whose checkpoint has the run's model."""
+    best = best_of(progress.best, recipe.train.keep_best)
+    return progress.step if best is None else best.step
+
+
+def _checkpoint_of(step: int, run_folder: RunFolder) -> Checkpoint:
+    for checkpoint in checkpoints(run_folder.path):
+        if checkpoint.step == step:
+            return checkpoint
+    raise MucoError(
+        f"{run_folder.path}: the checkpoint of step {step}, the best by train.keep_best, is not there any "
+        "more. Put it back, or continue with --resume --set train.keep_best=null to take the last one."
+    )

@@ -19,13 +19,14 @@ from pydantic import (
 from muco.core.compatibility import backbones_offering, fixes, missing_in, offered_by
 from muco.core.component import ComponentConfig
 from muco.core.component_ref import ComponentRef
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, did_you_mean
 from muco.core.ids import check_name
 from muco.core.sampler import Sampler
 from muco.io.columns import PairColumns
 
 FileName = Annotated[str, AfterValidator(check_name)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 if TYPE_CHECKING:  # these import torch
@@ -64,6 +65,17 @@ class DatasetSettings(ComponentConfig):
         if shards is not None and (shards.strip().lower().startswith("pipe:") or "::" in shards):
             raise ValueError("`pipe:` and chained URLs (`::`) are refused; name a folder or a plain URL")
         return shards
+
+
+class EarlyStopping(ComponentConfig):
+    """When training stops before `num_steps`."""
+
+    metric: str
+    """As in summary.json: `scenes/mean`. Higher is better."""
+    patience: PositiveInt
+    """Validations in a row without an improvement after which training stops."""
+    min_delta: NonNegativeFloat = 0.0
+    """A score counts as an improvement if it is more than this above the best."""
 
 
 class TrainSettings(ComponentConfig):
@@ -116,6 +128,20 @@ class TrainSettings(ComponentConfig):
     blind_probe: bool = False
     """After training, rank the targets of eight more batches with one picture in place of every image:
     `probe/blind` in summary.json is high if the packing gives the answers away. See `muco-run --probe`."""
+    validate_every: PositiveInt | None = None
+    """Steps between two validations: suites of `evaluate` scored while training. There is always one after
+    the last step. The weights of a run do not depend on it. None: no validation."""
+    validate_suites: tuple[str, ...] | None = None
+    """Labels of the suites of `evaluate` that a validation scores. None: all."""
+    validate_queries: PositiveInt | None = None
+    """Queries of each task that a validation scores, evenly spaced. None: all."""
+    keep_best: str | None = None
+    """A metric of the validations, as in summary.json: `scenes/mean`. The checkpoint with the highest score
+    is kept, and its model becomes the run's model. None: the last one's."""
+    early_stopping: EarlyStopping | None = None
+    """Stop training when a metric of the validations does not improve."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where figures are logged besides train.jsonl. wandb, mlflow and trackio are packages of their own."""
     max_broken_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     """The run stops when a larger share of the samples so far could not be read; with fewer than 1,000
     samples so far, the share of 1,000."""
@@ -129,6 +155,22 @@ class TrainSettings(ComponentConfig):
         if self.offload_image_features and not self.grad_cache:
             raise ValueError("`offload_image_features` needs `grad_cache: true`")
         return self
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> TrainSettings:
+        names = ("validate_suites", "validate_queries", "keep_best", "early_stopping")
+        if self.validate_every is None and (given := [name for name in names if getattr(self, name)]):
+            raise ValueError(f"`{given[0]}` needs `validate_every`, the steps between two validations")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError("`trackers` names one twice")
+        return self
+
+    @property
+    def watched_metrics(self) -> dict[str, str]:
+        """The metrics of validations that training depends on, by key of the recipe."""
+        watched = {"keep_best": self.keep_best}
+        watched["early_stopping.metric"] = self.early_stopping and self.early_stopping.metric
+        return {f"train.{key}": metric for key, metric in watched.items() if metric is not None}
 
 
 class EvaluateSettings(ComponentConfig):
@@ -202,6 +244,7 @@ class Recipe(ComponentConfig):
         except MucoError as error:
             raise ValueError(str(error)) from None
         _check_compatible({**sources, **{kind: getattr(self, kind) for kind in kinds}}, self.evaluate)
+        _check_validated_suites(self.train, [suite.label for suite in self.evaluate.suites])
         return self
 
     @property
@@ -250,6 +293,25 @@ def _check_dims(backbone: ComponentRef[Any], pooler: ComponentRef[Any], loss: Co
             f"loss `{loss.name}` as set here needs embeddings of at least {least} dimensions; the backbone "
             f"and the pooler give {dim}"
         )
+
+
+def _check_validated_suites(train: TrainSettings, labels: list[str]) -> None:
+    """Raise ValueError if `train` validates, or watches a metric of, a suite that is not evaluated."""
+    if train.validate_every is None:
+        return
+    if not labels:
+        raise ValueError("`train.validate_every` needs `evaluate.suites`, of which a validation scores some")
+    for label in train.validate_suites or ():
+        if label not in labels:
+            raise ValueError(_no_suite("train.validate_suites", label, labels))
+    for key, metric in train.watched_metrics.items():
+        if metric.partition("/")[0] not in (validated := train.validate_suites or labels):
+            raise ValueError(_no_suite(key, metric, [f"{label}/mean" for label in validated]))
+
+
+def _no_suite(key: str, name: str, allowed: list[str]) -> str:
+    hint = did_you_mean(name, allowed)
+    return f"`{key}`: no validated suite gives {name!r}.{hint} Such as: {', '.join(allowed)}"
 
 
 def _check_compatible(refs: dict[str, ComponentRef[Any]], evaluate: EvaluateSettings) -> None:

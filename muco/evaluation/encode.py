@@ -159,7 +159,7 @@ class CachedEmbedder:
             rows = rows[np.argsort(first_of_key[key_index], kind="stable")]
         return [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what a model caches must serve the training that goes on
     def _embed_window(
         self, contents: list[Content], content_ids: NDArray[np.int64], missing: NDArray[np.bool_]
     ) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import torch
 from rich.console import Console
 
 from muco.config.recipe import EvaluateSettings
-from muco.console import progress_bar
+from muco.console import print_record, progress_bar
 from muco.distributed.ranks import Ranks
 from muco.evaluation.embedding_store import EmbeddingStore
 from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.queries import queries_file, write_queries
-from muco.evaluation.results import write_results
+from muco.evaluation.results import TaskScore, write_results
 from muco.evaluation.suite import NamedSuite, run_suite
 from muco.model.folder import LoadedModel
 from muco.run_folder import RunFolder, versions
@@ -50,7 +51,8 @@ def score(
                 gallery_queries=settings.gallery_queries,
                 depends_on={"weights": model.weights, "step": model.step, "suite": each.settings}
                 | {"ties": settings.ties, **metadata},
-                track=lambda task: lambda windows, number: progress_bar(windows, number, task, console),
+                track=lambda task: lambda windows, number: _bar(windows, number, task, console),
+                scored=partial(_print_task, console, each.name),
             )
             if results is None:
                 continue
@@ -61,6 +63,19 @@ def score(
             for warning in scores.warnings:
                 console.print(f"warning: {warning}", style="yellow")
     return metrics if ranks.is_main else None
+
+
+def _bar(windows: Iterable[Any], number: int, task: str, console: Console) -> Iterable[Any]:
+    """Show progress on a terminal; elsewhere a task has one line, its score."""
+    return progress_bar(windows, number, task, console) if console.is_terminal else windows
+
+
+def _print_task(console: Console, suite: str, name: str, task: TaskScore) -> None:
+    text = (
+        f"{suite}/{name}: {task.metric} {task.score:.3f}, chance {task.chance:.3f}, "
+        f"{task.num_queries:,} queries"
+    )
+    print_record(console, "task", {"suite": suite, "task": name, **asdict(task)}, text)
 
 
 @contextmanager
@@ -86,8 +101,10 @@ def open_embedder(
     store = EmbeddingStore(folder / key, metadata, dim=dim, dtype=settings.embedding_dtype, part=ranks.rank)
     with store:
         ranks.wait()  # No process adds before all have read what the store holds.
+        if any(weight.device != device for weight in model.encoder.parameters()):
+            model.encoder.to(device)  # only then: `to` shards weights again that a training holds whole
         embedder = CachedEmbedder(
-            model.encoder.to(device),
+            model.encoder,
             model.packer,
             store,
             batch_tokens=settings.batch_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from muco.evaluation.queries import QueryScores
 from muco.evaluation.results import Average, Gallery, GalleryTask, PartialAverage, SuiteScores, TaskScore
 from muco.evaluation.search.ranking import Ranking
 from muco.evaluation.search.search import rank_all
+
+T = TypeVar("T", Task, TaskScore)
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ def run_suite(
     gallery_queries: int,
     depends_on: Mapping[str, Any],
     track: TrackTask,
+    scored: Callable[[str, TaskScore], None] = lambda _name, _score: None,
 ) -> tuple[SuiteScores, Gallery, dict[str, QueryScores]] | None:
     """Encode and score a suite's tasks; return scores, gallery and the queries of each task.
 
     Return None except in the main process. `name` names the results; see `metrics.score` for `ties`; the
-    gallery has `gallery_queries` of a task; `depends_on`, what decides the scores, is written beside them.
+    gallery has `gallery_queries` of a task; `depends_on`, what decides the scores, is written beside them;
+    `scored` is called with the result of each task.
     """
     scores: dict[str, TaskScore] = {}
     gallery: list[GalleryTask] = []
@@ -92,6 +96,7 @@ def run_suite(
             scores[task.name] = _score(
                 task, rankings, per_query[task.name], ties, _data_hash(task, queries, pool)
             )
+            scored(task.name, scores[task.name])
             gallery.append(gallery_task(task, rankings[:gallery_queries]))
             meter.add(queries, pool, rankings)
     if task is None:
@@ -151,20 +156,34 @@ def _score(task: Task, rankings: Sequence[Ranking], queries: QueryScores, ties: 
     )
 
 
+def metric_names(label: str, suite: Suite) -> list[str]:
+    """Return the names of a suite's averages and tasks, as `SuiteScores.metrics` has them, without scores."""
+    tasks = {task.name: task for task in suite.tasks()}
+    members, expected = _members(tasks), suite.members()
+    averages = [
+        f"{name} ({len(own)} of {expected[name]})" if len(own) < expected.get(name, 0) else name
+        for name, own in members.items()
+    ]
+    return [f"{label}/{name}" for name in (*averages, *tasks)]
+
+
+def _members(tasks: Mapping[str, T]) -> dict[str, list[T]]:
+    """Return the tasks of each average that has some: all, those of a meta-task, those of a group."""
+    members: dict[str, list[T]] = {"mean": []}
+    for task in tasks.values():
+        own = ("mean", f"meta_{task.meta_task}") if task.in_mean else ()
+        for group in (*own, *task.groups):
+            members.setdefault(group, []).append(task)
+    return {name: own for name, own in members.items() if own}
+
+
 def _averages(
     scores: Mapping[str, TaskScore], num_members: Mapping[str, int]
 ) -> tuple[dict[str, Average], dict[str, PartialAverage]]:
     """Return the means over all tasks, meta-tasks and groups; partial below `num_members` tasks."""
-    members: dict[str, list[TaskScore]] = {"mean": []}
-    for score in scores.values():
-        own = ("mean", f"meta_{score.meta_task}") if score.in_mean else ()
-        for group in (*own, *score.groups):
-            members.setdefault(group, []).append(score)
     averages: dict[str, Average] = {}
     partial: dict[str, PartialAverage] = {}
-    for name, tasks in members.items():
-        if not tasks:
-            continue
+    for name, tasks in _members(scores).items():
         values = mean([task.score for task in tasks]), mean([task.chance for task in tasks]), len(tasks)
         if len(tasks) < num_members.get(name, 0):
             partial[name] = PartialAverage(*values, num_members[name])

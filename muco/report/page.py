@@ -37,7 +37,7 @@ def write_report(folder: Path, others: Sequence[Path] = ()) -> Path:
 def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
     """Return the page of a run as HTML; every string of the run is escaped."""
     css, js = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    training = training_of(run.log) if run.log else None
+    training = training_of(run.log, run.validations) if run.log else None
     gallery = gallery_of(run.galleries)
     return (
         _templates()
@@ -90,6 +90,10 @@ def _notices(run: RunFiles, training: Training | None) -> Iterator[str]:
     if len({str(suite.depends_on.get("weights")) for suite in run.suites}) > 1:
         scored = ", ".join(f"{suite.suite} after step {suite.depends_on.get('step')}" for suite in run.suites)
         yield f"The suites were scored with different weights: {scored}."
+    if run.summary and run.summary.model_step not in (None, run.summary.steps):
+        yield f"The model is of step {run.summary.model_step}: the best of the validations."
+    if run.summary and run.summary.stopped_early:
+        yield f"Training stopped early, after step {run.summary.steps}."
     if training and training.broken_steps:
         steps = training.broken_steps
         yield f"Logged steps whose loss is not finite: {len(steps)}, the first is step {steps[0]}."

@@ -12,7 +12,14 @@ from muco.core.errors import MucoError
 from muco.evaluation.results import Gallery, SuiteScores
 from muco.io.json_text import parse_json
 from muco.run_folder import RunFolder, Summary, validate_record
-from muco.training.log import LOG_FILE, UNREADABLE_FILE, LoggedStep, UnreadableSample
+from muco.training.log import (
+    LOG_FILE,
+    UNREADABLE_FILE,
+    VALIDATION_FILE,
+    LoggedStep,
+    LoggedValidation,
+    UnreadableSample,
+)
 
 R = TypeVar("R")
 
@@ -60,6 +67,7 @@ class RunFiles:
     """The command line that continues this run, without its options."""
     environment: dict[str, Any]
     log: tuple[LoggedStep, ...]
+    validations: tuple[LoggedValidation, ...]
     summary: Summary | None
     suites: tuple[SuiteScores, ...]
     galleries: tuple[Gallery, ...]
@@ -87,6 +95,7 @@ def read_run(folder: Path) -> RunFiles:
         command=_command(folder),
         environment=run.read("environment.json") or {},
         log=_lines(folder / LOG_FILE, LoggedStep),
+        validations=_lines(folder / VALIDATION_FILE, LoggedValidation),
         summary=run.summary(),
         suites=tuple(_record(path, SuiteScores) for path in suites),
         galleries=tuple(_record(path, Gallery) for path in galleries),

@@ -10,9 +10,12 @@ from statistics import median
 
 from muco.report.charts import Axis, Chart, draw, log_step_axis, step_axis, value_axis
 from muco.report.formatting import count, percent, title
-from muco.training.log import LoggedStep
+from muco.training.log import LoggedStep, LoggedValidation
 
 Curve = list[tuple[int, float]]
+
+_MAX_AVERAGES = 8
+"""Curves of validations that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Training:
     loss: tuple[Chart, ...]
     """Over the logarithm of the step, then over the step; none where no loss was logged."""
     small: tuple[Chart, ...]
+    validation: tuple[Chart, ...]
+    """Averages of the validations; none without validations."""
     facts: tuple[tuple[str, str], ...]
     broken_steps: tuple[int, ...]
     """Logged steps whose loss is not finite."""
@@ -30,12 +35,13 @@ class Training:
     """At most 24 of the logged steps, the last one included."""
 
 
-def training_of(log: Sequence[LoggedStep]) -> Training:
+def training_of(log: Sequence[LoggedStep], validations: Sequence[LoggedValidation] = ()) -> Training:
     """Prepare the section from a log of at least one line."""
     return Training(
         last_step=log[-1].step,
         loss=_loss_charts(_curve(log, "loss")),
         small=tuple(_small_charts(log)),
+        validation=tuple(_validation_charts(validations)),
         facts=tuple(_facts(log)),
         broken_steps=tuple(step for step, loss in _curve(log, "loss") if not isfinite(loss)),
         table=tuple(reversed(log[:: -max(1, len(log) // 24)]))[-24:],
@@ -68,6 +74,18 @@ def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
             steps = step_axis([step for step, _ in curve], num_ticks=3)
             values = axis([value for _, value in curve])
             charts.append(draw(name, curve, steps=steps, values=values, is_noisy=field != "lr"))
+    return charts
+
+
+def _validation_charts(validations: Sequence[LoggedValidation]) -> list[Chart]:
+    """Return a chart of each of the first averages over the steps."""
+    names = dict.fromkeys(name for line in validations for name in line.averages)
+    charts: list[Chart] = []
+    for name in list(names)[:_MAX_AVERAGES]:
+        curve = [(line.step, line.averages[name]) for line in validations if name in line.averages]
+        steps = step_axis([step for step, _ in curve], num_ticks=3)
+        values = value_axis([score for _, score in curve], num_ticks=2)
+        charts.append(draw(name, curve, steps=steps, values=values))
     return charts
 
 

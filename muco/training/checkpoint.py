@@ -22,6 +22,7 @@ from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
+from muco.training.early_stopping import Best
 
 _MANIFEST = "checkpoint.json"
 
@@ -41,6 +42,12 @@ class Progress:
     """What `train.chunk_tokens: auto` chose."""
     window: dict[str, float] = field(default_factory=dict)
     """Sums of the figures of a log line, since the last one."""
+    validated_step: int = 0
+    """The step of the last validation."""
+    best: Best | None = None
+    """Of `train.keep_best`."""
+    early_stopping: Best | None = None
+    """Of `train.early_stopping`."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,9 @@ def save_checkpoint(
     origin: Origin,
     *,
     keep: int,
+    best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint and remove all but the last `keep`.
+    """Write a checkpoint and remove all but the last `keep` and that of `best_step`.
 
     The state dicts of the model and `optimizers` hold full tensors. Raise MucoError if the checkpoint cannot
     be written; the earlier ones stay.
@@ -154,7 +162,8 @@ def save_checkpoint(
             f"{last}. Free some disk space, then continue with --resume."
         ) from error
     for old in checkpoints(run_folder)[:-keep]:
-        remove_folder(old.folder)
+        if old.step != best_step:
+            remove_folder(old.folder)
     return folder
 
 

@@ -1,21 +1,30 @@
-"""The log of training: train.jsonl, TensorBoard, and a bar or lines on the terminal."""
+"""The log of training: train.jsonl, validation.jsonl, trackers, and a bar or lines on the terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muco.io.atomic import open_append, refuse_links, write_text
+from muco.console import print_record
+from muco.io.atomic import open_append, write_text
 from muco.io.json_text import parse_json
+from muco.training.early_stopping import Best
+from muco.training.trackers import Trackers
 
 LOG_FILE = "train.jsonl"
 UNREADABLE_FILE = "unreadable.jsonl"
+VALIDATION_FILE = "validation.jsonl"
 
 
 class LoggedStep(BaseModel):
@@ -55,6 +64,16 @@ class LoggedStep(BaseModel):
 
 
 @dataclass(frozen=True)
+class LoggedValidation:
+    """A line of validation.jsonl: the scores of the weights after a step, by name as in summary.json."""
+
+    step: int
+    seconds: float
+    averages: dict[str, float]
+    tasks: dict[str, float]
+
+
+@dataclass(frozen=True)
 class UnreadableSample:
     """A line of unreadable.jsonl: a sample that training left out."""
 
@@ -87,16 +106,26 @@ def cut_lines(path: Path, step: int) -> None:
 class TrainLog:
     """The log of the main process, from step `start` on. A line is on disk before the next step begins."""
 
-    def __init__(self, run_folder: Path, *, start: int, num_steps: int, console: Console) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = run_folder / "tensorboard"
-        refuse_links(board, run_folder)
-        cut_lines(run_folder / LOG_FILE, start)
-        self._file = open_append(run_folder / LOG_FILE)
-        self._board = SummaryWriter(str(board), purge_step=start + 1)
+    def __init__(
+        self,
+        run_folder: Path,
+        *,
+        start: int,
+        num_steps: int,
+        console: Console,
+        trackers: Sequence[str] = ("tensorboard",),
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._folder = run_folder
+        for name in (LOG_FILE, VALIDATION_FILE):
+            cut_lines(run_folder / name, start)
+        with ExitStack() as opened:
+            self._file = opened.enter_context(open_append(run_folder / LOG_FILE))
+            warn = partial(console.print, style="yellow")
+            self._trackers = Trackers(trackers, run_folder, start=start, recipe=recipe or {}, warn=warn)
+            opened.pop_all()  # all are open: `__exit__` closes them
         self._console = console
-        self._num_steps = num_steps
+        self._pace = Pace(start, num_steps)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -115,23 +144,65 @@ class TrainLog:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self._file.close()
-        self._board.close()
+        self._trackers.close()
 
     def advance(self, step: int) -> None:
         """Move the bar to a step."""
         self._bar.update(self._task, completed=step)
 
     def write(self, line: LoggedStep) -> None:
-        """Append a line to train.jsonl and to TensorBoard, and print it."""
+        """Append a line to train.jsonl, pass its figures to the trackers, and print it."""
         values = line.model_dump(exclude_none=True)
         self._file.write((json.dumps(values) + "\n").encode())
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(f"train/{name}", value, line.step)
-        for name, value in line.counts.items():
-            self._board.add_scalar(f"counts/{name}", value, line.step)
-        note = f"loss {line.loss:.3f}  {line.pairs_per_second:,.0f} pairs/s"
-        self._bar.update(self._task, note=note)
+        figures = {f"train/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        del figures["train/step"]
+        figures |= {f"counts/{name}": number for name, number in line.counts.items()}
+        self._trackers.log(figures, line.step)
+        self._bar.update(self._task, note=f"loss {line.loss:.3f}  {line.pairs_per_second:,.0f} pairs/s")
         if not self._console.is_terminal:
-            self._console.print(f"step {line.step}/{self._num_steps}  {note}")
+            times = self._pace.seconds(line.step)
+            print_record(self._console, "train", values | times, _step_in_words(line, self._pace))
+
+    def write_validation(self, line: LoggedValidation, best: Best | None) -> None:
+        """Append a line to validation.jsonl, pass its scores to the trackers, and print it."""
+        with open_append(self._folder / VALIDATION_FILE) as file:
+            file.write((json.dumps(asdict(line)) + "\n").encode())
+        figures = {f"validation/{name}": score for name, score in (line.averages | line.tasks).items()}
+        self._trackers.log(figures, line.step)
+        means = [f"{name} {score:.3f}" for name, score in line.averages.items() if "/mean" in name]
+        text = f"validation after step {line.step:,}: {', '.join(means)}"
+        text += f"; best {best.words}" if best else ""
+        print_record(self._console, "validation", asdict(line), text)
+
+
+@dataclass
+class Pace:
+    """How long this command has trained, and how long it will at this pace, validations included."""
+
+    start: int
+    """The step that it began after."""
+    num_steps: int
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds(self, step: int) -> dict[str, float]:
+        """Return the seconds so far and left, after a step."""
+        so_far = time.monotonic() - self.began
+        left = so_far / max(step - self.start, 1) * (self.num_steps - step)
+        return {"seconds": round(so_far, 1), "seconds_left": round(left, 1)}
+
+
+def _step_in_words(line: LoggedStep, pace: Pace) -> str:
+    so_far, left = (timedelta(seconds=round(each)) for each in pace.seconds(line.step).values())
+    accuracy = [] if line.in_batch_accuracy is None else [f"in-batch accuracy {line.in_batch_accuracy:.3f}"]
+    return "  ".join(
+        [
+            f"step {line.step:,}/{pace.num_steps:,}",
+            f"loss {line.loss:.3f}",
+            *accuracy,
+            f"lr {line.lr:.2e}",
+            f"{line.pairs_per_second:,.0f} pairs/s",
+            f"wait {line.wait_share:.0%}",
+            f"{so_far} so far, {left} left",
+        ]
+    )

@@ -29,6 +29,7 @@ from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Origin, Progress, save_checkpoint
+from muco.training.early_stopping import best_of, best_with, must_stop
 from muco.training.log import (
     UNREADABLE_FILE,
     LoggedStep,
@@ -40,6 +41,7 @@ from muco.training.log import (
 from muco.training.optimizer import learning_rate_share, make_optimizers
 from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
 from muco.training.step import StepLoss, Stepper
+from muco.training.validation import Validator
 
 _MIN_SAMPLES = 1000
 """The share of samples that cannot be read is of at least this many."""
@@ -63,6 +65,24 @@ class Trainer:
     ranks: Ranks
     optimizer_state: list[dict[str, Any]] | None = None
     """Of the last checkpoint; None if training starts."""
+    validator: Validator | None = None
+    """None without `train.validate_every`."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step and no validation is left."""
+        at_the_end = self.progress.step >= self.settings.num_steps and not self._validation_is_due
+        return self._has_stopped or at_the_end
+
+    @property
+    def _has_stopped(self) -> bool:
+        return must_stop(self.settings.early_stopping, self.progress.early_stopping)
+
+    @property
+    def _validation_is_due(self) -> bool:
+        every, step = self.settings.validate_every, self.progress.step
+        is_due = every is not None and step > 0 and (step % every == 0 or step == self.settings.num_steps)
+        return is_due and self.progress.validated_step != step
 
     def describe(self) -> str:
         """Return the sizes of model, data and epoch in words."""
@@ -74,7 +94,8 @@ class Trainer:
         """Train to the last step and write a checkpoint there.
 
         Raise Interrupted after a stop signal, when a checkpoint was written, and MucoError if the loss is not
-        finite, too many samples cannot be read, a data worker was killed, or the disk is full.
+        finite, too many samples cannot be read, a data worker was killed, or the disk is full. With
+        `train.early_stopping` the last step may come earlier.
         """
         settings = self.settings
         on_cpu = not torch.cuda.is_available()
@@ -107,8 +128,11 @@ class Trainer:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
         with GracefulShutdown() as shutdown, self._open_log(start) or nullcontext() as log:
+            if self._validation_is_due:  # a stop signal came before it
+                self._validate(log)
+                self._save()
             began = time.perf_counter()
-            for inputs in self._loader(start):
+            for inputs in () if self._has_stopped else self._loader(start):
                 self._wait = time.perf_counter() - began
                 self._step(inputs)
                 now = time.perf_counter()
@@ -119,7 +143,11 @@ class Trainer:
                 step = self.progress.step
                 # The signal that any process received: all stop after the same step.
                 signum = self.ranks.greatest(shutdown.signum or 0)
-                if signum or step % settings.checkpoint_every == 0 or step == settings.num_steps:
+                if self._validation_is_due and not signum:
+                    self._validate(log)
+                is_best = self.progress.best is not None and self.progress.best.step == step
+                ends = signum or step == settings.num_steps or self._has_stopped
+                if ends or is_best or step % settings.checkpoint_every == 0:
                     self._save()
                 began = time.perf_counter()
                 if signum:
@@ -128,6 +156,9 @@ class Trainer:
                         "Go on with --resume.",
                         signum,
                     )
+                if self._has_stopped:
+                    self.console.print(self._describe_early_stop())
+                    break
 
     def _choose_chunks(self, step: int) -> None:
         """Choose the size of a chunk and print the sizes of the first batch.
@@ -167,7 +198,14 @@ class Trainer:
         """Return the log of the main process; the others have none."""
         if not self.ranks.is_main:
             return None
-        return TrainLog(self.folder, start=start, num_steps=self.settings.num_steps, console=self.console)
+        return TrainLog(
+            self.folder,
+            start=start,
+            num_steps=self.settings.num_steps,
+            console=self.console,
+            trackers=self.settings.trackers,
+            recipe=self.origin.recipe,
+        )
 
     def _loader(self, start: int) -> Iterator[StepInputs]:
         """Yield the inputs of the remaining steps; data workers prepare them."""
@@ -300,12 +338,49 @@ class Trainer:
         )
         log.write(line)
 
+    def _validate(self, log: TrainLog | None) -> None:
+        """Score the suites with the weights of this step, and update the best scores in all processes."""
+        assert self.validator is not None
+        step = self.progress.step
+        self._shards.unshard()
+        line = self.validator.validate(self.model.encoder, step)
+        self._shards.reshard(self.model.encoder)
+        scores = {} if line is None else line.averages | line.tasks
+        own = {key: scores.get(name, 0.0) for key, name in self.settings.watched_metrics.items()}
+        # The main process alone has scores; the others add zeros.
+        watched = self.ranks.sums(own, self._stepper.device) if own else {}
+        progress, stopping = self.progress, self.settings.early_stopping
+        progress.validated_step = step
+        if self.settings.keep_best is not None:
+            score = watched["train.keep_best"]
+            progress.best = best_with(progress.best, self.settings.keep_best, step, score)
+        if stopping is not None:
+            score = watched["train.early_stopping.metric"]
+            progress.early_stopping = best_with(
+                progress.early_stopping, stopping.metric, step, score, min_delta=stopping.min_delta
+            )
+        if log is not None and line is not None:
+            log.write_validation(line, best_of(progress.best, self.settings.keep_best))
+
+    def _describe_early_stop(self) -> str:
+        best, settings = self.progress.early_stopping, self.settings.early_stopping
+        assert best is not None
+        assert settings is not None
+        return (
+            f"early stopping after step {self.progress.step:,} of {self.settings.num_steps:,}: "
+            f"{best.num_since} validations without more than {best.words} (min_delta {settings.min_delta:g})"
+        )
+
     def _save(self) -> None:
         states = self._optimizers.state_dict(keep=self.ranks.is_main)
         with self._shards.full_state_dicts(keep=self.ranks.is_main):
             if self.ranks.is_main:
                 keep = self.settings.keep_checkpoints
-                save_checkpoint(self.folder, self.model, states, self.progress, self.origin, keep=keep)
+                best = best_of(self.progress.best, self.settings.keep_best)
+                save_checkpoint(
+                    self.folder, self.model, states, self.progress, self.origin,
+                    keep=keep, best_step=best and best.step,
+                )  # fmt: skip
         self.ranks.wait()
 
     def _log_unreadable(self, inputs: StepInputs, numbers: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from muco import __version__
 from muco.commands.main import main
 from muco.data.shards.reader import ShardReader
 
@@ -55,6 +56,21 @@ def test_list_names_every_component_and_its_provider(muco, registry):
     assert rows[0] == ["kind", "name", "provider"]
     assert rows[1:] == [[entry.kind, entry.name, *entry.provider.split()] for entry in registry]
     assert err == ""
+
+
+def test_version_and_short_help_and_a_misspelt_command(muco, refused):
+    assert muco("--version")[0] == f"muco {__version__}\n"
+    for arguments in (["-h"], ["run", "-h"], ["data", "make", "-h"]):
+        assert "Usage: muco" in muco(*arguments)[0]
+    assert "Did you mean 'evaluate'" in " ".join(refused("evalute").split())
+
+
+def test_json_lines_and_no_lines(muco, refused):
+    check = ("run", "quickstart", "--check")
+    line = json.loads(muco(*check, "--log-format", "json")[0])
+    assert (line["event"], line["text"]) == ("message", "quickstart: fine; it runs as quickstart")
+    assert muco(*check, "--quiet") == ("", "")
+    assert "choose text or json" in refused(*check, "--log-format", "xml")
 
 
 def test_list_of_one_kind_names_it_alone(muco, registry):

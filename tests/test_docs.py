@@ -27,6 +27,7 @@ from muco.core.component import KINDS, Kind
 from muco.core.errors import PluginError, RecipeError
 from muco.core.hookspecs import CONTRACT
 from muco.core.registry import Registry
+from muco.generate.settings import Generation
 from muco.testing import check_pooler
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +133,10 @@ def test_every_setting_is_documented_with_its_default(kind, registry):
 @pytest.mark.parametrize(("heading", "model"), RECIPE_TABLES)
 def test_every_key_of_a_recipe_is_documented_with_its_default(heading, model):
     check_table(model, table(sections(DOCS / "recipes.md")[heading]))
+
+
+def test_every_setting_of_a_generation_is_documented_with_its_default():
+    check_table(Generation, table(sections(DOCS / "generate.md")["Settings"]))
 
 
 def test_every_setting_has_a_docstring():

@@ -24,6 +24,7 @@ ENGINE = (
     "muco.embedder",
     "muco.evaluation",
     "muco.export",
+    "muco.generate",
     "muco.job",
     "muco.model",
     "muco.report",

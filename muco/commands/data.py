@@ -1,4 +1,4 @@
-"""The commands `muco data`: prepare, download, index, check, show."""
+"""The commands `muco data`: prepare, generate, download, index, check, show."""
 
 from __future__ import annotations
 
@@ -107,6 +107,42 @@ def _write(conversion: Conversion, engine: Any, workers: int) -> None:
     if converted.num_skipped:
         path = conversion.folder / SKIPPED_FILE
         console.print(f"{converted.num_skipped:,} records skipped, listed in {path}")
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="The kinds and prompts: m3t, or a YAML file.")],
+    path: Annotated[Path, typer.Option("--from", help="A folder, zip or tar of images, or a table.")],
+    to: Annotated[Path, typer.Option("--to", help="The table to write: .jsonl or .parquet.")],
+    settings: Settings = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="A table of image paths and captions; only these images are used.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where a table's image paths start from.")] = None,
+    column: Annotated[str, typer.Option(help="A table's column of image paths.")] = "image",
+    one_stage: Annotated[
+        bool, typer.Option("--one-stage", help="Ask for caption and pairs in one request.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many images, chosen by their names.")] = None,
+    part: Annotated[str, typer.Option(metavar="I/N", help="Part i of n, for several machines.")] = "1/1",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the requests of three images and stop.")
+    ] = False,
+) -> None:
+    """Let a model write captions and question-answer pairs for images; started again, it continues."""
+    from muco.commands.generate import generate as run_generation
+    from muco.generate.inputs import Inputs, Selection, part_of, part_path
+    from muco.generate.settings import load_generation
+
+    chosen = part_of(part)
+    inputs = Inputs(
+        path, images=images, column=column, captions=captions, selection=Selection(chosen, sample, limit)
+    )
+    loaded = load_generation(source, settings or [])
+    run_generation(
+        loaded, inputs, part_path(to, chosen), one_stage=one_stage, dry_run=dry_run, console=console
+    )
 
 
 @app.command()

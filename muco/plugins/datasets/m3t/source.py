@@ -37,29 +37,38 @@ _COLUMNS = ("qry", "pos_text", "neg_text", "qry_sentence", "qry_image_path", "po
 class M3T(TableSource):
     """Seven turns for each photograph: a classification, four questions, a creative one, a retrieval.
 
+    `muco data generate` writes tables in the same layout, with names for their turns.
+
     References:
         Gu et al. 2026, arXiv:2602.06393: M3T, `naver-ai/M3T`.
     """
 
     class Config(ComponentConfig):
         path: str
-        """The folder of the data set, or its Parquet file."""
+        """The folder of the data set, or its table: Parquet or JSONL."""
         file: str = "M3T_train/M3T.parquet"
-        """The Parquet file below `path`, if that is a folder."""
+        """The table below `path`, if that is a folder; `*` stands for several, the parts of one, say."""
         images: str | None = None
         """The folder of the images, as files or in zip and tar archives; by default that of `path`."""
         image_decoding: PublicDecoding = "plain"
         image_column: str = "qry_image_path"
         """Names each row's image: a path, or the URL that it was downloaded from."""
+        task_column: str | None = None
+        """Names each row's turns; by default seven turns have the names of M3T's."""
         num_negatives: Annotated[int, Field(ge=0, le=1)] = 0
         """1 reads the hard negative of each turn; the paper pre-trains without."""
 
     def tables(self) -> Sequence[Path]:
         path = existing(self.config.path, hint=_DOWNLOAD)
-        return [existing(path / self.config.file, hint=_DOWNLOAD) if path.is_dir() else path]
+        if not path.is_dir():
+            return [path]
+        if "*" in self.config.file and (tables := sorted(path.glob(self.config.file))):
+            return tables
+        return [existing(path / self.config.file, hint=_DOWNLOAD)]
 
     def columns(self) -> Sequence[str]:
-        return tuple(dict.fromkeys((*_COLUMNS, self.config.image_column)))
+        named = filter(None, (self.config.image_column, self.config.task_column))
+        return tuple(dict.fromkeys((*_COLUMNS, *named)))
 
     def image_names_of(self, row: Row) -> Iterator[str]:
         yield from filter(None, [row.text(self.config.image_column)])
@@ -73,9 +82,10 @@ class M3T(TableSource):
         name = row.text(self.config.image_column)
         if not name:
             raise DataError(f"no image: {self.config.image_column} is empty")
+        tasks = self._tasks(row, len(queries))
         pairs = tuple(
             Pair(
-                TASKS[turn] if len(queries) == len(TASKS) else f"turn_{turn}",
+                tasks[turn],
                 tuple(_wordings(queries[turn], turn)),
                 _text(answers[turn], "pos_text", f"no positive: the answer of turn {turn + 1} is empty"),
                 negatives,
@@ -83,6 +93,15 @@ class M3T(TableSource):
             for turn, negatives in enumerate(self._negatives(row, len(queries)))
         )
         return Sample(f"{row.number:09d}", "m3t", (self.images.image(name),), pairs, row.text("qry_sentence"))
+
+    def _tasks(self, row: Row, num_turns: int) -> Sequence[str]:
+        column = self.config.task_column
+        if column is None:
+            return TASKS if num_turns == len(TASKS) else [f"turn_{turn}" for turn in range(num_turns)]
+        names = row.values.get(column)
+        if not isinstance(names, list | tuple) or len(names) != num_turns:
+            raise DataError(f"{column} is no list of names for {num_turns} turns")
+        return [text_of(name, column) for name in names]
 
     def _negatives(self, row: Row, num_turns: int) -> list[tuple[Content, ...]]:
         if not self.config.num_negatives:

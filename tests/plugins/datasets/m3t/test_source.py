@@ -7,7 +7,15 @@ import pytest
 from muco.core import DataError, MucoError
 from muco.core.ids import url_name
 from muco.plugins.datasets.m3t.source import M3T, TASKS
-from tests.helpers.outside_data import image_bytes, m3t_row, write_files, write_m3t, write_parquet, write_tar
+from tests.helpers.outside_data import (
+    image_bytes,
+    m3t_row,
+    write_files,
+    write_jsonl,
+    write_m3t,
+    write_parquet,
+    write_tar,
+)
 
 
 @pytest.fixture
@@ -97,3 +105,19 @@ def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path, folder):
     write_files(folder, {"M3T_train/M3T.parquet": b"PAR1 is not all of it"})
     with pytest.raises(DataError, match="no Parquet file that can be read"):
         len(source(folder))
+
+
+def test_parts_of_a_generated_table_are_read_in_order_with_the_names_of_their_turns(tmp_path):
+    for part in (1, 2):
+        row = {
+            "qry": [["Price?", "How much?"], ["Defect?"]], "pos_text": ["5 euros", f"crack {part}"],
+            "qry_sentence": "a cup", "qry_image_path": "cup.png", "tasks": ["price", "defect"],
+        }  # fmt: skip
+        write_jsonl(tmp_path / f"table-{part}-of-2.jsonl", [row])
+    write_files(tmp_path, {"cup.png": image_bytes(0)})
+    first, second = source(tmp_path, file="table-*.jsonl", task_column="tasks").samples()
+    assert [pair.task for pair in first.pairs] == ["price", "defect"]
+    assert [len(pair.queries) for pair in first.pairs] == [2, 1]
+    assert second.pairs[1].target.text == "crack 2"
+    with pytest.raises(DataError, match="qry_path is no list of names for 2 turns"):
+        next(source(tmp_path, file="table-*.jsonl", task_column="qry_path").samples())

@@ -1,0 +1,171 @@
+"""What `muco data generate` reads: images of folders, archives or tables, in an order that never changes."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from muco.core.errors import DataError, MucoError
+from muco.core.ids import stable_id
+from muco.io.archives import PLAIN
+from muco.io.image_files import ImageFiles, is_image
+from muco.io.table_text import text_of
+from muco.io.tables import kind_of, rows
+from muco.io.tar import is_plain_file, tar_files
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to ask about."""
+
+    image: str
+    """The name that the table holds: a path below the root, a member of an archive, or a URL."""
+    caption: str = ""
+    """A given caption; stage 1 is not asked."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the images are asked about."""
+
+    part: tuple[int, int] = (1, 1)
+    """Part i of n, from 1. The name of an image decides which part it is in."""
+    sample: int | None = None
+    """So many of them, chosen by their names."""
+    limit: int | None = None
+    """The first so many."""
+
+    def of(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Return the chosen items, in their order."""
+        number, count = self.part
+        own = (item for item in items if count == 1 or stable_id(item.image) % count == number - 1)
+        if self.sample is not None:
+            numbered = ((stable_id("sample", item.image), index, item) for index, item in enumerate(own))
+            chosen = heapq.nsmallest(self.sample, numbered, key=lambda it: it[:2])
+            own = (item for _, _, item in sorted(chosen, key=lambda it: it[1]))
+        return islice(own, self.limit)
+
+
+class Inputs:
+    """The images below a path, each once, and where to read them."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        images: Path | None = None,
+        column: str = "image",
+        captions: Path | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        """Take a folder, an archive or a table.
+
+        Args:
+            path: the folder, searched recursively, archives in it too; a zip or tar; or a table.
+            images: the folder or archive that a table's image paths start from; None for the table's own.
+            column: of the image paths, in `path` if it is a table and in `captions`.
+            captions: a table with the columns `column` and `caption`.
+            selection: None for all.
+
+        Raises:
+            DataError: the path is missing, or a table lacks a column.
+        """
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        self.path = path
+        self.is_table = path.is_file() and bool(kind_of(path))
+        if path.is_file() and not self.is_table and not path.name.lower().endswith(PLAIN):
+            raise DataError(f"{path}: no folder, table, zip or tar")
+        self.root = images or (path.parent if self.is_table else path)
+        self.images = ImageFiles([self.root], decoding="faithful")
+        self._column, self._selection = column, selection or Selection()
+        self._captions = _captions_of(captions, column) if captions else None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the chosen items, always in the same order and in bounded memory."""
+        yield from self._selection.of(self._all())
+
+    def _all(self) -> Iterator[Item]:
+        items = self._of_table() if self.is_table else map(Item, _images_at(self.path))
+        for item in items:
+            if self._captions is None:
+                yield item
+            elif caption := self._captions.get(item.image):
+                yield replace(item, caption=caption)
+
+    def _of_table(self) -> Iterator[Item]:
+        seen: set[int] = set()
+        for row in rows(self.path):
+            if row.fault:
+                raise DataError(f"{row.location}: {row.fault}")
+            if self._column not in row.values:
+                names = ", ".join(row.values)
+                raise DataError(
+                    f"{row.location}: no column {self._column!r}. Columns: {names}. Name it: --column"
+                )
+            name = row.text(self._column)
+            if name and stable_id(name) not in seen:
+                seen.add(stable_id(name))
+                yield Item(name, row.text("caption"))
+
+
+def _captions_of(path: Path, column: str) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for row in rows(path):
+        if row.fault:
+            raise DataError(f"{row.location}: {row.fault}")
+        missing = [name for name in (column, "caption") if name not in row.values]
+        if missing:
+            columns = ", ".join(row.values)
+            raise DataError(f"{row.location}: no column {missing[0]!r}. Columns: {columns}")
+        if caption := row.text("caption"):
+            captions[row.text(column)] = caption
+    if not captions:
+        raise DataError(f"{path}: no row has a caption")
+    return captions
+
+
+def _images_at(path: Path) -> Iterator[str]:
+    """Yield the names of the images in a folder and in its archives, or in one archive."""
+    if path.is_file():
+        yield from _members(path)
+        return
+    for parent, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            name = Path(parent, file).relative_to(path).as_posix()
+            if is_image(file):
+                yield text_of(name, f"the file name {name!a}")
+            elif file.lower().endswith(PLAIN) and not file.startswith("."):
+                yield from _members(Path(parent, file))
+
+
+def _members(path: Path) -> Iterator[str]:
+    if path.name.lower().endswith(".zip"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: no zip that can be read: {error}") from None
+        yield from (name for name in names if is_image(Path(name).name))
+        return
+    yield from (it.name for it in tar_files(path) if is_plain_file(it) and is_image(Path(it.name).name))
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return (i, n) of `i/n`; raise MucoError if it is none."""
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise MucoError(f"--part {text}: write i/n, as in --part 2/8")
+    return int(first), int(second)
+
+
+def part_path(path: Path, part: Sequence[int]) -> Path:
+    """Return the table of a part: `x-2-of-8.jsonl`."""
+    number, count = part
+    return path if count == 1 else path.with_name(f"{path.stem}-{number}-of-{count}{path.suffix}")

@@ -1,0 +1,138 @@
+"""Ask for everything that the journal lacks, many requests at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from muco.core.errors import DataError, MucoError
+from muco.generate.client import Client, RefusedRequestError, UnansweredError
+from muco.generate.inputs import Item
+from muco.generate.journal import Journal
+from muco.generate.requests import Answer, Request
+from muco.generate.steps import Steps
+
+_MOST_FAILURES = 3
+"""Requests in a row that fail before the first answer; then the run stops."""
+_MOST_FAILURES_LATER = 50
+"""Requests in a row that fail after it."""
+
+ReadImage = Callable[[str], str]
+"""Returns the URL of an image by its name; runs in a thread."""
+
+
+@dataclass
+class Progress:
+    """What a run has done so far."""
+
+    rows: int = 0
+    """Images that are done, those of earlier runs included."""
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Run:
+    """One run over the images."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        client: Client,
+        journal: Journal,
+        read_image: ReadImage,
+        *,
+        concurrency: int,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self._steps, self._client, self._journal = steps, client, journal
+        self._read_image, self._concurrency, self._show = read_image, concurrency, progress
+        self.progress = Progress()
+        self._open: dict[bytes, asyncio.Future[None]] = {}
+        self._failures = 0
+        self._stop: MucoError | None = None
+
+    async def over(self, items: Iterable[Item]) -> None:
+        """Ask about all items.
+
+        Until the first answer one request is sent at a time: a wrong setting costs nothing.
+
+        Raises:
+            MucoError: the settings of the server are wrong, or it fails again and again. Answers that were
+                under way are waited for and kept.
+        """
+        async with self._client:
+            waiting = iter(items)
+            while not self._stop and not self.progress.answers:
+                item = next(waiting, None)
+                if item is None:
+                    break
+                await self._item(item)
+            workers = [self._worker(waiting) for _ in range(self._concurrency)]
+            await asyncio.gather(*workers)
+        if self._stop:
+            raise self._stop
+
+    async def _worker(self, items: Iterator[Item]) -> None:
+        for item in items:
+            if self._stop:
+                return
+            await self._item(item)
+
+    async def _item(self, item: Item) -> None:
+        while isinstance(step := self._steps.next(item), Request):
+            if self._stop or not await self._asked(step):
+                return
+        self.progress.rows += 1
+        self._show(self.progress)
+        if self.progress.rows % 64 == 0:
+            await asyncio.sleep(0)  # rows of an earlier run leave time to those that wait for the server
+
+    async def _asked(self, request: Request) -> bool:
+        """Ask a request, or wait for an equal one; return whether there is an answer."""
+        key = request.key
+        if key in self._open:
+            await self._open[key]
+            return self._journal.answer(key) is not None
+        if self._journal.failure(key) is not None:
+            return False
+        done = self._open[key] = asyncio.get_running_loop().create_future()
+        try:
+            self._keep(key, await self._answer(request))
+            return True
+        except (DataError, RefusedRequestError, UnansweredError) as error:
+            self._fail(request, error)
+        except MucoError as error:
+            self._stop = self._stop or error
+        finally:
+            del self._open[key]
+            done.set_result(None)
+        return False
+
+    async def _answer(self, request: Request) -> Answer:
+        url = None
+        if request.image is not None:
+            url = await asyncio.to_thread(partial(self._read_image, request.image.name))
+        return await self._client.ask(request.wire_body(url))
+
+    def _keep(self, key: bytes, answer: Answer) -> None:
+        self._journal.put(key, answer)
+        self._failures = 0
+        self.progress.answers += 1
+        self.progress.prompt_tokens += answer.prompt_tokens
+        self.progress.completion_tokens += answer.completion_tokens
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        name = {DataError: "image", RefusedRequestError: "request_refused"}.get(type(error), "unanswered")
+        self._journal.fail(request.key, f"{name}: {error}")
+        if isinstance(error, DataError):
+            return
+        self._failures += 1
+        most = _MOST_FAILURES_LATER if self.progress.answers else _MOST_FAILURES
+        if self._failures >= most and not self._stop:
+            message = f"stopped after {self._failures} requests in a row that failed. The last: {error}"
+            if request.image is not None and "status" in str(error):
+                message += ". If the model sees no images, give captions: --captions FILE"
+            self._stop = MucoError(message)

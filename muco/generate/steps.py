@@ -1,0 +1,170 @@
+"""The way of one image to its pairs: the next request, or the result, given the answers so far.
+
+It asks nothing itself and depends on the journal alone. The requests of a run and the table that is written
+at its end follow the same steps, so a run that was killed gives the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from muco.core.errors import DataError
+from muco.generate.curriculum import Curriculum, InvalidAnswerError, PairAnswer
+from muco.generate.filters import CleanPair, Dropped, filtered, is_refusal
+from muco.generate.inputs import Item
+from muco.generate.requests import Answer, Body, ImageRef, Request
+from muco.generate.settings import Stage
+from muco.generate.text import clean, one_line, without_thinking
+
+Lookup = Callable[[bytes], Answer | None]
+"""Returns the answer of a request by its key; None if there is none yet."""
+_REPAIR = "This is not the JSON that was asked for: {error}. Answer again, with the whole JSON object only."
+
+
+@dataclass
+class Usage:
+    """What the answers of one image took."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    retries: int = 0
+
+    def add(self, answer: Answer) -> None:
+        """Add one answer."""
+        self.requests += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self.retries += answer.retries
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The pairs of an image."""
+
+    caption: str
+    pairs: list[CleanPair]
+    dropped: list[Dropped]
+    usage: Usage
+    repaired: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image without pairs."""
+
+    reason: str
+    """Its name in the counts."""
+    detail: str
+    usage: Usage = field(default_factory=Usage)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+class Steps:
+    """What comes next for an image."""
+
+    def __init__(
+        self, curriculum: Curriculum, image_size: Callable[[str], int], lookup: Lookup, *, one_stage: bool
+    ) -> None:
+        self.curriculum = curriculum
+        self.settings = curriculum.settings
+        self._image_size = image_size
+        self._lookup = lookup
+        self.one_stage = one_stage
+
+    def next(self, item: Item) -> Request | Generated | Skipped:
+        """Return the request that is to be asked now, or the result."""
+        usage = Usage()
+        if item.caption:
+            return self._pairs(item, clean(item.caption), None, usage)
+        try:
+            by_url = self.settings.images.send == "url"
+            image = ImageRef(item.image, 0 if by_url else self._image_size(item.image))
+        except DataError as error:
+            return Skipped("image", str(error))
+        if self.one_stage:
+            return self._pairs(item, "", image, usage)
+        stage = self.settings.caption
+        request = Request("caption", self._body(stage, self.curriculum.prompt(stage)), image)
+        answer = self._lookup(request.key)
+        if answer is None:
+            return request
+        usage.add(answer)
+        caption = clean(without_thinking(answer.text))
+        if problem := _problem(answer):
+            return Skipped(f"caption_{problem}", caption or answer.refusal, usage)
+        return self._pairs(item, caption, None, usage)
+
+    def _pairs(
+        self, item: Item, caption: str, image: ImageRef | None, usage: Usage
+    ) -> Request | Generated | Skipped:
+        """Ask for pairs; an answer of another form is shown its error and asked once more."""
+        stage = self.settings.one_stage if self.one_stage and not caption else self.settings.pairs
+        with_caption = image is not None
+        body = self._body(stage, self.curriculum.prompt(stage, caption))
+        response_format = self.curriculum.response_format(with_caption=with_caption)
+        if response_format:
+            body["response_format"] = response_format
+        problem = ""
+        for name in ("pairs", "repair"):
+            request = Request(name, body, image)
+            answer = self._lookup(request.key)
+            if answer is None:
+                return request
+            usage.add(answer)
+            if problem := _problem(answer):
+                return Skipped(problem, answer.refusal or clean(answer.text)[:500], usage)
+            try:
+                own, pairs = self.curriculum.parse(answer.text, with_caption=with_caption)
+            except InvalidAnswerError as error:
+                body = _repair_body(body, answer, error)
+                problem = str(error)
+                continue
+            repaired = name == "repair"
+            return self._filtered(clean(own) if with_caption else caption, pairs, usage, repaired=repaired)
+        return Skipped("invalid", problem, usage)
+
+    def _filtered(
+        self, caption: str, answers: list[PairAnswer], usage: Usage, *, repaired: bool
+    ) -> Generated | Skipped:
+        turns = zip(self.curriculum.turns, answers, strict=True)
+        pairs = [_clean_pair(turn, kind, answer) for (turn, kind), answer in turns]
+        kept, dropped = filtered(pairs, self.settings)
+        if len(kept) < self.settings.filters.min_pairs:
+            reasons = ", ".join(f"{each.pair.turn}: {each.filter}" for each in dropped)
+            return Skipped("too_few_pairs", reasons, usage, dropped)
+        return Generated(caption, kept, dropped, usage, repaired)
+
+    def _body(self, stage: Stage, prompt: str) -> Body:
+        return {
+            "model": stage.model or self.settings.server.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": stage.temperature,
+            "max_tokens": stage.max_tokens,
+            **stage.extra_body,
+        }
+
+
+def _clean_pair(turn: str, kind: str, answer: PairAnswer) -> CleanPair:
+    queries = dict.fromkeys(filter(None, map(one_line, answer.queries)))
+    return CleanPair(turn, kind, tuple(queries), one_line(answer.answer))
+
+
+def _problem(answer: Answer) -> str:
+    """Return why an answer cannot be used, whatever its form; empty if it may be."""
+    is_json = "{" in answer.text
+    if answer.refusal or answer.finish == "content_filter" or (not is_json and is_refusal(answer.text)):
+        return "refused"
+    if answer.finish == "length":
+        return "cut_off"
+    return "" if answer.text.strip() else "empty"
+
+
+def _repair_body(body: Body, answer: Answer, error: InvalidAnswerError) -> Body:
+    messages = [
+        *body["messages"],
+        {"role": "assistant", "content": answer.text},
+        {"role": "user", "content": _REPAIR.format(error=error)},
+    ]
+    return {**body, "messages": messages}

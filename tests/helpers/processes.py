@@ -30,6 +30,8 @@ _PRELOAD = [
     "tensorboard.summary.writer.event_file_writer",
     "tests.helpers.gradients",
     "tests.helpers.processes",
+    "openai",
+    "muco.commands.generate",
     "muco.commands.main",
     "muco.commands.run",
     "muco.evaluation.suite",

@@ -111,6 +111,41 @@ def run_command(
     run(loaded, folder=to, resume=resume, fresh=fresh, only=part, console=console)
 
 
+@app.command("init")
+def init_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="A table, or a folder of tables or of CLASS/IMAGE.jpg.")
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="The recipe; else NAME.yaml.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Where image paths start from.")] = None,
+    query_text: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
+    query_image: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
+    target_text: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
+    target_image: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
+    negative_text: Annotated[str | None, typer.Option(help="The column of hard negatives.")] = None,
+    negative_image: Annotated[str | None, typer.Option(help="The column of their images.")] = None,
+    held_out: Annotated[
+        float, typer.Option("--held-out", min=0, max=0.9, help="Share of the images that is held out.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Decides what is held out.")] = 0,
+    machine: Annotated[str | None, typer.Option(help="cpu or gpu; else what this machine has.")] = None,
+) -> None:
+    """Write a recipe for data of your own: guess its columns, and hold a part out for the score."""
+    from muco.commands.init import init
+
+    if machine not in (None, "cpu", "gpu"):
+        raise MucoError(f"--machine {machine}: choose cpu or gpu")
+    parts = {
+        "query_text": query_text, "query_image": query_image, "target_text": target_text,
+        "target_image": target_image, "negative_text": negative_text, "negative_image": negative_image,
+    }  # fmt: skip
+    chosen: Any = machine
+    init(
+        path, to=to, images=images, columns={part: name for part, name in parts.items() if name is not None},
+        held_out=held_out, seed=seed, machine=chosen, console=Terminal(),
+    )  # fmt: skip
+
+
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a backbone's name.")],

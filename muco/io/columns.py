@@ -79,8 +79,12 @@ class PairColumns(ComponentConfig):
 
     def used(self) -> list[str]:
         """Return the names of all columns, each once."""
-        names = self.model_dump(exclude={"instruction", "seconds_per_frame", "image_decoding"}).values()
-        return list(dict.fromkeys(name for name in names if name))
+        return list(dict.fromkeys(self.parts().values()))
+
+    def parts(self) -> dict[str, str]:
+        """Return the column of each part that has one."""
+        names = self.model_dump(exclude={"instruction", "seconds_per_frame", "image_decoding"})
+        return {part: name for part, name in names.items() if name}
 
 
 def pair_from(

@@ -57,23 +57,23 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def lies_in(name: str, *packages: str) -> bool:
+def is_in(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def layers(module: str) -> tuple[str, ...]:
     """Return the packages of muco that a module may import from."""
-    if lies_in(module, "muco.core"):
+    if is_in(module, "muco.core"):
         return ("muco.core",)
-    if lies_in(module, "muco.io"):
+    if is_in(module, "muco.io"):
         return ("muco.core", "muco.io")
-    if lies_in(module, "muco.config"):
+    if is_in(module, "muco.config"):
         return ("muco.core", "muco.config", "muco.io")
-    if lies_in(module, "muco.testing"):
+    if is_in(module, "muco.testing"):
         return ("muco.core", "muco.testing")
-    if lies_in(module, "muco.plugins"):
+    if is_in(module, "muco.plugins"):
         return ("muco.core", "muco.io", "muco.plugins")
-    if lies_in(module, *ENGINE):
+    if is_in(module, *ENGINE):
         return ("muco.core", "muco.config", "muco.io", "muco.__version__", *ENGINE)
     return ("muco",)
 
@@ -97,7 +97,7 @@ def home_of(module: str) -> str:
     """Return the component that a module of plugins is, or is part of; empty for a helper of several."""
     for component, folder in components().items():
         is_package = component == folder
-        if module == component or (is_package and lies_in(module, component)):
+        if module == component or (is_package and is_in(module, component)):
             return component
     return ""
 
@@ -105,18 +105,18 @@ def home_of(module: str) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_its_own_layer_and_those_below(path):
     allowed = layers(name_of(path))
-    ours = [name for name in imports(parse(path)) if lies_in(name, "muco")]
-    assert [name for name in ours if not lies_in(name, *allowed)] == []
+    ours = [name for name in imports(parse(path)) if is_in(name, "muco")]
+    assert [name for name in ours if not is_in(name, *allowed)] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_plugins_are_reached_by_their_names_in_the_registry_alone(path):
+def test_plugins_are_reached_only_through_the_registry(path):
     """Neither an import nor a string leads to a plugin, but for the strings of the hooks."""
-    if lies_in(name_of(path), "muco.plugins"):
+    if is_in(name_of(path), "muco.plugins"):
         return
     tree = parse(path)
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    assert not [name for name in imports(tree) if lies_in(name, "muco.plugins")]
+    assert not [name for name in imports(tree) if is_in(name, "muco.plugins")]
     assert not [text for text in texts if isinstance(text, str) and text.startswith("muco.plugins")]
 
 
@@ -130,22 +130,22 @@ def test_core_stands_on_few_libraries(path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if lies_in(name_of(path), "muco.plugins")], ids=name_of
+    "path", [path for path in MODULES if is_in(name_of(path), "muco.plugins")], ids=name_of
 )
 def test_no_component_imports_another_component(path):
     """A helper of the component's own folder is free; a helper of several components imports none."""
     module = name_of(path)
     own = home_of(module)
-    reached = {home_of(name) for name in imports(parse(path)) if lies_in(name, "muco.plugins")}
+    reached = {home_of(name) for name in imports(parse(path)) if is_in(name, "muco.plugins")}
     assert reached <= {own, ""}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_imports_the_commands(path):
     """But `python -m muco`, and `muco.run`, which is resolved on use."""
-    if name_of(path) == "muco.__main__" or lies_in(name_of(path), "muco.commands"):
+    if name_of(path) == "muco.__main__" or is_in(name_of(path), "muco.commands"):
         return
-    assert not [name for name in imports(parse(path)) if lies_in(name, "muco.commands")]
+    assert not [name for name in imports(parse(path)) if is_in(name, "muco.commands")]
 
 
 def test_no_circle_of_imports():

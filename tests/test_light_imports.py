@@ -33,11 +33,11 @@ finally:
 
 
 def modules_after(code: str, *arguments: str) -> set[str]:
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
-    return set(told.stdout.splitlines()[-1].split()[1:])
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
 
 
 def cpu_seconds(code: str, *arguments: str) -> float:

@@ -82,7 +82,7 @@ def test_a_run_is_not_done_without_its_model(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**31, "four", None, True])
-def test_a_number_of_threads_that_cannot_be_is_told(tmp_path, number):
+def test_a_number_of_threads_that_cannot_be_is_reported(tmp_path, number):
     folder = RunFolder(tmp_path)
     folder.write("environment.json", {"num_threads": number})
     if number is None:

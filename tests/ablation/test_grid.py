@@ -1,4 +1,4 @@
-"""Grids: what is wrong with them is said at once, and what their cells are."""
+"""Grids: all problems are reported at once; their cells."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_bad_grid_names_the_line_and_the_remedy(name, tmp_path):
     assert message in str(raised.value)
 
 
-def test_all_problems_of_all_cells_are_told_at_once_in_the_order_of_the_file(tmp_path):
+def test_all_problems_of_all_cells_are_reported_at_once_in_the_order_of_the_file(tmp_path):
     with pytest.raises(RecipeError) as raised:
         plan(tmp_path, BASE + "axes:\n  train.num_step: [1, 2]\n  loss.temperature: [0.1, warm, hot]\n")
     lines = [problem.line for problem in raised.value.problems]

@@ -64,21 +64,21 @@ def test_a_checkpoint_inside_other_settings_is_looked_for(problems):
     ]
 
 
-def test_shards_that_are_broken_are_told(problems, tmp_path):
+def test_shards_that_are_broken_are_reported(problems, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "index.json" in problems("data.scenes.shards=empty")["data.scenes"]
 
 
-def test_a_url_that_no_installed_package_opens_is_told(problems):
+def test_a_url_that_no_installed_package_opens_is_reported(problems):
     assert "nope" in problems("data.scenes.shards=nope://bucket/folder")["data.scenes"]
 
 
-def test_a_graph_that_is_missing_is_told(problems):
+def test_a_graph_that_is_missing_is_reported(problems):
     sampler = "sampler={name: mined, graphs: {scenes: graph.safetensors}, community_size: 8}"
     assert "graph.safetensors" in problems(sampler)[""]
 
 
-def test_a_last_batch_of_one_sample_is_told(problems):
+def test_a_last_batch_of_one_sample_is_reported(problems):
     batch = ("sampler=mixture", "train.global_batch_size=47")
     assert "48 samples in batches of 47 leave one for the last batch" in problems(*batch)[""]
 
@@ -107,7 +107,7 @@ def test_a_warm_up_above_the_steps_and_a_batch_above_the_data_are_notes(notes):
         ("here/nope", True),
     ],
 )
-def test_a_path_is_told_from_a_name_on_a_hub(tmp_path, monkeypatch, name, missing):
+def test_a_path_is_distinguished_from_a_name_on_a_hub(tmp_path, monkeypatch, name, missing):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     assert is_missing_path(name) == missing

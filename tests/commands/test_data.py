@@ -42,8 +42,8 @@ def muco(*arguments: str) -> None:
 
 def prepare(table: str, columns: str = TEXTS, *more: str) -> list[Sample]:
     """Run `muco data prepare pairs` and return the samples."""
-    told = ["--workers", "0", "--max-skipped-share", "1", "--set", columns, *more]
-    muco("prepare", "pairs", "--from", table, "--to", "shards", *told)
+    options = ["--workers", "0", "--max-skipped-share", "1", "--set", columns, *more]
+    muco("prepare", "pairs", "--from", table, "--to", "shards", *options)
     reader = ShardReader("shards")
     return [reader[number] for number in range(len(reader))]
 
@@ -72,7 +72,7 @@ def test_a_line_that_is_too_long_is_one_row_left_out(folder, monkeypatch):
     assert skipped() == {0: "longer than 1,000 bytes"}
 
 
-def test_values_that_are_no_text_are_left_out_each_row_alone(folder):
+def test_a_row_with_a_value_that_is_no_text_is_skipped_by_itself(folder):
     rows: list[dict[str, Any]] = [
         {"q": "x", "a": "y"},
         {"q": float("nan"), "a": "y"},
@@ -101,8 +101,8 @@ def test_rows_of_other_bytes_or_without_their_image_or_answer_are_left_out(folde
     (folder / "t.jsonl").write_bytes(b"\n".join(lines))
     (sample,) = prepare("t.jsonl")
     assert sample.pairs[0].target.text == "y"
-    told = ["not UTF-8", "holds <|image_1|> but no image is named", "no positive", "no JSON"]
-    assert all(part in skipped()[row] for row, part in enumerate(told))
+    reasons = ["not UTF-8", "holds <|image_1|> but no image is named", "no positive", "no JSON"]
+    assert all(part in skipped()[row] for row, part in enumerate(reasons))
 
 
 def test_a_date_is_no_text(folder):
@@ -120,7 +120,7 @@ def test_a_struct_of_the_tables_own_is_no_image(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("t.jsonl", b"", "no record makes a sample. There is none"),
         ("t.csv", b"", "t.csv: no column q, a. Columns: none"),
@@ -130,11 +130,11 @@ def test_a_struct_of_the_tables_own_is_no_image(folder):
         ("t.txt", b"x", "tables end in .parquet, .jsonl, .ndjson, .csv, .tsv"),
     ],
 )
-def test_a_table_of_nothing_is_told(folder, name, data, told):
+def test_a_table_of_nothing_is_reported(folder, name, data, message):
     (folder / name).write_bytes(data)
     with pytest.raises(MucoError) as caught:
         prepare(name)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # Images
@@ -151,13 +151,13 @@ def test_names_that_lead_nowhere_are_left_out(folder):
     write_jsonl(folder / "t.jsonl", [{"q": "x", "p": name, "a": "y"} for name in names])
     (sample,) = prepare("t.jsonl", PICTURES)
     assert sample.images[0].data == image_bytes(1)
-    told = skipped()
-    assert sorted(told) == list(range(1, len(names)))
-    assert "no PNG, JPEG, WebP" in told[3]
-    assert "would lie outside its folder" in told[7]
-    assert "is not valid Unicode" in told[10]
-    assert "decompression bomb" in told[11]
-    assert "empty.jpg is empty" in told[12]
+    reasons = skipped()
+    assert sorted(reasons) == list(range(1, len(names)))
+    assert "no PNG, JPEG, WebP" in reasons[3]
+    assert "would lie outside its folder" in reasons[7]
+    assert "is not valid Unicode" in reasons[10]
+    assert "decompression bomb" in reasons[11]
+    assert "empty.jpg is empty" in reasons[12]
 
 
 def test_members_that_would_leave_their_archive_are_no_images(folder):
@@ -169,14 +169,14 @@ def test_members_that_would_leave_their_archive_are_no_images(folder):
 
 
 def test_a_tar_that_is_cut_short_stops_the_conversion_and_nothing_is_lost(folder):
-    """The rows are not left out one by one; with the whole tar in its place it goes on."""
+    """The rows are not skipped one by one. With the complete tar, the conversion continues."""
     write_tar(folder / "a.tar", {f"{number}.jpg": image_bytes(number) for number in range(4)})
     whole = (folder / "a.tar").read_bytes()
     write_jsonl(folder / "t.jsonl", [{"q": "x", "p": f"{number}.jpg", "a": "y"} for number in range(4)])
     cuts = {1700: "no plain tar|end mark", 1536: "its end mark is missing", 2600: r"cut short within 1\.jpg"}
-    for size, told in cuts.items():  # within a header, between files, within a file
+    for size, message in cuts.items():  # within a header, between files, within a file
         (folder / "a.tar").write_bytes(whole[:size])
-        with pytest.raises(MucoError, match=rf"a\.tar.*({told}).*\. Download it again"):
+        with pytest.raises(MucoError, match=rf"a\.tar.*({message}).*\. Download it again"):
             prepare("t.jsonl", PICTURES)
         assert not Path("shards").exists()
     (folder / "a.tar").write_bytes(whole)
@@ -210,7 +210,7 @@ def test_a_thin_image_keeps_within_its_pixels(folder):
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("check nowhere", "nowhere does not exist"),
         ("show nowhere", "nowhere does not exist"),
@@ -228,7 +228,7 @@ def test_a_thin_image_keeps_within_its_pixels(folder):
         ("download pairs --from t.jsonl --to images", "no record of t.jsonl names an image by URL"),
     ],
 )
-def test_places_that_do_not_fit_are_told(folder, command, told):
+def test_paths_that_do_not_fit_are_reported(folder, command, message):
     (folder / "file").touch()
     write_jsonl(folder / "t.jsonl", [{"q": "x", "a": "y"}])
     pair = Pair("t", (Content("q"),), Content("a"))
@@ -236,7 +236,7 @@ def test_places_that_do_not_fit_are_told(folder, command, told):
     settings = ["--set", TEXTS] if "pairs" in command else []
     with pytest.raises(MucoError) as caught:
         muco(*command.split(), *settings)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 FILE_BLOCKS = "ulimit -f {}; exec "
@@ -245,7 +245,7 @@ FILE_BLOCKS = "ulimit -f {}; exec "
 
 @pytest.mark.process
 @pytest.mark.parametrize("command", ["prepare", "download"])
-def test_a_disk_that_fills_up_is_told(folder, command):
+def test_a_disk_that_fills_up_is_reported(folder, command):
     with Server.running() as server:
         rows = [{"q": "x" * 900, "p": server.url(f"image/{number}"), "a": "y"} for number in range(60)]
         write_jsonl(folder / "t.jsonl", rows)
@@ -253,8 +253,12 @@ def test_a_disk_that_fills_up_is_told(folder, command):
             "prepare": f"--workers 0 --set '{TEXTS}'",
             "download": f"--allow-host 127.0.0.1 --set '{PICTURES}'",
         }
-        told = f"{sys.executable} -m muco data {command} pairs --from t.jsonl --to made {more[command]}"
-        done = subprocess.run(["bash", "-c", FILE_BLOCKS.format(24) + told], capture_output=True, text=True)
+        command_line = (
+            f"{sys.executable} -m muco data {command} pairs --from t.jsonl --to made {more[command]}"
+        )
+        done = subprocess.run(
+            ["bash", "-c", FILE_BLOCKS.format(24) + command_line], capture_output=True, text=True
+        )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "made: the " in done.stderr
@@ -263,7 +267,7 @@ def test_a_disk_that_fills_up_is_told(folder, command):
 
 
 @pytest.mark.parametrize("cache", ["file", "file/below"])
-def test_a_cache_folder_that_cannot_be_written_is_told(folder, monkeypatch, cache):
+def test_a_cache_folder_that_cannot_be_written_is_reported(folder, monkeypatch, cache):
     monkeypatch.setenv("MUCO_CACHE", cache)
     (folder / "file").touch()
     write_zip(folder / "a.zip", {"1.jpg": image_bytes(1)})

@@ -142,7 +142,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_bad_input_is_told_in_words(arguments, message, model, pictures, store, tmp_path, monkeypatch):
+def test_bad_input_is_reported_in_words(arguments, message, model, pictures, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = {"MODEL": model, "PICTURES": pictures, "STORE": store}
     if "OTHER" in arguments:

@@ -70,22 +70,22 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(files) -> tuple[dict[str, Any], str]:
     """A result that nobody interrupted, and what was printed."""
-    told = processes.ended(start(files, *mmeb(files, "whole")))
-    return result(files, "whole"), told
+    output = processes.ended(start(files, *mmeb(files, "whole")))
+    return result(files, "whole"), output
 
 
 @pytest.mark.process
 def test_a_backbone_is_evaluated_by_its_name_and_a_partial_average_is_no_average(files, whole):
-    found, told = whole
+    found, output = whole
     assert set(found["tasks"]) == set(DATA_SETS)
     assert "mean" not in found["averages"]
     assert found["averages"] == {}
     assert found["partial_averages"]["mean"]["num_tasks"] == 6
     assert found["partial_averages"]["mean"]["of"] == 36
-    assert "mmeb/mean (6 of 36)" in told
-    assert "6 of 36 data sets were scored" in told
+    assert "mmeb/mean (6 of 36)" in output
+    assert "6 of 36 data sets were scored" in output
     saved = r"times fewer tokens \([\d,]+, not [\d,]+\) and \d\.\d\d times fewer image patches .* than one by"
-    assert re.search(saved, told), told
+    assert re.search(saved, output), output
     depends_on = found["depends_on"]
     assert depends_on.keys() >= {"weights", "packer", "backbone", "pooler", "versions", "suite", "store"}
     assert all(task["data"] for task in found["tasks"].values())
@@ -97,10 +97,10 @@ def test_a_backbone_is_evaluated_by_its_name_and_a_partial_average_is_no_average
 def test_killed_at_any_moment_and_started_again_gives_the_same_result(files, whole):
     moment = random.Random(time.time_ns())
     process = start(files, *mmeb(files, "killed"))
-    wanted = moment.randrange(0, 60)
+    num_rows = moment.randrange(0, 60)
     deadline = time.monotonic() + 100
     rows = 0
-    while rows < wanted and process.poll() is None and time.monotonic() < deadline:
+    while rows < num_rows and process.poll() is None and time.monotonic() < deadline:
         rows = sum(file.stat().st_size // 12 for file in files.glob("killed/eval/vectors/*/0000.rows"))
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -117,8 +117,8 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_result(files, who
 
 @pytest.mark.process
 def test_two_processes_give_the_same_result_file_and_count_together(files, whole):
-    told = processes.ended(start(files, *mmeb(files, "two"), launcher=processes.TORCHRUN))
-    assert re.findall(r"were encoded in .* than one by one", told) == re.findall(
+    output = processes.ended(start(files, *mmeb(files, "two"), launcher=processes.TORCHRUN))
+    assert re.findall(r"were encoded in .* than one by one", output) == re.findall(
         r"were encoded in .* than one by one", whole[1]
     )
     assert (files / "two/eval/mmeb.json").read_text() == (files / "whole/eval/mmeb.json").read_text()
@@ -143,9 +143,9 @@ def test_a_run_trains_and_evaluates_in_one_go_and_its_model_on_others(files, mon
     # Its model on another suite: the run's folder holds both, and the model folder alone gives the same.
     muco("evaluate", "runs/quickstart", "--suite", "pairs", "--data", "pairs")
     muco("evaluate", "runs/quickstart/model", "--suite", "pairs", "--data", "pairs", "--to", "alone")
-    mine, alone = result(files, "runs/quickstart", "pairs"), result(files, "alone", "pairs")
-    assert mine["tasks"] == alone["tasks"]
-    assert mine["depends_on"] == alone["depends_on"]
+    mine, separate = result(files, "runs/quickstart", "pairs"), result(files, "alone", "pairs")
+    assert mine["tasks"] == separate["tasks"]
+    assert mine["depends_on"] == separate["depends_on"]
     assert set(mine["tasks"]["pairs"]["more"]) == {"recall@1", "recall@5", "recall@10", "ndcg@10", "mrr"}
     assert "pairs/mean" in json.loads((run / "summary.json").read_text())["metrics"]
 
@@ -189,7 +189,7 @@ def test_mbeir_from_files_to_result(files, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model", "suite", "data", "told"),
+    ("model", "suite", "data", "message"),
     [
         ("qwen_vl", "mmbe", None, r"no suite named 'mmbe'\. Did you mean 'mmeb'\?"),
         ("qwen_lv", "scenes", None, r"no backbone of that name\. Did you mean 'qwen_vl'\?"),
@@ -198,10 +198,10 @@ def test_mbeir_from_files_to_result(files, monkeypatch):
         ("qwen_vl", "mmeb", "none", "no files of .* --local-dir none"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(files, monkeypatch, model, suite, data, told):
+def test_what_cannot_be_evaluated_is_reported(files, monkeypatch, model, suite, data, message):
     monkeypatch.chdir(files)
     overrides = [each for each in MODEL if each != "--set"]
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         evaluate(model, suite, data=data and Path(data), overrides=overrides, to=Path("nowhere"))
     assert not Path("nowhere").exists()
 
@@ -221,7 +221,7 @@ def rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], N
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors: missing, or"),
         (rewritten("model.safetensors", lambda data: data[:5000]), r"model\.safetensors: missing, or"),
@@ -248,15 +248,15 @@ def rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], N
         ),
     ],
 )
-def test_a_damaged_model_folder_is_told(files, model, tmp_path, damage, told):
+def test_a_damaged_model_folder_is_reported(files, model, tmp_path, damage, message):
     shutil.copytree(model, tmp_path / "model")
     damage(tmp_path / "model")
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         evaluate(str(tmp_path / "model"), "pairs", data=files / "pairs", to=tmp_path / "out")
 
 
 @pytest.mark.process
-def test_a_damaged_folder_of_results_is_told_and_a_whole_one_is_used_again(files, model, tmp_path):
+def test_a_damaged_folder_of_results_is_reported_and_a_whole_one_is_used_again(files, model, tmp_path):
     def again() -> Any:
         return evaluate(str(model), "pairs", data=files / "pairs", to=out, console=Console(quiet=True))
 
@@ -309,14 +309,14 @@ def test_results_of_two_models_never_lie_in_one_folder(files, model, tmp_path):
     assert score("a", "a") == score("a", "results")
 
 
-def test_a_result_that_the_disk_does_not_take_is_told(tmp_path):
+def test_a_result_that_the_disk_does_not_take_is_reported(tmp_path):
     (tmp_path / "pairs.json").mkdir()
     scores = SuiteScores(1, "pairs", {}, {}, {}, Coherence(None, 0, 0), (), {})
     with pytest.raises(MucoError, match=r"pairs\.json: the result cannot be written"):
         write_results(tmp_path, scores, Gallery(1, "pairs", ()))
 
 
-def test_texts_that_were_cut_are_told(capsys, monkeypatch, tmp_path):
+def test_texts_that_were_cut_are_reported(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs").mkdir()
     long = "a red disc " * 90
@@ -340,7 +340,7 @@ def test_a_score_at_or_near_chance_is_warned_of(score, chance, is_warned):
     assert bool(_warnings({"t": task}, {})) == is_warned
 
 
-def test_a_run_folder_whose_files_are_not_a_runs_is_told(files, model, tmp_path):
+def test_a_run_folder_whose_files_are_not_a_runs_is_reported(files, model, tmp_path):
     shutil.copytree(model, tmp_path / "run/model")
     for text in ("- a", "", "name: x\nevaluate: [1]"):
         (tmp_path / "run/recipe.yaml").write_text(text)

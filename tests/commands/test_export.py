@@ -121,7 +121,7 @@ def test_an_edited_model_card_does_not_damage_the_folder(run_folder, tmp_path):
     assert before.load(before.evaluation("a test").model).weights == weights
 
 
-def test_what_cannot_be_exported_is_told(tmp_path):
+def test_what_cannot_be_exported_is_reported(tmp_path):
     with pytest.raises(MucoError, match="nothing to export; name a run"):
         export("qwen_vl", tmp_path / "to")
     with pytest.raises(MucoError, match="no such folder, and no backbone"):

@@ -40,7 +40,7 @@ def muco(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(muco):
-    """Return what is told of a command that cannot be done: on stderr alone, with exit code 2."""
+    """Return a function that runs a wrong command and returns its error: stderr only, exit code 2."""
 
     def refused(*arguments: str) -> str:
         out, err = muco(*arguments, code=2)
@@ -73,17 +73,17 @@ def test_json_lines_and_no_lines(muco, refused):
     assert "choose text or json" in refused(*check, "--log-format", "xml")
 
 
-def test_list_of_one_kind_names_it_alone(muco, registry):
+def test_list_of_one_kind_names_only_this_kind(muco, registry):
     out, _ = muco("list", "packer")
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         ["packer", entry.name] for entry in registry.entries("packer")
     ]
 
 
-def test_list_of_no_kind_is_told(refused):
-    told = refused("list", "packr")
-    assert "no kind named 'packr'. Did you mean 'packer'?" in told
-    assert "source, sampler, packer, backbone, pooler, loss, suite" in told
+def test_list_of_no_kind_is_reported(refused):
+    output = refused("list", "packr")
+    assert "no kind named 'packr'. Did you mean 'packer'?" in output
+    assert "source, sampler, packer, backbone, pooler, loss, suite" in output
 
 
 def test_doctor_says_what_a_run_would_run_on(muco):
@@ -109,14 +109,14 @@ def test_make_scenes_writes_shards(muco, tmp_path):
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["scenes"]
 
 
-def test_make_leaves_a_folder_that_exists_alone(refused, tmp_path):
+def test_make_does_not_change_a_folder_that_exists(refused, tmp_path):
     (tmp_path / "here").mkdir()
     assert "here exists; name a folder to be made" in refused("data", "make", "scenes", "--to", "here")
     assert list((tmp_path / "here").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("num_sample=20", "num_sample: no such key. Did you mean 'num_samples'?"),
         ("num_samples=0", "num_samples: must be greater than 0, not 0"),
@@ -124,19 +124,19 @@ def test_make_leaves_a_folder_that_exists_alone(refused, tmp_path):
         ("num_samples=[", "--set num_samples=[: the value is not YAML; quote it"),
     ],
 )
-def test_a_setting_that_a_source_does_not_take_is_told(refused, tmp_path, setting, told):
-    assert told in refused("data", "make", "scenes", "--to", "new", "--set", setting)
+def test_a_setting_that_a_source_does_not_take_is_reported(refused, tmp_path, setting, message):
+    assert message in refused("data", "make", "scenes", "--to", "new", "--set", setting)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_of_a_folder_that_is_no_run_is_told(refused, tmp_path):
-    told = refused("report", str(tmp_path))
-    assert f"{tmp_path}: no run folder" in told
-    assert "muco-run RECIPE" in told
+def test_report_of_a_folder_that_is_no_run_is_reported(refused, tmp_path):
+    output = refused("report", str(tmp_path))
+    assert f"{tmp_path}: no run folder" in output
+    assert "muco-run RECIPE" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["bogus"], "No such command 'bogus'"),
         (["list", "--bogus"], "No such option: --bogus"),
@@ -147,14 +147,14 @@ def test_report_of_a_folder_that_is_no_run_is_told(refused, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_command_is_told(refused, arguments, told):
-    assert told.casefold() in refused(*arguments).casefold()
+def test_a_wrong_command_is_reported(refused, arguments, message):
+    assert message.casefold() in refused(*arguments).casefold()
 
 
-def test_a_wrong_command_is_told_with_how_it_is_used(refused):
-    told = refused("list", "--bogus")
-    assert "Usage: muco list" in told
-    assert "muco list --help" in told
+def test_a_wrong_command_is_an_error_that_shows_its_usage(refused):
+    output = refused("list", "--bogus")
+    assert "Usage: muco list" in output
+    assert "muco list --help" in output
 
 
 @pytest.mark.parametrize("arguments", [[], ["data"], ["data", "make"]], ids=" ".join)
@@ -175,7 +175,7 @@ def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["quikstart"], "Did you mean 'quickstart.yaml'?"),
         (["quickstart", "--only", "bogus"], "--only bogus: choose train or evaluate"),
@@ -191,8 +191,8 @@ def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_run_that_cannot_be_done_is_told_and_leaves_nothing(refused, tmp_path, arguments, told):
-    assert told in refused("run", *arguments)
+def test_a_run_that_cannot_be_done_is_reported_and_leaves_nothing(refused, tmp_path, arguments, message):
+    assert message in refused("run", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -216,7 +216,7 @@ def test_a_strangers_run_with_a_recipe_that_expands_is_refused(refused, tmp_path
     assert "recipe.yaml: 1 problem\n  nested too deeply, or too large" in refused(*arguments)
 
 
-def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):
+def test_fresh_does_not_change_a_folder_without_a_run(refused, tmp_path):
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     (tmp_path / "runs/quickstart/thesis.tex").write_text("")
     assert "holds no muco run; --fresh will not remove it" in refused("run", "quickstart", "--fresh")
@@ -224,7 +224,7 @@ def test_fresh_leaves_a_folder_that_holds_no_run_alone(refused, tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_cannot_be_written_is_told_in_words(refused, monkeypatch, code):
+def test_a_disk_that_cannot_be_written_is_reported_in_words(refused, monkeypatch, code):
     def full(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code), "runs/quickstart")
 
@@ -245,14 +245,14 @@ def test_a_disk_that_cannot_be_written_is_told_in_words(refused, monkeypatch, co
         ["report", "loop"],
     ],
 )
-def test_a_file_in_place_of_a_folder_is_told_in_words(refused, tmp_path, arguments):
+def test_a_file_in_place_of_a_folder_is_reported_in_words(refused, tmp_path, arguments):
     (tmp_path / "runs").write_text("a file")
     (tmp_path / "loop").symlink_to("loop")
     assert "Traceback" not in refused(*arguments)
     assert (tmp_path / "runs").read_text() == "a file"
 
 
-def test_a_home_folder_that_is_not_known_is_told_in_words(refused, monkeypatch):
+def test_a_home_folder_that_is_not_known_is_reported_in_words(refused, monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     monkeypatch.setattr("pwd.getpwnam", {}.__getitem__)
@@ -270,18 +270,18 @@ def test_an_error_of_the_recipe_is_printed_once_a_machine(refused, monkeypatch):
 
 
 @pytest.mark.process
-def test_an_unknown_component_is_told_without_a_traceback(tmp_path):
+def test_an_unknown_component_is_reported_without_a_traceback(tmp_path):
     """The short form, in a process of its own."""
     (tmp_path / "r.yaml").write_text("name: x\nloss:\n  name: multi_turn_infonce\n")
     command = [*MUCO_RUN, "r.yaml", "--check"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("r.yaml: 7 problems\n")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("r.yaml: 7 problems\n")
     assert (
         "  line 3   loss.name: no loss named 'multi_turn_infonce'. Did you mean 'multiturn_infonce'?"
-        in told.stderr
+        in done.stderr
     )
-    assert "Traceback" not in told.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.process

@@ -52,19 +52,19 @@ def slow_neighbours(reader):
         ]
         return torch.nn.functional.normalize(torch.stack(rows).sum(0), dim=0)
 
-    samples = [reader[place] for place in range(len(reader))]
+    samples = [reader[index] for index in range(len(reader))]
     queries = [
         embed([Content(p.queries[0].text, s.images + p.queries[0].images) for p in s.pairs]) for s in samples
     ]
     answers = [embed([pair.target for pair in sample.pairs]) for sample in samples]
-    for place, sample in enumerate(samples):
+    for index, sample in enumerate(samples):
         others = [
             other
             for other, it in enumerate(samples)
             if [pair.target for pair in it.pairs] != [pair.target for pair in sample.pairs]
             and not (it.images and it.images == sample.images)
         ]
-        scores = {other: float(queries[place] @ answers[other]) for other in others}
+        scores = {other: float(queries[index] @ answers[other]) for other in others}
         yield sorted(others, key=lambda other: -scores[other]), scores
 
 
@@ -78,8 +78,8 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
     for row, (order, scores) in zip(graph.neighbours.tolist(), slow_neighbours(reader), strict=True):
         assert len(set(row)) == 6
         assert set(row) <= set(order)
-        found = [scores[place] for place in row]
-        assert found == pytest.approx([scores[place] for place in order[:6]], abs=1e-5)
+        found = [scores[position] for position in row]
+        assert found == pytest.approx([scores[position] for position in order[:6]], abs=1e-5)
 
     # As after a kill between the shards and their graph: the next start goes on, with equal settings only.
     mined = ShardReader(tmp_path / "mined/scenes-negatives")
@@ -93,9 +93,9 @@ def test_the_graph_ranks_the_samples_that_the_teacher_finds_alike(shards, tmp_pa
          overrides=MODEL, console=Console(quiet=True))  # fmt: skip
     assert shard.stat().st_mtime_ns == made
     assert mined.index.metadata["negatives"]["teacher"] == graph.teacher
-    for place in range(14):
-        near = [reader[int(row)] for row in graph.neighbours[place, 2:]]
-        for turn, (pair, old) in enumerate(zip(mined[place].pairs, reader[place].pairs, strict=True)):
+    for position in range(14):
+        near = [reader[int(row)] for row in graph.neighbours[position, 2:]]
+        for turn, (pair, old) in enumerate(zip(mined[position].pairs, reader[position].pairs, strict=True)):
             assert (pair.queries, pair.target) == (old.queries, old.target)
             wrong = list(old.negatives)
             for other in near:
@@ -138,8 +138,8 @@ def test_a_recipe_trains_on_what_a_first_run_mined(tmp_path, monkeypatch):
     def muco(*arguments):
         app(list(arguments), standalone_mode=False)
 
-    def settings(*wanted):
-        return [part for each in wanted for part in ("--set", each)]
+    def settings(*overrides):
+        return [part for each in overrides for part in ("--set", each)]
 
     few = ["train.num_steps=3", "evaluate.suites=[]"]
     quick = [each for each in QUICK if not each.startswith(("train.num_steps", "evaluate"))]
@@ -174,12 +174,12 @@ def test_many_samples_on_one_image_do_not_hide_the_others(tmp_path):
     write_shards(samples, tmp_path / "shards", metadata={"source": "test"})
     written = mine("qwen_vl", to=tmp_path / "mined", shards=tmp_path / "shards", range_min=0, range_max=5,
                    overrides=MODEL, console=Console(quiet=True))  # fmt: skip
-    for place, row in enumerate(NeighbourGraph.read(written["shards"]).neighbours.tolist()):
+    for index, row in enumerate(NeighbourGraph.read(written["shards"]).neighbours.tolist()):
         assert len(set(row) - {-1}) == 5
-        assert place >= 20 or min(row) >= 20
+        assert index >= 20 or min(row) >= 20
 
 
-def test_what_cannot_be_mined_is_told(shards, tmp_path):
+def test_what_cannot_be_mined_is_reported(shards, tmp_path):
     with pytest.raises(MucoError, match="--to"):
         mine("qwen_vl", shards=shards, overrides=MODEL)
     with pytest.raises(MucoError, match="--shards"):
@@ -193,4 +193,4 @@ def test_what_cannot_be_mined_is_told(shards, tmp_path):
     (tmp_path / "scenes-negatives").mkdir()
     with pytest.raises(MucoError, match="is there already"):
         mine("qwen_vl", to=tmp_path, shards=shards, range_min=2, num_negatives=1, overrides=MODEL)
-    assert not (tmp_path / "vectors").exists(), "told before anything is encoded"
+    assert not (tmp_path / "vectors").exists(), "the error comes before anything is encoded"

@@ -133,13 +133,13 @@ def test_a_finished_run_is_probed_without_its_images(whole, tmp_path):
 
 @pytest.mark.process
 def test_another_run_in_the_folder_is_not_overwritten(whole):
-    told = finish(whole, "--set", "train.learning_rate=0.5", code=2)
-    assert "train.learning_rate: 0.0004 -> 0.5" in told
-    assert "--fresh" in told
+    output = finish(whole, "--set", "train.learning_rate=0.5", code=2)
+    assert "train.learning_rate: 0.0004 -> 0.5" in output
+    assert "--fresh" in output
 
 
 @pytest.mark.process
-def test_evaluation_alone_gives_the_same_figures(whole):
+def test_a_separate_evaluation_gives_the_same_figures(whole):
     path = whole / "runs/quickstart/eval/scenes.json"
     before = json.loads(path.read_text())
     finish(whole, "--only", "evaluate")
@@ -169,7 +169,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_weights(whole, tmp_
 
 @pytest.mark.process
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(whole, tmp_path, signum):
+def test_a_run_that_is_stopped_leaves_a_checkpoint(whole, tmp_path, signum):
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "runs/quickstart", 5)
     process.send_signal(signum)
@@ -214,9 +214,9 @@ def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_pat
     process.communicate(timeout=60)
     folder = tmp_path / "runs/quickstart/checkpoints"
     before = sorted(path.name for path in folder.iterdir())
-    told = finish(tmp_path, "--resume", code=2, max_file_bytes=20_000)
-    assert "cannot be written" in told
-    assert before[-1] in told
+    output = finish(tmp_path, "--resume", code=2, max_file_bytes=20_000)
+    assert "cannot be written" in output
+    assert before[-1] in output
     assert sorted(path.name for path in folder.iterdir()) == before
     finish(tmp_path, "--resume")
     same(weights(tmp_path), weights(whole))
@@ -224,19 +224,19 @@ def test_a_full_disk_while_checkpointing_leaves_the_last_good_one(whole, tmp_pat
 
 @pytest.mark.process
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path):
-    told = finish(tmp_path, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", code=2)
-    assert "not finite" in told or "the loss is nan" in told
-    assert re.search(r"(turns|pairs)/shard-000000\.tar:", told)
+    output = finish(tmp_path, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", code=2)
+    assert "not finite" in output or "the loss is nan" in output
+    assert re.search(r"(turns|pairs)/shard-000000\.tar:", output)
 
 
 @pytest.mark.process
-def test_a_batch_of_one_at_the_end_of_an_epoch_is_told_beforehand(tmp_path):
-    told = finish(tmp_path, "--set", "data.turns.source.num_samples=67", code=2)
-    assert "leave one for" in told
+def test_a_batch_of_one_at_the_end_of_an_epoch_is_reported_beforehand(tmp_path):
+    output = finish(tmp_path, "--set", "data.turns.source.num_samples=67", code=2)
+    assert "leave one for" in output
 
 
 ADAMW = ("--set", "train.optimizer=adamw")
-"""What shards need in place of the quickstart's Muon."""
+"""Settings for shards, instead of the quickstart's Muon."""
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +268,9 @@ def test_a_quarter_of_the_chunk_budget_gives_the_same_weights(one_process, tmp_p
 
 @pytest.mark.process
 def test_two_processes_give_the_weights_of_one(one_process, tmp_path):
-    told = finish(tmp_path, launcher=TORCHRUN)
+    output = finish(tmp_path, launcher=TORCHRUN)
     near(weights(tmp_path), one_process)
-    assert told.count("scenes/mean") == 1, "the main process alone tells"
+    assert output.count("scenes/mean") == 1, "only the main process prints"
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 13))
 
 
@@ -290,8 +290,12 @@ def start_two(folder: Path, *arguments: str, **options: Any) -> list[Forked]:
 
 def sharded(version: str = "2") -> dict[str, str]:
     """Return an environment with what `accelerate launch --use_fsdp --fsdp_version 2` sets."""
-    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    return {**os.environ, **told}
+    settings = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": version,
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
+    return {**os.environ, **settings}
 
 
 @pytest.mark.process
@@ -309,14 +313,14 @@ def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process
 
 
 @pytest.mark.process
-def test_what_shards_cannot_do_is_told_at_the_start(tmp_path):
+def test_what_shards_cannot_do_is_reported_at_the_start(tmp_path):
     assert "train.optimizer: muon" in finish(tmp_path, "--set", "train.optimizer=muon", code=2, env=sharded())
     assert "--fsdp_version 2" in finish(tmp_path, *ADAMW, code=2, env=sharded(version="1"))
     assert not (tmp_path / "runs").exists()
 
 
 def failed(process: Forked) -> str:
-    """Return what a process said that ended with an error, within the minute that it has for it."""
+    """Return the output of a process that must end with an error within a minute."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, out + err
     assert "Traceback" not in err, err
@@ -324,15 +328,15 @@ def failed(process: Forked) -> str:
 
 
 @pytest.mark.process
-def test_one_of_two_is_killed_the_other_says_so_and_both_go_on(one_process, tmp_path):
+def test_one_of_two_is_killed_the_other_reports_it_and_both_resume(one_process, tmp_path):
     """Either of them: with the first one goes the store that the two met in."""
     victim = random.Random(time.time_ns()).randrange(2)
     both = start_two(tmp_path)
     wait_for_step(both[0], tmp_path / "runs/quickstart", 5, checkpoint=4)
     both[victim].kill()
-    told = failed(both[1 - victim])
-    assert f"process {1 - victim} of 2: another process ended" in told
-    assert "--resume" in told
+    output = failed(both[1 - victim])
+    assert f"process {1 - victim} of 2: another process ended" in output
+    assert "--resume" in output
     both[victim].communicate()
     for each in start_two(tmp_path, "--resume"):
         assert each.communicate(timeout=120)

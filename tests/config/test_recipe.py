@@ -482,7 +482,7 @@ def test_data_and_suites_need_a_backbone_that_takes_their_images(
     load(RECIPE, *text_only, *TURNS_ALONE, registry=with_text_only)
 
 
-def test_context_is_asked_of_the_backbone(refusal, with_text_only):
+def test_context_needs_a_backbone_that_offers_it(refusal, with_text_only):
     settings = ("backbone={name: text_only}", *TURNS_ALONE, "packer.context=causal")
     message = refusal(RECIPE, *settings, registry=with_text_only)
     assert "packer `multi_turn` as set here needs causal_context" in message
@@ -621,10 +621,10 @@ def test_a_recipe_can_list_a_suite_twice_under_labels(load, registry):
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [("scenes", "listed twice: scenes. Give each a `label` of its own"),
      ("../x", "label '../x': use at most"),
      ("[1]", "label \\[1\\]: use at most")],
 )  # fmt: skip
-def test_a_label_names_a_file_and_one_result(refusal, label, told):
-    assert re.search(told, refusal(TWO_SUITES.replace("hard", label)))
+def test_a_label_names_a_file_and_one_result(refusal, label, message):
+    assert re.search(message, refusal(TWO_SUITES.replace("hard", label)))

@@ -175,7 +175,7 @@ def test_another_contract_or_none_is_refused(contract, expected):
     assert f"this muco needs contract {CONTRACT}" in message
 
 
-def test_a_plugin_of_contract_1_is_told_what_to_change():
+def test_the_error_for_a_plugin_of_contract_1_says_what_to_change():
     declared = {"muco_backbones": {"mine": "shapes:Mine"}, "muco_poolers": {"mine": "shapes:Mine"}}
     message = refusal(plugin(1, **declared))
     assert "then set `muco_contract = 2`:\n  muco_backbones: `Processor.count` is gone" in message

@@ -30,7 +30,9 @@ VIDEO = Video(FRAMES, 0.4)
 
 
 def sample_of(*videos: Video, target: Content | None = None) -> Sample:
-    pair = Pair("asked", (Content("what moves?"),), target or Content("a disc"), (Content("", (FRAMES[0],)),))
+    pair = Pair(
+        "motion", (Content("what moves?"),), target or Content("a disc"), (Content("", (FRAMES[0],)),)
+    )
     return Sample("one", "films", (*videos, picture("pink", (30, 30))), (pair,))
 
 

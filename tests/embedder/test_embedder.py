@@ -72,10 +72,10 @@ def test_vectors_have_unit_length_and_one_item_is_one_row(model):
 
 @given(order=permutations(range(5)), more=lists(integers(0, 4), max_size=4), budget=integers(1, 400))
 def test_a_vector_depends_neither_on_other_items_nor_on_order_nor_on_the_budget(model, order, more, budget):
-    alone = np.concatenate([model.encode(item) for item in ITEMS])
+    separate = np.concatenate([model.encode(item) for item in ITEMS])
     chosen = [*order, *more]
     batched = model.encode([ITEMS[index] for index in chosen], batch_tokens=budget)
-    np.testing.assert_allclose(batched, alone[chosen], atol=1e-5)
+    np.testing.assert_allclose(batched, separate[chosen], atol=1e-5)
 
 
 def test_windows_do_not_change_the_order(model, monkeypatch):

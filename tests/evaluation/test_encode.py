@@ -37,11 +37,11 @@ def embedder(model, store, **settings) -> CachedEmbedder:
 def contents() -> list[Content]:
     """Questions about four images, texts, an image alone, and some of them again."""
     images = [picture(colour, (56 + 28 * k, 56)) for k, colour in enumerate(("red", "green", "blue", "gold"))]
-    asked = [
+    given = [
         Content(text, (images[k % 4],)) for k, text in enumerate(("what", "where is it?", "a", "big") * 4)
     ]
-    asked += [Content(f"{k}{text}", (images[k % 4],)) for k, text in enumerate(("who", "why not?") * 6)]
-    return [*asked, Content("a red circle"), Content("", (images[0],)), Content("blue"), *asked[:5]]
+    given += [Content(f"{k}{text}", (images[k % 4],)) for k, text in enumerate(("who", "why not?") * 6)]
+    return [*given, Content("a red circle"), Content("", (images[0],)), Content("blue"), *given[:5]]
 
 
 def open_store(path, **settings) -> EmbeddingStore:
@@ -62,16 +62,16 @@ def test_contents_of_one_image_in_one_pass_have_the_vectors_and_scores_of_one_by
     assert passes.num_passes == 4 + 2  # four images and two texts
     render = model.backbone.processor.render
     packer = MultiTurn(MultiTurn.Config(system=""))
-    alone = [render(packer.inference(content)).cost for content in set(contents())]
+    separate = [render(packer.inference(content)).cost for content in set(contents())]
     images = {content.images: render(packer.inference(content)).cost.patches for content in contents()}
-    assert passes.tokens_alone == sum(cost.tokens for cost in alone) > 1.5 * passes.tokens
-    assert passes.patches_alone == sum(cost.patches for cost in alone)
+    assert passes.tokens_alone == sum(cost.tokens for cost in separate) > 1.5 * passes.tokens
+    assert passes.patches_alone == sum(cost.patches for cost in separate)
     assert passes.patches == sum(images.values())
 
     task = task_of(20, 11, None, [[k % 11] for k in range(20)])
     ranked = [rank_all(task, each[:20], each[-11:]) for each in (one_by_one, joined)]
-    for alone, together in zip(*ranked, strict=True):
-        assert alone.right[0].score == pytest.approx(together.right[0].score, abs=1e-5)
+    for separate, together in zip(*ranked, strict=True):
+        assert separate.right[0].score == pytest.approx(together.right[0].score, abs=1e-5)
 
 
 def test_each_distinct_content_is_encoded_once_and_never_again(model, tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_vectors_under_the_ids_of_others_are_never_used(tmp_path, stored):
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000, "{"])
-def test_a_store_with_broken_metadata_is_told(tmp_path, text):
+def test_a_store_with_broken_metadata_is_reported(tmp_path, text):
     (tmp_path / "about.json").write_text(text)
     with pytest.raises(DataError, match=r"about\.json: damaged: .* Remove "):
         open_store(tmp_path)
@@ -168,7 +168,7 @@ def test_a_store_belongs_to_one_model_and_a_part_to_one_process(tmp_path):
     assert json.loads((tmp_path / "about.json").read_text())["depends_on"] == {"weights": "a"}
 
 
-def test_a_store_whose_files_cannot_be_opened_is_told(tmp_path):
+def test_a_store_whose_files_cannot_be_opened_is_reported(tmp_path):
     (tmp_path / "0000.rows").mkdir()
     with (
         pytest.raises(MucoError, match=r"0000\.rows is .* no regular file"),
@@ -199,7 +199,7 @@ def test_parts_of_several_processes_are_read_together(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG, cut", picture("red", (56, 56)).data[:-40]])
-def test_an_image_that_cannot_be_read_is_told_with_its_text(model, tmp_path, data):
+def test_an_image_that_cannot_be_read_is_reported_with_its_text(model, tmp_path, data):
     with open_store(tmp_path) as store, pytest.raises(DataError, match="image"):
         embedder(model, store).encode([Content("fine"), Content("what is it?", (EncodedImage(data),))])
 
@@ -215,14 +215,14 @@ def test_coherence_is_what_its_definitions_say(tmp_path, model):
         meter.add(queries, pool, rankings)
         found = meter.result()
         vectors = encoder.encode(given).vectors.block(0, len(given)).double()
-    distinct = {content.content_id: place for place, content in reversed(list(enumerate(given)))}
-    places = list(distinct.values())
-    text = vectors[[p for p in places if not given[p].images]].mean(0)
-    image = vectors[[p for p in places if given[p].images]].mean(0)
+    distinct = {content.content_id: index for index, content in reversed(list(enumerate(given)))}
+    indices = list(distinct.values())
+    text = vectors[[p for p in indices if not given[p].images]].mean(0)
+    image = vectors[[p for p in indices if given[p].images]].mean(0)
     assert found.modality_gap == pytest.approx(float((text - image).norm()), rel=1e-5)
     distances = [(vectors[k] - vectors[31]).pow(2).sum() for k in range(28)]
     assert found.alignment == pytest.approx(float(sum(distances) / 28), rel=1e-4)
-    pairs = [(a, b) for i, a in enumerate(places) for b in places[:i]]
+    pairs = [(a, b) for i, a in enumerate(indices) for b in indices[:i]]
     spread = [float((-2 * (vectors[a] - vectors[b]).pow(2).sum()).exp()) for a, b in pairs]
     assert found.uniformity == pytest.approx(float(np.log(np.mean(spread))), rel=1e-4)
     first = [p for p in range(28) if distinct[given[p].content_id] == p]

@@ -33,9 +33,9 @@ def test_metrics_are_those_of_trec_eval(seed):
     right = [torch.randperm(25, generator=generator)[: 1 + row].tolist() for row in range(6)]
     task = Task("t", "retrieval", [Content(str(i)) for i in range(6)],
                 [Content(str(i)) for i in range(25)], None, right)  # fmt: skip
-    judged = {str(row): {str(place): 1 for place in places} for row, places in enumerate(right)}
+    judged = {str(row): {str(index): 1 for index in indices} for row, indices in enumerate(right)}
     scores = {
-        str(row): {str(place): float(value) for place, value in enumerate(query[row] @ pool.T)}
+        str(row): {str(index): float(value) for index, value in enumerate(query[row] @ pool.T)}
         for row in range(6)
     }
     measures = {"P.1", "success.1,5", "recall.5,10", "ndcg_cut.10", "recip_rank"}
@@ -50,12 +50,12 @@ def slow(order: list[bool], metric: str, num_right: int) -> float:
     """Score an order of candidates, each right or wrong, from the definitions."""
     name, _, at = metric.partition("@")
     best = order[: int(at)] if at else order
-    gains = [right / log2(place + 2) for place, right in enumerate(best)]
+    gains = [right / log2(rank + 2) for rank, right in enumerate(best)]
     return {
         "precision": lambda: sum(best) / int(at),
         "hit": lambda: float(any(best)),
         "recall": lambda: sum(best) / num_right,
-        "ndcg": lambda: sum(gains) / sum(1 / log2(place + 2) for place in range(min(num_right, int(at)))),
+        "ndcg": lambda: sum(gains) / sum(1 / log2(rank + 2) for rank in range(min(num_right, int(at)))),
         "mrr": lambda: 1 / (1 + order.index(True)),
     }[name]()
 
@@ -68,9 +68,9 @@ def test_sharing_a_tie_is_the_average_over_all_orders_of_the_tied(seed, num_righ
     task = Task("t", "vqa", [Content("q")], [Content(str(i)) for i in range(6)], None, [range(num_right)])
     (ranking,) = rank_all(task, torch.ones(1, 1), pool)
     orders = [
-        [place < num_right for place in order]
+        [index < num_right for index in order]
         for order in permutations(range(6))
-        if [float(pool[place]) for place in order] == sorted(pool.flatten().tolist(), reverse=True)
+        if [float(pool[index]) for index in order] == sorted(pool.flatten().tolist(), reverse=True)
     ]
     for metric in ("precision@1", "precision@2", "hit@2", "recall@2", "ndcg@3", "mrr"):
         expected = mean([slow(order, metric, num_right) for order in orders])
@@ -81,7 +81,7 @@ def test_sharing_a_tie_is_the_average_over_all_orders_of_the_tied(seed, num_righ
         assert chance(ranking, metric) == pytest.approx(blind), metric
 
 
-def test_an_unknown_metric_is_told():
+def test_an_unknown_metric_is_reported():
     task = Task("t", "vqa", [Content("q")], [Content("a")], None, [[0]])
     (ranking,) = rank_all(task, torch.ones(1, 1), torch.ones(1, 1))
     for wrong in ("precision", "recall@0", "f1@1", "map"):

@@ -116,13 +116,13 @@ def write_mbeir(folder: Path) -> None:
         "fashioniq_task7": (7, "image,text", "image", ""),
         "mscoco_task3": (9, "image", "text", "_test"),
     }
-    for name, (dataset, asked, wanted, split) in sets.items():
+    for name, (dataset, query_kind, candidate_kind, split) in sets.items():
         pool = [
             {
                 "did": f"{dataset}:{k}",
-                "txt": f'"passage {k} of {name}' if "text" in wanted else None,
-                "img_path": f"mbeir_images/c{k}.jpg" if "image" in wanted else None,
-                "modality": wanted,
+                "txt": f'"passage {k} of {name}' if "text" in candidate_kind else None,
+                "img_path": f"mbeir_images/c{k}.jpg" if "image" in candidate_kind else None,
+                "modality": candidate_kind,
                 "src_content": None,
             }
             for k in range(6)
@@ -135,9 +135,9 @@ def write_mbeir(folder: Path) -> None:
             queries.append(
                 {
                     "qid": f"{dataset}:{number}",
-                    "query_txt": f"what is number {number}" if "text" in asked else None,
-                    "query_img_path": f"mbeir_images/q{number}.jpg" if "image" in asked else None,
-                    "query_modality": asked,
+                    "query_txt": f"what is number {number}" if "text" in query_kind else None,
+                    "query_img_path": f"mbeir_images/q{number}.jpg" if "image" in query_kind else None,
+                    "query_modality": query_kind,
                     "query_src_content": None,
                     "pos_cand_list": positives + foreign,
                     "neg_cand_list": [],

@@ -118,20 +118,22 @@ def mmeb_rows(subset: str, number: int) -> list[dict[str, Any]]:
             row = _mmeb(f"{IMG}\nRepresent the given image for classification\n", image, f"label {each}", "")
         elif subset == "DocVQA":  # several questions on one page; answers with trailing spaces
             page = f"{path}/image_{each // 2}.jpg"
-            asked = f"{IMG}\nRepresent the given image with the following question: what is {each}?\n"
-            row = _mmeb(asked, page, f"10.{each} ", "")
+            query_text = f"{IMG}\nRepresent the given image with the following question: what is {each}?\n"
+            row = _mmeb(query_text, page, f"10.{each} ", "")
         elif subset == "MSCOCO_t2i":
-            asked = f"Find me an everyday image that matches the given caption: caption {each}\n"
-            row = _mmeb(asked, "", f"{IMG}\nRepresent the given image.\n", image)
+            query_text = f"Find me an everyday image that matches the given caption: caption {each}\n"
+            row = _mmeb(query_text, "", f"{IMG}\nRepresent the given image.\n", image)
         elif subset == "WebQA":  # the token without an image
-            asked = f"{IMG}\nFind a Wikipedia image that answers this question: question {each}\n"
+            query_text = f"{IMG}\nFind a Wikipedia image that answers this question: question {each}\n"
             answer = f"{IMG}\nRepresent the given Wikipedia image with related text information: c {each}\n"
-            row = _mmeb(asked, "", answer, image)
+            row = _mmeb(query_text, "", answer, image)
         elif subset == "CIRR":
-            asked = (
+            query_text = (
                 f"{IMG}\nGiven an image, find a similar everyday image with the described changes: {each}\n"
             )
-            row = _mmeb(asked, image, f"{IMG}\nRepresent the given image.\n", f"{path}/target_{each}.jpg")
+            row = _mmeb(
+                query_text, image, f"{IMG}\nRepresent the given image.\n", f"{path}/target_{each}.jpg"
+            )
         else:
             raise ValueError(subset)
         rows.append(row if subset == "CIRR" else row | no_negative)
@@ -143,12 +145,12 @@ MMEB_SUBSETS = ("CIRR", "DocVQA", "ImageNet_1K", "MSCOCO_t2i", "WebQA")
 
 def write_mmeb(folder: Path, number: int = 6, subsets: Sequence[str] = MMEB_SUBSETS) -> None:
     """Write `{Subset}/original-*.parquet` and `images_zip/{Subset}.zip`."""
-    for place, subset in enumerate(subsets):
+    for index, subset in enumerate(subsets):
         rows = mmeb_rows(subset, number)
         write_parquet(folder / subset / "original-00000-of-00001.parquet", rows)
         paths = {row[side] for row in rows for side in ("qry_image_path", "pos_image_path")} - {""}
         files = {
-            path.removeprefix("images/"): image_bytes(100 * place + each)
+            path.removeprefix("images/"): image_bytes(100 * index + each)
             for each, path in enumerate(sorted(paths))
         }
         write_zip(folder / "images_zip" / f"{subset}.zip", files)
@@ -214,10 +216,10 @@ def write_mbeir(folder: Path, number: int = 3) -> None:
 
     for each in range(number):
         news = picture(f"visualnews_images/{each}")
-        shown = candidate(f"0:{2 * each}", None, news)
-        told = candidate(f"0:{2 * each + 1}", f' "the news of day {each}" ', None)
-        query(f"0:{2 * each}", f"news of day {each}", None, [shown], [told], 0)
-        query(f"0:{2 * each + 1}", None, news, [told], [], 3)
+        image_target = candidate(f"0:{2 * each}", None, news)
+        text_target = candidate(f"0:{2 * each + 1}", f' "the news of day {each}" ', None)
+        query(f"0:{2 * each}", f"news of day {each}", None, [image_target], [text_target], 0)
+        query(f"0:{2 * each + 1}", None, news, [text_target], [], 3)
         both = [
             candidate(f"5:{2 * each + side}", f"bird {each} {side}", picture(f"oven/{each}_{side}"))
             for side in range(2)

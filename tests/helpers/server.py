@@ -17,7 +17,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.at_once = 0
         self.most_at_once = 0
         self.lock = threading.Lock()
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self.server.lock:
-            self.server.asked[self.path] += 1
+            self.server.requests[self.path] += 1
             self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, kind: str, detail: str = "") -> None:
         data = image_bytes(int(detail) if detail.isdecimal() else 0)
-        times = self.server.asked[self.path]
+        times = self.server.requests[self.path]
         if kind == "image":
             self.send(200, data)
         elif kind == "slow":
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(5)
         elif kind == "status":
             self.send(int(detail), b"no")
-        elif kind == "twice":  # well only when asked again
+        elif kind == "twice":  # succeeds at the second request
             self.send(200 if times > 1 else 503, data, {"Retry-After": "0"})
         elif kind == "breaks":
             self.send(200, data[: len(data) // 2], {"Content-Length": str(len(data))})

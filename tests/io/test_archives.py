@@ -76,7 +76,7 @@ def test_of_one_name_twice_the_later_file_counts(folder):
     assert ImageFiles([folder]).image("1.jpg").data == image_bytes(1)
 
 
-def test_an_archive_itself_is_a_place_and_its_neighbours_are_not(folder):
+def test_the_path_of_an_archive_does_not_include_its_neighbours(folder):
     write_zip(folder / "a.zip", {"1.jpg": image_bytes(1)})
     write_zip(folder / "b.zip", {"2.jpg": image_bytes(2)})
     images = ImageFiles([folder / "a.zip"])
@@ -166,12 +166,12 @@ def test_a_broken_one_stops_everything_and_leaves_nothing(folder, cache, harm):
     assert list(cache.iterdir()) == []
 
 
-def test_a_full_disk_is_told_with_the_command_that_helps(folder, cache, monkeypatch):
+def test_a_full_disk_is_reported_with_the_command_that_helps(folder, cache, monkeypatch):
     write_files(folder, {"all.tar.gz.part-00": packed()})
     free = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=2**30 + 1000))
-    told = r"no room to decompress it\..* cat all\.tar\.gz\.part-\* \| gunzip > all\.tar"
-    with pytest.raises(MucoError, match=told):
+    message = r"no room to decompress it\..* cat all\.tar\.gz\.part-\* \| gunzip > all\.tar"
+    with pytest.raises(MucoError, match=message):
         ImageFiles([folder]).image("photos/1.jpg")
     assert list(cache.iterdir()) == []
 

@@ -39,7 +39,7 @@ SMALL_RUN = [*QUICK_RUN, "backbone.min_pixels=3136", "backbone.max_pixels=7056"]
 
 
 def random_init(sizes: dict[str, Any]) -> list[str]:
-    """Return the settings that take random weights of some sizes in the place of pretrained ones."""
+    """Return the settings for random weights instead of pretrained ones."""
     return ["backbone.pretrained=null", f"backbone.random_init={json.dumps(sizes)}"]
 
 
@@ -168,7 +168,7 @@ def test_pairs_of_ones_own(folder):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ("m3t_qwen", ["data.m3t: data/m3t is not there", "muco data download m3t --from M3T", "1 TB"]),
         ("mmeb_qwen", ["data.mmeb: data/mmeb is not there", "muco data prepare mmeb --from", "50 GB"]),
@@ -177,15 +177,17 @@ def test_pairs_of_ones_own(folder):
         ("pairs", ["data.pairs: data/pairs is not there", "muco data prepare pairs --from", "as its images"]),
     ],
 )
-def test_data_that_is_not_there_is_told_with_the_command_that_gets_it(tmp_path, monkeypatch, recipe, told):
+def test_data_that_is_not_there_is_reported_with_the_command_that_gets_it(
+    tmp_path, monkeypatch, recipe, message
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         verify_data("a run", load_recipe(recipe).data, [])
-    for part in told:
+    for part in message:
         assert part in str(caught.value)
 
 
-def test_all_data_that_is_missing_is_told_at_once(tmp_path, monkeypatch):
+def test_all_data_that_is_missing_is_reported_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("pairs", ["data={a: {shards: x}, b: {shards: y, how_to_get: ask for it}}"])
     with pytest.raises(DataError, match=r"(?s)data\.a: x is not there.*data\.b: y is not there.*ask for it"):

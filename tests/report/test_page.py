@@ -69,10 +69,10 @@ def shown_query(task: str, rank: int) -> dict[str, object]:
         {
             "text": "" if has_pictures else color,
             "images": [picture(color)] if has_pictures else [],
-            "score": 0.9 - place / 10,
-            "right": place == rank,
+            "score": 0.9 - position / 10,
+            "right": position == rank,
         }
-        for place, color in enumerate(candidates, start=1)
+        for position, color in enumerate(candidates, start=1)
     ]
     return {"text": f"{task}?", "images": [] if has_pictures else [picture("red")], "rank": rank, "top": top}
 
@@ -154,19 +154,19 @@ class Parts(HTMLParser):
         return [value for name, value in self.attributes if name in {"src", "href", "srcset", "action"}]
 
 
-def test_a_folder_without_a_recipe_is_told_what_a_run_folder_is(tmp_path):
+def test_the_error_for_a_folder_without_a_recipe_says_what_a_run_folder_is(tmp_path):
     with pytest.raises(MucoError, match=r"no recipe\.yaml.*\n.*muco-run RECIPE"):
         write_report(tmp_path)
 
 
-def test_suites_that_were_scored_with_different_weights_are_told(finished):
+def test_suites_that_were_scored_with_different_weights_are_reported(finished):
     for name, weights, step in (("scenes", "a", 300), ("pairs", "b", 600)):
         scores = {**suite_scores(), "suite": name, "depends_on": {"weights": weights, "step": step}}
         write_json(finished / "eval" / f"{name}.json", scores)
-    told = "scored with different weights: pairs after step 600, scenes after step 300"
-    assert told in write_report(finished).read_text()
+    message = "scored with different weights: pairs after step 600, scenes after step 300"
+    assert message in write_report(finished).read_text()
     write_json(finished / "eval/pairs.json", {**scores, "depends_on": {"weights": "a", "step": 300}})
-    assert told not in write_report(finished).read_text()
+    assert message not in write_report(finished).read_text()
 
 
 def test_a_finished_run_shows_its_sizes_and_its_scores_beside_chance(finished):
@@ -210,7 +210,7 @@ def test_a_last_log_line_cut_short_is_left_out(started):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("recipe.yaml", "name: [", "not YAML"),
         ("recipe.yaml", "- a list", "recipe.yaml: not what this version"),
@@ -221,9 +221,9 @@ def test_a_last_log_line_cut_short_is_left_out(started):
         ("eval/scenes.json", '{"format": 2, "suite": "scenes", "tasks": {}}', "format: Input should be 1"),
     ],
 )
-def test_a_broken_file_is_named(finished, name, text, told):
+def test_a_broken_file_is_named(finished, name, text, message):
     (finished / name).write_text(text)
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         write_report(finished)
 
 
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_is_a_warning_and_a_gap(started):
     assert "nan" not in page.split("<table")[0].split("</style>")[1].lower()
 
 
-def test_texts_of_strangers_are_shown_and_never_run(finished):
+def test_texts_of_the_data_are_escaped(finished):
     (finished / "recipe.yaml").write_text(RECIPE.replace("name: tiny", f"name: '{EVIL}'"))
     scores = suite_scores()
     scores["tasks"] = {EVIL: {**scores["tasks"]["color"], "meta_task": EVIL}}
@@ -286,7 +286,7 @@ def test_the_page_loads_nothing_and_allows_no_script_but_its_own(finished):
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
-def test_a_page_that_cannot_be_put_in_place_leaves_the_old_one_and_no_litter(finished, monkeypatch):
+def test_a_page_that_cannot_be_renamed_leaves_the_old_one_and_no_other_file(finished, monkeypatch):
     before = write_report(finished).read_bytes()
     files = sorted(finished.iterdir())
 
@@ -317,7 +317,7 @@ def test_a_curve_stays_inside_its_plot(curve, broken):
     for axis in (step_axis(steps), log_step_axis(steps)):
         chart = draw("Loss", curve, steps=axis, values=values)
         assert all(0 <= point.x <= 100 and 0 <= point.y <= 100 for point in chart.points)
-        assert all(-0.01 <= place <= 100.01 for place, _ in chart.x_ticks + chart.y_ticks)
+        assert all(-0.01 <= position <= 100.01 for position, _ in chart.x_ticks + chart.y_ticks)
 
 
 def test_a_long_log_becomes_few_points():

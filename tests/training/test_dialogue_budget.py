@@ -30,8 +30,8 @@ PACKERS = [
 
 def count(dialogue: Dialogue) -> int:
     """A word is a token here."""
-    said = [message.content.text for turn in dialogue.turns for message in turn.messages]
-    return sum(len(text.split()) for text in said)
+    texts = [message.content.text for turn in dialogue.turns for message in turn.messages]
+    return sum(len(text.split()) for text in texts)
 
 
 def sample_of(lengths: list[tuple[int, int, int]]) -> Sample:
@@ -63,8 +63,8 @@ def test_what_is_left_fits_and_both_sides_keep_the_same_turns_whole(packer, leng
         longest: dict[int, int] = {}
         for dialogue in whole.queries + whole.targets:
             for turn in (turn for turn in dialogue.turns if turn.key.form_id == 0):
-                alone = count(Dialogue("", (), (turn,)))
-                longest[turn.key.turn_id] = max(alone, longest.get(turn.key.turn_id, 0))
+                separate = count(Dialogue("", (), (turn,)))
+                longest[turn.key.turn_id] = max(separate, longest.get(turn.key.turn_id, 0))
         assert min(longest.values()) > max_tokens, "a pair that fits alone was dropped"
         return
     left = fitted.pair
@@ -72,8 +72,8 @@ def test_what_is_left_fits_and_both_sides_keep_the_same_turns_whole(packer, leng
     assert keys(left.queries) == keys(left.targets)
     assert {turn for turn, _ in keys(left.negatives)} <= {turn for turn, _ in keys(left.queries)}
     assert {(turn, 0) for turn, _ in keys(left.queries)} <= set(keys(left.queries)), "no second form alone"
-    said = {turn.messages for each in whole.queries + whole.targets for turn in each.turns}
-    assert {turn.messages for each in left.queries + left.targets for turn in each.turns} <= said
+    texts = {turn.messages for each in whole.queries + whole.targets for turn in each.turns}
+    assert {turn.messages for each in left.queries + left.targets for turn in each.turns} <= texts
     if fitted.num_dropped == 0:
         assert left == whole
 
@@ -89,7 +89,7 @@ def test_a_turn_that_does_not_fit_makes_room_for_those_after_it():
     assert fitted.num_dropped == 2
 
 
-def test_a_hard_negative_that_is_too_long_goes_alone():
+def test_only_a_hard_negative_that_is_too_long_is_dropped():
     fitted = drop_overlong_turns(
         packed(PACKERS[0], sample_of([(3, 1, 20), (3, 1, 2)])), max_tokens=10, count=count
     )

@@ -117,8 +117,14 @@ def test_what_makes_no_sample_is_left_out_counted_and_named(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "shards/skipped.jsonl").read_text().splitlines()]
     assert [line["record"] for line in lines] == [1, 3, 5, 6, 7]
     assert lines[0]["name"] == "CIRR/original-00000-of-00001.parquet: row 2"
-    told = ["no positive", "no image is named", "gone.jpg is missing", "decompression bomb", "no PNG, JPEG"]
-    for line, reason in zip(lines, told, strict=True):
+    reasons = [
+        "no positive",
+        "no image is named",
+        "gone.jpg is missing",
+        "decompression bomb",
+        "no PNG, JPEG",
+    ]
+    for line, reason in zip(lines, reasons, strict=True):
         assert reason in line["reason"]
     reader = ShardReader(tmp_path / "shards")
     assert [reader[number].sample_id.split("/")[-1] for number in range(3)] == ["0", "2", "4"]
@@ -260,7 +266,7 @@ def test_a_conversion_of_changed_data_is_not_mixed_with_the_old(tmp_path):
     assert convert("m3t", tmp_path / "M3T", tmp_path / "shards").num_samples == 21
 
 
-def test_a_disk_without_room_for_the_estimate_is_told(m3t, tmp_path, monkeypatch):
+def test_a_disk_without_room_for_the_estimate_is_reported(m3t, tmp_path, monkeypatch):
     conversion = conversion_of("m3t", tmp_path / "shards", [], path=m3t)
     estimate = conversion.estimate(quiet)
     convert("m3t", m3t, tmp_path / "shards")
@@ -304,7 +310,7 @@ def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("source", "settings", "told"),
+    ("source", "settings", "message"),
     [
         ("m3d", [], "no source named 'm3d'. Did you mean 'm3t'?"),
         ("m3t", [], "path: missing; it has no default. Give it as --from"),
@@ -317,14 +323,14 @@ def test_the_command_says_what_it_will_write_and_what_it_left_out(m3t, tmp_path)
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_told(tmp_path, source, settings, told):
+def test_settings_that_do_not_fit_are_reported(tmp_path, source, settings, message):
     with pytest.raises(MucoError) as caught:
         conversion_of(source, tmp_path / "to", settings)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_foreign_name_of_an_image_is_no_way_out(m3t, tmp_path):
-    """A record that names a member of a sample that is not there is told, not followed."""
+def test_an_image_name_of_another_sample_is_not_followed(m3t, tmp_path):
+    """A record that names a member of a sample that is not there is an error; the name is not followed."""
     convert("m3t", m3t, tmp_path / "shards", repeat_images=True)
     path = tmp_path / "shards/shard-000000.tar"
     data = path.read_bytes()

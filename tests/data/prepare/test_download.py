@@ -61,7 +61,7 @@ def test_images_lie_under_the_hash_of_their_url_each_once(server, tmp_path):
     done = fetch(urls + urls, tmp_path)
     assert (done.num_new, done.num_failed) == (20, 0)
     assert had(tmp_path) == {url_name(url): image_bytes(number) for number, url in enumerate(urls)}
-    assert set(server.asked.values()) == {1}
+    assert set(server.requests.values()) == {1}
 
 
 def test_large_images_are_reduced_unless_that_would_lose_how_they_are_shown(server, tmp_path):
@@ -77,12 +77,12 @@ def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path)
     fetch(urls, tmp_path)
     done = fetch([*urls, server.url("image/2")], tmp_path)
     assert (done.num_new, done.num_had, done.num_failed) == (1, 1, 1)
-    assert server.asked == {"/image/1": 1, "/image/2": 1, "/status/404": 2}
+    assert server.requests == {"/image/1": 1, "/image/2": 1, "/status/404": 2}
     assert len(had(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
-    ("path", "told", "times"),
+    ("path", "message", "times"),
     [
         ("status/404", "status 404", 1),
         ("status/500", "status 500", 3),
@@ -95,14 +95,14 @@ def test_what_is_there_is_not_fetched_again_and_what_failed_is(server, tmp_path)
         ("bomb", "decompression bomb", 1),
     ],
 )
-def test_what_cannot_be_had_is_named_with_the_reason_and_the_rest_is_fetched(
-    server, tmp_path, path, told, times
+def test_what_cannot_be_downloaded_is_named_with_the_reason_and_the_rest_is_downloaded(
+    server, tmp_path, path, message, times
 ):
     bad, good = server.url(path), server.url("image/7")
     done = fetch([bad, good], tmp_path, max_bytes=10**6, timeout_seconds=0.3)
     assert (done.num_new, done.num_failed) == (1, 1)
-    assert told in failures(tmp_path)[bad]
-    assert times in (None, server.asked[f"/{path}"])
+    assert message in failures(tmp_path)[bad]
+    assert times in (None, server.requests[f"/{path}"])
     assert had(tmp_path) == {url_name(good): image_bytes(7)}
 
 
@@ -111,9 +111,9 @@ def test_large_images_are_refused_by_their_pixels(server, tmp_path):
     assert "image of 60 x 60 pixels; at most 3,599 are kept" in failures(tmp_path)[server.url("image/1")]
 
 
-def test_a_server_that_asks_to_come_again_is_asked_again(server, tmp_path):
+def test_a_request_is_repeated_after_the_time_that_the_server_names(server, tmp_path):
     assert fetch([server.url("twice/3")], tmp_path).num_new == 1
-    assert server.asked["/twice/3"] == 2
+    assert server.requests["/twice/3"] == 2
 
 
 def test_few_requests_go_to_one_host_at_a_time(server, tmp_path):
@@ -129,14 +129,14 @@ def test_private_addresses_are_refused_by_number_and_by_name(server, tmp_path, h
     url = server.url("image/1", host)
     fetch([url], tmp_path, allow=())
     assert "is at a private or loopback address" in failures(tmp_path)[url]
-    assert not server.asked
+    assert not server.requests
 
 
 def test_a_redirect_leads_nowhere_that_is_not_allowed(server, tmp_path):
     url = server.redirect(server.url("image/1", "localhost"))
     fetch([url], tmp_path)
     assert failures(tmp_path)[url] == "localhost is at a private or loopback address"
-    assert server.asked["/image/1"] == 0
+    assert server.requests["/image/1"] == 0
     done = fetch([url], tmp_path, allow=("127.0.0.1", "localhost"))
     assert done.num_new == 1
 
@@ -170,7 +170,7 @@ def test_a_url_with_half_a_character_is_a_failure(server, tmp_path):
 def test_a_signed_url_is_requested_as_it_is_and_what_no_url_may_hold_is_escaped(server, tmp_path):
     signed = "image/a%2Fb%7e%3D?Signature=a%2Bb%2f~c%3D&Key=x+y%20z"
     assert fetch([server.url(signed), server.url("image/ä b")], tmp_path).num_new == 2
-    assert set(server.asked) == {f"/{signed}", "/image/%C3%A4%20b"}
+    assert set(server.requests) == {f"/{signed}", "/image/%C3%A4%20b"}
 
 
 def test_retry_after_is_a_number_of_seconds_or_a_date():
@@ -199,7 +199,7 @@ def test_other_urls_are_refused(tmp_path):
     assert fetch(urls, tmp_path).num_failed == 4
 
 
-def test_a_folder_is_written_by_one_download_alone(server, tmp_path):
+def test_only_one_download_writes_a_folder(server, tmp_path):
     def urls() -> Iterator[str]:
         with pytest.raises(DataError, match="another download is writing to it"):
             fetch([server.url("image/1")], tmp_path)
@@ -230,14 +230,14 @@ def test_killed_and_started_again_it_has_every_image_once(server, tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 60
-    while sum(server.asked.values()) < 150 and time.monotonic() < deadline:
+    while sum(server.requests.values()) < 150 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr
-    assert "fetched before, 0 failed" in told.stdout
-    assert "fetched, 0 fetched before" not in told.stdout, "it continued"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "fetched before, 0 failed" in done.stdout
+    assert "fetched, 0 fetched before" not in done.stdout, "it continued"
     assert had(tmp_path / "images") == {
         url_name(row["image"]): image_bytes(number) for number, row in enumerate(rows)
     }

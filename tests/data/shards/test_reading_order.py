@@ -27,12 +27,14 @@ def test_every_element_comes_once(size, window, seed):
 
 
 @given(size=st.integers(1, 10**9), seed=st.integers(0, 2**64), data=st.data())
-def test_any_place_is_computed_as_in_the_whole(size, seed, data):
-    places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8)))
-    together = permute_in_windows(places, size, window=1024, seed=seed)
-    alone = [permute_in_windows(places[[it]], size, window=1024, seed=seed)[0] for it in range(len(places))]
-    assert together.tolist() == alone
-    assert all(0 <= place < size for place in alone)
+def test_any_position_is_computed_as_in_the_whole(size, seed, data):
+    indices = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8)))
+    together = permute_in_windows(indices, size, window=1024, seed=seed)
+    separate = [
+        permute_in_windows(indices[[it]], size, window=1024, seed=seed)[0] for it in range(len(indices))
+    ]
+    assert together.tolist() == separate
+    assert all(0 <= index < size for index in separate)
 
 
 def test_a_window_lies_in_sixteen_stretches_and_all_is_shuffled():
@@ -69,17 +71,17 @@ def test_an_epoch_in_windows_holds_what_an_epoch_holds(weights):
         assert times == {"a": {1, 2}, "b": {3}}
 
 
-def test_batches_read_onwards_from_few_places():
+def test_batches_read_onwards_from_few_positions():
     """Of 1,024 samples a batch reads on in each of at most 32 stretches; without a window it jumps."""
 
     def jumps(window: int | None) -> float:
         sampler = Mixture(Mixture.Config(window=window))
-        catalog, places = {"a": 1_000_000}, []
+        catalog, indices = {"a": 1_000_000}, []
         for position in range(20, 30):
             plan = sampler.plan(catalog, batch_size=256, seed=0, epoch=0, position=position)
-            places.append([ref.index for ref in plan.samples])
-        assert all(window is None or batch == sorted(batch) for batch in places)
-        every = np.sort(np.concatenate(places))
+            indices.append([ref.index for ref in plan.samples])
+        assert all(window is None or batch == sorted(batch) for batch in indices)
+        every = np.sort(np.concatenate(indices))
         return float((np.diff(every) > 512).mean())
 
     assert jumps(8192) < 0.02

@@ -1,4 +1,4 @@
-"""Folders of shards: what is written is read back, by us and by others, and what is broken is told."""
+"""Folders of shards: what is written is read back, by us and by others, and broken files are errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def folder(tmp_path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """Return what is said on opening the folder or on reading one of its samples."""
+    """Return the error of opening the folder or of reading one of its samples."""
     with pytest.raises(DataError) as caught:
         all_of(folder)
     return str(caught.value)
@@ -92,9 +92,9 @@ def test_samples_are_read_as_they_were_written(tmp_path_factory, samples, max_sh
 
 def test_captions_are_kept_and_take_no_room_where_there_are_none(tmp_path):
     pair = Pair("t", (Content("which?", (IMAGES[1],), "a second"),), Content("", (IMAGES[2],), "a third"))
-    told = Sample("0", "plain", (IMAGES[0],), (pair,), caption="a first")
-    folder = write(tmp_path / "told", [told, plain(1)])
-    assert all_of(folder) == [told, plain(1)]
+    captioned = Sample("0", "plain", (IMAGES[0],), (pair,), caption="a first")
+    folder = write(tmp_path / "captioned", [captioned, plain(1)])
+    assert all_of(folder) == [captioned, plain(1)]
     assert b"caption" not in (write(tmp_path / "silent", [plain(1)]) / "shard-000000.tar").read_bytes()
 
 
@@ -238,7 +238,7 @@ def test_two_processes_that_write_the_same_leave_one_whole_folder(tmp_path, fold
     assert len(ShardReader(tmp_path / "data" / "same")) == 6
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_path_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/new: the shards cannot be written: .*File exists"):
         write(tmp_path / "file" / "new", [plain(0)])
@@ -303,7 +303,7 @@ def change_row(**changes) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "expected"),
     [
         (lambda it: (it / "index.json").unlink(), "no index.json; this is no folder of muco shards"),
         (lambda it: (it / "index.npy").unlink(), "the index is broken"),
@@ -334,24 +334,24 @@ def change_row(**changes) -> Callable[[Path], object]:
          "shard-000000.tar:000000000: the tar holds '000000002.json' where the index has '000000000'"),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_not_whole_is_told(folder, harm, told):
+def test_a_folder_that_is_not_whole_is_reported(folder, harm, expected):
     harm(folder)
     message = refusal(folder)
-    assert told in message
+    assert expected in message
     assert str(folder) in message
 
 
-def test_no_sample_at_all_is_told(tmp_path):
+def test_no_sample_at_all_is_reported(tmp_path):
     assert "the shards hold no sample" in refusal(write(tmp_path / "none", []))
 
 
-def test_no_folder_is_told(tmp_path):
+def test_no_folder_is_reported(tmp_path):
     assert refusal(tmp_path / "nowhere").endswith("nowhere does not exist")
     assert "no index.json; this is no folder of muco shards" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("max_shard_bytes", [1000, 2**20])
-def test_the_index_of_another_folder_is_told(tmp_path, folder, max_shard_bytes):
+def test_the_index_of_another_folder_is_reported(tmp_path, folder, max_shard_bytes):
     """Its samples are larger, or its shards fewer."""
     samples = [plain(number, IMAGES[1]) for number in range(6)]
     other = write(tmp_path / "other", samples, max_shard_bytes=max_shard_bytes)
@@ -377,7 +377,7 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (b'"version":1', b'"version":7', "sample format 7; this muco reads 1 and 2. Prepare the data again."),
         (b'{"dataset"', b'["dataset"', "not a sample: "),
@@ -390,24 +390,24 @@ def patch(folder: Path, number: int, old: bytes, new: bytes) -> None:
         (b"000000003.0.png", b"000000004.0.png", "000000003': an invalid header at byte 1,024"),
     ],
 )  # fmt: skip
-def test_a_sample_that_is_broken_is_told_and_the_others_are_read(folder, old, new, told):
+def test_a_sample_that_is_broken_is_reported_and_the_others_are_read(folder, old, new, message):
     expected = all_of(folder)
     patch(folder, 3, old, new)
     reader = ShardReader(folder)
     with pytest.raises(DataError) as caught:
         reader[3]
     assert f"{folder}/shard-000001.tar:000000003: " in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert [reader[number] for number in (0, 1, 2, 4, 5)] == expected[:3] + expected[4:]
 
 
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_read_or_told(tmp_path_factory, position, bit):
+def test_a_flipped_bit_is_read_or_reported(tmp_path_factory, position, bit):
     folder = write(tmp_path_factory.mktemp("flipped") / "data", [plain(0, IMAGES[0]), plain(1)])
     path = folder / "shard-000000.tar"
     whole = path.read_bytes()
-    place = position % len(whole)
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+    offset = position % len(whole)
+    path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1 << bit]) + whole[offset + 1 :])
     reader = ShardReader(folder)
     found = []
     for number in range(2):
@@ -468,7 +468,7 @@ def step_of(folder: Path, processor, *, chunk_tokens: int | None = None):
 def test_a_broken_image_is_counted_and_named_and_the_rest_of_the_batch_kept(
     tmp_path, processor, harm, chunk_tokens
 ):
-    image, told = BROKEN[harm]
+    image, message = BROKEN[harm]
     samples = [plain(number, IMAGES[0]) for number in range(4)]
     as_query = plain(1, image)
     as_target = Sample("target", "plain", (), (Pair("t", (Content("show it"),), Content("", (image,))),))
@@ -478,7 +478,7 @@ def test_a_broken_image_is_counted_and_named_and_the_rest_of_the_batch_kept(
         "data/shard-000000.tar:000000001",
         "data/shard-000000.tar:000000003",
     }
-    assert all(told in each.reason for each in step.unreadable)
+    assert all(message in each.reason for each in step.unreadable)
     assert set(step.samples) == {"data/shard-000000.tar:000000000", "data/shard-000000.tar:000000002"}
     assert len(step.queries.ids) == len(step.targets.ids) == 2
     assert sum(len(chunk.ids) for chunk in step.queries.chunks) == 2
@@ -507,10 +507,10 @@ def test_more_pixels_than_we_read_are_refused_before_they_are_decoded():
     st.sampled_from(["PNG", "JPEG", "WEBP"]),
     st.lists(st.tuples(st.floats(0.5, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5),
 )
-def test_a_damaged_image_is_decoded_or_told(kind, damages):
+def test_a_damaged_image_is_decoded_or_reported(kind, damages):
     data = bytearray(encoded(kind).data)
-    for place, byte in damages:
-        data[int(place * len(data))] = byte
+    for share, byte in damages:
+        data[int(share * len(data))] = byte
     with suppress(DataError):
         assert EncodedImage(bytes(data)).decode().mode == "RGB"
 

@@ -96,21 +96,21 @@ def test_long_names_are_indexed_from_their_extended_headers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"a.jpg": b"", "b.jpg": b"", "a.txt": b""}, "the files of 'a' are not consecutive"),
         ({"a.jpg": b"", "a.JPG": b""}, "two files of 'a' end in 'jpg'"),
         ({}, "the tars hold no sample"),
     ],
 )
-def test_tars_out_of_order_are_told(tmp_path, files, told):
+def test_tars_out_of_order_are_reported(tmp_path, files, message):
     write_tar(tmp_path / "a.tar", files)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         index_folder(tmp_path, quiet)
     assert not (tmp_path / "index.json").exists()
 
 
-def test_tars_that_cannot_be_read_are_told(tmp_path):
+def test_tars_that_cannot_be_read_are_reported(tmp_path):
     folder = foreign(tmp_path / "laion")
     path = folder / "00001.tar"
     whole = path.read_bytes()
@@ -139,17 +139,17 @@ def test_tars_that_cannot_be_read_are_told(tmp_path):
         index_folder(folder, quiet)
 
 
-def test_a_record_that_lacks_a_column_is_told(tmp_path):
+def test_a_record_that_lacks_a_column_is_reported(tmp_path):
     files = {"a.jpg": image_bytes(1), "b.txt": b"\xff", "b.jpg": b"1", "c.txt": b"t", "c.jpg": image_bytes(2)}
     write_tar(tmp_path / "a.tar", {**files, "d.json": b"{", "d.txt": b""})
     index_folder(tmp_path, quiet)
     reader = ShardReader(tmp_path, columns=CAPTIONS)
-    for number, told in (
+    for number, message in (
         (0, "no member 'txt'; there are jpg"),
         (1, "txt is not UTF-8"),
         (3, "no member 'jpg;png'"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             reader[number]
     assert reader[2].pairs[0].target.text == "t"
     with pytest.raises(DataError, match="json is no JSON"):
@@ -166,7 +166,7 @@ def test_a_tar_without_a_record_is_passed_over(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"file": 3}, {"num_bytes": "1"}, {"num_samples": 99}, {"num_samples": None}, {"blake2b": 3}]
 )
-def test_an_index_of_something_else_is_told(shards, tmp_path, change):
+def test_an_index_of_something_else_is_reported(shards, tmp_path, change):
     shutil.copytree(shards, tmp_path / "data")
     index = json.loads((tmp_path / "data/index.json").read_text())
     index["shards"][0] |= change
@@ -243,12 +243,12 @@ def test_what_a_killed_process_fetched_in_part_is_written_over(remote, shards, t
         "os.replace = lambda *_: os._exit(9)\n"
         "reader[0]"
     )
-    place = f"local://{shards}"
+    url = f"local://{shards}"
     for _ in range(2):
-        ShardReader(place)
-        assert subprocess.run([sys.executable, "-c", killed, place]).returncode == 9
+        ShardReader(url)
+        assert subprocess.run([sys.executable, "-c", killed, url]).returncode == 9
     assert len(list(tmp_path.glob("cache/remote/*/.*.partial"))) == 1
-    assert ShardReader(place)[0] == all_of(shards)[0]
+    assert ShardReader(url)[0] == all_of(shards)[0]
     assert list(tmp_path.glob("cache/remote/*/.*.partial")) == []
 
 
@@ -271,14 +271,14 @@ def test_a_line_that_fails_is_tried_again(remote, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["pipe:touch owned", " PIPE:x", "simplecache::memory://a", "s3://a::b"])
-def test_places_that_run_programs_are_refused(url):
+def test_urls_that_run_programs_are_refused(url):
     with pytest.raises(MucoError, match="`pipe:` and chained URLs"):
         ShardReader(url)
     with pytest.raises(RecipeError, match="`pipe:` and chained URLs"):
         load_recipe("quickstart", [f"data={{a: {{shards: '{url}'}}}}"])
 
 
-def test_no_shards_at_a_url_and_no_such_kind_of_url_are_told(remote):
+def test_no_shards_at_a_url_and_no_such_kind_of_url_are_reported(remote):
     with pytest.raises(DataError, match=r"no index\.json there"):
         ShardReader("memory://nowhere")
     with pytest.raises(MucoError, match="Protocol not known: nosuch"):
@@ -334,7 +334,7 @@ def test_samples_are_spread_evenly():
 
 
 @pytest.mark.process
-def test_showing_tells_the_figures(shards, tmp_path):
+def test_show_prints_the_figures(shards, tmp_path):
     page = tmp_path / "page.html"
     command = [*MUCO, "data", "show", str(shards), "--html", str(page), "--samples", "3"]
     done = subprocess.run(command, capture_output=True, text=True)

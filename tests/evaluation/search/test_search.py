@@ -37,26 +37,26 @@ def test_equal_vectors_score_chance(scale):
 def test_standings_are_those_of_a_full_sort(seed, levels, own_lists):
     (query, pool), generator = levels_of(seed, levels, (6, 3), (11, 3))
     lists = [torch.randperm(11, generator=generator)[:7].tolist() for _ in range(6)]
-    right = [row[: 1 + place % 3] for place, row in enumerate(lists)]
+    right = [row[: 1 + position % 3] for position, row in enumerate(lists)]
     if not own_lists:
         lists = [list(range(11))] * 6
     task = task_of(6, 11, lists if own_lists else None, right)
     for row, ranking in enumerate(rank_all(task, query, pool, num_top=5, top_queries=4)):
-        scores = {place: float(query[row] @ pool[place]) for place in lists[row]}
-        order = sorted(lists[row], key=lambda place: (-scores[place], lists[row].index(place)))
-        wrong = [place for place in lists[row] if place not in right[row]]
+        scores = {position: float(query[row] @ pool[position]) for position in lists[row]}
+        order = sorted(lists[row], key=lambda position: (-scores[position], lists[row].index(position)))
+        wrong = [position for position in lists[row] if position not in right[row]]
         assert ranking.num_candidates == len(lists[row])
-        for place, relevant_rank in zip(
-            [place for place in order if place in right[row]], ranking.right, strict=True
+        for position, relevant_rank in zip(
+            [position for position in order if position in right[row]], ranking.right, strict=True
         ):
-            assert relevant_rank.score == scores[place]
-            assert relevant_rank.above == sum(scores[other] > scores[place] for other in wrong)
-            assert relevant_rank.tied == sum(scores[other] == scores[place] for other in wrong)
-            ahead = lists[row][: lists[row].index(place)]
+            assert relevant_rank.score == scores[position]
+            assert relevant_rank.above == sum(scores[other] > scores[position] for other in wrong)
+            assert relevant_rank.tied == sum(scores[other] == scores[position] for other in wrong)
+            ahead = lists[row][: lists[row].index(position)]
             assert relevant_rank.tied_before == sum(
-                scores[other] == scores[place] for other in wrong if other in ahead
+                scores[other] == scores[position] for other in wrong if other in ahead
             )
-        assert [place for place, _ in ranking.top] == (order[:5] if row < 4 else [])
+        assert [position for position, _ in ranking.top] == (order[:5] if row < 4 else [])
 
 
 @given(seed=integers(0, 2**16), levels=integers(2, 40), block=integers(1, 30), number=integers(1, 40))
@@ -66,9 +66,9 @@ def test_the_best_are_those_of_a_full_sort(seed, levels, block, number):
         patch.setattr(scan, "BLOCK_ROWS", block)
         scores, rows = top_k(query, pool, number)
     for row in range(5):
-        order = sorted(range(29), key=lambda place: (-float(query[row] @ pool[place]), place))[:number]
+        order = sorted(range(29), key=lambda index: (-float(query[row] @ pool[index]), index))[:number]
         assert rows[row].tolist() == order
-        assert scores[row].tolist() == [float(query[row] @ pool[place]) for place in order]
+        assert scores[row].tolist() == [float(query[row] @ pool[index]) for index in order]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -93,7 +93,7 @@ def test_blocks_and_near_ties_do_not_change_a_ranking(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("width", [1, 8, 13, 2032, 2040, 2048])
-def test_true_places_are_counted_whatever_their_number(width):
+def test_right_answers_are_counted_whatever_their_number(width):
     random = torch.rand(5, width, generator=torch.Generator().manual_seed(0)) < 0.5
     for mask in (random, torch.ones(5, width, dtype=torch.bool), torch.zeros(5, width, dtype=torch.bool)):
         assert torch.equal(scan.count_true(mask), mask.sum(1))
@@ -105,11 +105,11 @@ def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
     generator = torch.Generator().manual_seed(0)
     pool = F.normalize(torch.randn(2 * scan.BLOCK_ROWS + 5, 24, generator=generator), dim=1)
     pool[3000:3100] = pool[:100]
-    places = torch.randperm(len(pool), generator=generator)[:40]
-    query = F.normalize(pool[places] + noise * torch.randn(40, 24, generator=generator), dim=1)
+    positions = torch.randperm(len(pool), generator=generator)[:40]
+    query = F.normalize(pool[positions] + noise * torch.randn(40, 24, generator=generator), dim=1)
     exact = (query.double() @ pool.double().T).float()
-    right = exact[torch.arange(40), places][:, None]
-    ranked = rank_all(task_of(40, len(pool), None, [[place] for place in places.tolist()]), query, pool)
+    right = exact[torch.arange(40), positions][:, None]
+    ranked = rank_all(task_of(40, len(pool), None, [[index] for index in positions.tolist()]), query, pool)
     assert [each.right[0].above for each in ranked] == (exact > right).sum(1).tolist()
     assert [each.right[0].tied for each in ranked] == ((exact == right).sum(1) - 1).tolist()
     scores, rows = top_k(query, pool, 7)
@@ -121,7 +121,7 @@ def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
 @pytest.mark.parametrize("lists", [None, [list(range(9))] * 3])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_vector_that_is_not_finite_is_told_and_never_ranked(lists, broken, side):
+def test_a_vector_that_is_not_finite_is_reported_and_never_ranked(lists, broken, side):
     """It compares as neither more nor less than anything, so that all would seem to be found."""
     both, _ = levels_of(0, 5, (3, 4), (29, 4))
     both[side][1, 2] = broken
@@ -146,11 +146,11 @@ def test_scores_are_computed_once_whatever_the_number_of_right_answers(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("candidates", "told"),
+    ("candidates", "message"),
     [([[0, 1, 0]], "a candidate twice"), ([[0, 9]], "not in the pool"), ([[-1, 0]], "not in the pool"),
      ([[]], "no candidate")],
 )  # fmt: skip
-def test_candidates_that_are_none_are_told(candidates, told):
-    with pytest.raises(ValueError, match=told):
+def test_positions_that_are_no_candidates_are_errors(candidates, message):
+    with pytest.raises(ValueError, match=message):
         task_of(1, 5, candidates, [[0]])
     assert task_of(1, 5, [range(5)], [[0]]).candidates == [range(5)]

@@ -244,11 +244,11 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path, monkeypat
 
 
 def test_a_name_that_is_no_folder_is_asked_for_on_the_hub_once(monkeypatch):
-    asked = []
+    requests = []
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(503)
 
         do_HEAD = do_GET  # noqa: N815
@@ -267,4 +267,4 @@ def test_a_name_that_is_no_folder_is_asked_for_on_the_hub_once(monkeypatch):
     finally:
         server.shutdown()
         server.server_close()
-    assert [path for path in asked if "owner" in path] == ["/api/models/owner/none"]
+    assert [path for path in requests if "owner" in path] == ["/api/models/owner/none"]

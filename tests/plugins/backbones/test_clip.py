@@ -113,16 +113,16 @@ def test_checkpoints_of_open_clip_keep_it_too(registry, tmp_path, kind):
 
 @settings(max_examples=25)
 @given(
-    asked=st.lists(
+    questions=st.lists(
         st.sampled_from(["a", "what is it?", "red", "where is the circle?"]), min_size=1, max_size=5
     ),
     num_images=st.integers(0, 2),
 )
-def test_isolated_turns_equal_single_turn_passes(mlp, asked, num_images):
+def test_isolated_turns_equal_single_turn_passes(mlp, questions, num_images):
     images = IMAGES[:num_images]
-    together = states(mlp, [dialogue_of(asked, images, "isolated"), dialogue_of(["b"], IMAGES[:1])])
-    alone = torch.cat([states(mlp, [dialogue_of([text], images)]) for text in asked])
-    torch.testing.assert_close(together[:-1], alone, rtol=0, atol=1e-5)
+    together = states(mlp, [dialogue_of(questions, images, "isolated"), dialogue_of(["b"], IMAGES[:1])])
+    separate = torch.cat([states(mlp, [dialogue_of([text], images)]) for text in questions])
+    torch.testing.assert_close(together[:-1], separate, rtol=0, atol=1e-5)
 
 
 def test_all_poolers_give_the_same(mlp):
@@ -179,8 +179,8 @@ def test_images_of_the_turn_and_of_the_dialogue_count_alike(backbone):
 
 def test_the_system_text_is_left_out(backbone):
     plain = dialogue_of(["a"], IMAGES)
-    told = Dialogue("You are a helpful assistant.", plain.images, plain.turns)
-    assert torch.equal(states(backbone, [plain]), states(backbone, [told]))
+    with_system = Dialogue("You are a helpful assistant.", plain.images, plain.turns)
+    assert torch.equal(states(backbone, [plain]), states(backbone, [with_system]))
 
 
 def test_each_distinct_image_and_text_is_encoded_once(backbone):
@@ -248,12 +248,12 @@ def test_a_text_beyond_the_context_is_cut_and_counted_where_that_is_asked_for(tm
 
 
 def test_images_that_cannot_be_read_are_named(backbone):
-    for image, told in (
+    for image, message in (
         (EncodedImage(b"no image"), "image"),
         (EncodedImage(IMAGES[0].data[:40]), "image"),
         (picture("red", (2, 600)), "2 x 600 pixels"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             backbone.processor.prepare([dialogue_of(["a"], [image])])
 
 
@@ -296,7 +296,7 @@ def test_causal_turns_that_reach_it_are_a_bug(backbone):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"random_init": None}, "either `pretrained` or `random_init`"),
         ({"pretrained": "x"}, "either `pretrained` or `random_init`"),
@@ -308,8 +308,8 @@ def test_causal_turns_that_reach_it_are_a_bug(backbone):
         ({"image_weight": 1.0}, "less than 1"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         Clip.Config.model_validate({**SMALL_CLIP, **changes})
 
 
@@ -346,15 +346,15 @@ def change(folder: Path, **values: Any) -> None:
     described = json.loads(file.read_text())
     for path, value in values.items():
         *parents, last = path.split("__")
-        place = described
+        node = described
         for parent in parents:
-            place = place[parent]
-        place[last] = value
+            node = node[parent]
+        node[last] = value
     file.write_text(json.dumps(described))
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"preprocess_cfg": {"mean": [0, 0, 0]}}, "mean and std"),
         ({"preprocess_cfg": None}, "mean and std"),
@@ -372,14 +372,14 @@ def change(folder: Path, **values: Any) -> None:
     ],
     ids=str,
 )
-def test_a_configuration_that_is_not_supported_is_named(saved, values, told):
+def test_a_configuration_that_is_not_supported_is_named(saved, values, message):
     change(saved, **values)
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         pretrained(saved)
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("gone", "message"),
     [
         ("open_clip_config.json", "open_clip_config.json cannot be read"),
         ("open_clip_model.safetensors", "has no open_clip_model.safetensors or"),
@@ -387,9 +387,9 @@ def test_a_configuration_that_is_not_supported_is_named(saved, values, told):
         ("", "is not a folder"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_named(saved, gone, told):
+def test_a_checkpoint_that_is_not_whole_is_named(saved, gone, message):
     shutil.rmtree(saved) if not gone else (saved / gone).unlink()
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         pretrained(saved)
 
 
@@ -502,8 +502,8 @@ def stepper(reader, *, cached=False, budget=None, dtype=torch.float64, packer=No
     return encoder, lambda: step(batches[0])
 
 
-def gradients(reader, **told):
-    encoder, step = stepper(reader, **told)
+def gradients(reader, **settings):
+    encoder, step = stepper(reader, **settings)
     return step().mean, {n: w.grad for n, w in encoder.named_parameters() if w.grad is not None}
 
 
@@ -519,11 +519,11 @@ def same(found, expected, tolerance):
 @pytest.mark.parametrize("tower", [{}, {"image_tower": {"name": "test_resnet"}}], ids=["vit", "timm"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cached_gradients_in_any_chunks_equal_those_of_the_whole_batch(reader, tower, frozen):
-    told = {**tower, "freeze_vision": frozen}
-    whole = gradients(reader, **told)
+    settings = {**tower, "freeze_vision": frozen}
+    whole = gradients(reader, **settings)
     for cached in (False, True):
         for budget in (20, 90):
-            same(gradients(reader, cached=cached, budget=budget, **told), whole, 1e-10)
+            same(gradients(reader, cached=cached, budget=budget, **settings), whole, 1e-10)
 
 
 def kept_bytes(step) -> int:
@@ -551,7 +551,7 @@ def test_activations_computed_again_give_the_same_gradients_of_less_memory(reade
     assert less < 0.95 * more
 
 
-def test_a_tower_that_keeps_its_activations_is_told():
+def test_a_tower_that_keeps_its_activations_is_reported():
     with pytest.raises(MucoError, match=r"gradient_checkpointing: .*freeze_vision: true"):
         build(image_tower={"name": "darknet17"}, gradient_checkpointing=True)
 
@@ -756,7 +756,7 @@ def test_steps_on_adapters_lower_the_loss_of_their_batch(reader, adapter):
 
 
 @pytest.mark.parametrize(
-    ("vision", "adapter", "told"),
+    ("vision", "adapter", "message"),
     [
         ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}, {"vision": True},
          r"no linear layer that can have adapters\. Set `adapter\.vision: false`"),
@@ -765,9 +765,9 @@ def test_steps_on_adapters_lower_the_loss_of_their_batch(reader, adapter):
         (VISION, {"targets": ["q_proj"]}, r"name ends in 'q_proj'; allowed are c_fc, c_proj, in_proj"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_adapted_is_told_with_what_can(tmp_path, vision, adapter, told):
+def test_what_cannot_be_adapted_is_reported_with_what_can(tmp_path, vision, adapter, message):
     folder = towers_of(vision, TEXT, tmp_path)
-    with pytest.raises(MucoError, match=told):
+    with pytest.raises(MucoError, match=message):
         pretrained(folder, adapter=adapter)
     fits = {"vision": "qk_norm" in vision, "targets": ["c_fc", "c_proj"]}
     assert any(".lora_A." in name for name in trained(pretrained(folder, adapter=fits)))

@@ -50,8 +50,8 @@ def test_keeps_the_contract(registry, tmp_path, options):
 def test_isolated_turns_equal_single_turn_passes(backbone):
     seen = [IMAGES[:1], IMAGES[1:], ()]
     rows = [dialogue_of(ASKED, images, "isolated") for images in seen]
-    alone = [dialogue_of([text], images) for images in seen for text in ASKED]
-    expected = torch.cat([states(backbone, [dialogue]) for dialogue in alone])
+    separate = [dialogue_of([text], images) for images in seen for text in ASKED]
+    expected = torch.cat([states(backbone, [dialogue]) for dialogue in separate])
     torch.testing.assert_close(states(backbone, rows), expected, rtol=0, atol=1e-5)
 
 

@@ -48,16 +48,16 @@ def their_processor(backbone: Llava):
     )
 
     family, processor = backbone.model.config.model_type, backbone.processor
-    told = {
+    settings = {
         "image_processor": processor.image_processor,
         "tokenizer": processor.tokenizer,
         "vision_feature_select_strategy": backbone.model.config.vision_feature_select_strategy,
     }
     if family == "llava_onevision":
         videos = LlavaOnevisionVideoProcessor()
-        return LlavaOnevisionProcessor(**told, video_processor=videos, num_image_tokens=16)
+        return LlavaOnevisionProcessor(**settings, video_processor=videos, num_image_tokens=16)
     cls = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}[family]
-    return cls(**told, patch_size=14, num_additional_image_tokens=1)
+    return cls(**settings, patch_size=14, num_additional_image_tokens=1)
 
 
 def whole_model(backbone: Llava, dialogue: Dialogue) -> torch.Tensor:
@@ -100,8 +100,8 @@ def test_isolated_turns_equal_single_turn_passes(family, template):
     backbone = build(family, template=template)
     seen = [IMAGES[:1], IMAGES[1:], ()]
     rows = [dialogue_of(ASKED, images, "isolated") for images in seen]
-    alone = [dialogue_of([text], images) for images in seen for text in ASKED]
-    expected = torch.cat([states(backbone, [dialogue]) for dialogue in alone])
+    separate = [dialogue_of([text], images) for images in seen for text in ASKED]
+    expected = torch.cat([states(backbone, [dialogue]) for dialogue in separate])
     torch.testing.assert_close(states(backbone, rows), expected, rtol=0, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_equals_the_whole_transformers_model(backbone, number):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_an_image_of_a_turn_is_seen_by_its_turn_alone(backbone):
+def test_only_its_own_turn_sees_an_image_of_a_turn(backbone):
     turns = dialogue_of(ASKED[:2], IMAGES[:1], "isolated").turns
     message = turns[1].messages[0]
     shown = type(message)("user", Content(message.content.text, (IMAGES[1],)))
@@ -349,8 +349,8 @@ def test_cached_gradients_equal_plain_ones_in_any_chunks(backbone, reader, conte
 @pytest.mark.parametrize("options", [{"rows": "padded"}, {"gradient_checkpointing": True}])
 def test_padded_rows_and_recomputed_activations_have_the_same_gradients(backbone, reader, options):
     found = encoder(build(backbone.model.config.model_type, **options))
-    told = {"cached": True, "budget": 150, "context": "isolated"}
-    same(gradients(found, reader, **told), gradients(encoder(backbone), reader, **told), 1e-10)
+    settings = {"cached": True, "budget": 150, "context": "isolated"}
+    same(gradients(found, reader, **settings), gradients(encoder(backbone), reader, **settings), 1e-10)
 
 
 def test_kept_features_of_a_frozen_tower_have_the_same_gradients(backbone, reader):
@@ -366,15 +366,15 @@ def test_kept_features_of_a_frozen_tower_have_the_same_gradients(backbone, reade
 @pytest.mark.parametrize("adapter", [None, {"rank": 4, "dora": False}, {"rank": 4, "vision": True}])
 def test_a_step_lowers_the_loss_of_its_batch(backbone, reader, adapter):
     model = encoder(build(backbone.model.config.model_type, adapter=adapter)).eval()
-    told = {"cached": True, "budget": 200, "context": "isolated", "dtype": torch.float32}
-    before, found = gradients(model, reader, **told)
+    settings = {"cached": True, "budget": 200, "context": "isolated", "dtype": torch.float32}
+    before, found = gradients(model, reader, **settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert found.keys() <= trained.keys()
     length = torch.cat([gradient.flatten() for gradient in found.values()]).norm()
     with torch.no_grad():
         for name, gradient in found.items():
             trained[name] -= 1e-4 * gradient / length
-    after, _ = gradients(model, reader, **told)
+    after, _ = gradients(model, reader, **settings)
     assert before - after == pytest.approx(1e-4 * float(length), rel=0.1), "not as the slope says"
 
 

@@ -223,15 +223,15 @@ def test_stage_2_starts_where_stage_1_with_adapters_ended(tmp_path, family, firs
 def test_a_file_says_what_made_it(tmp_path):
     build({"rank": 4, "targets": ["q_proj"]}).save(tmp_path)
     with safe_open(tmp_path / ADAPTER_FILE, "pt") as opened:
-        told = json.loads(opened.metadata()["adapter"])
-    assert told == {
+        metadata = json.loads(opened.metadata()["adapter"])
+    assert metadata == {
         "rank": 4, "alpha": 64.0, "dropout": 0.1, "dora": True, "init": "gaussian", "targets": ["q_proj"],
         "vision": False,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("told", "error"),
+    ("text", "error"),
     [
         (None, "metadata has no 'adapter'"),
         ("{", "'adapter' of its metadata is not valid"),
@@ -246,10 +246,10 @@ def test_a_file_says_what_made_it(tmp_path):
         ('{"rank": 4, "targets": ["gone"]}', r"cannot be merged: .*ends in 'gone'"),
     ],
 )
-def test_settings_that_are_missing_or_tampered_with_are_errors(tmp_path, told, error):
+def test_settings_that_are_missing_or_tampered_with_are_errors(tmp_path, text, error):
     build({"rank": 4, "targets": ["q_proj"]}).save(tmp_path)
     weights = load_file(tmp_path / ADAPTER_FILE)
-    save_file(weights, tmp_path / ADAPTER_FILE, metadata=None if told is None else {"adapter": told})
+    save_file(weights, tmp_path / ADAPTER_FILE, metadata=None if text is None else {"adapter": text})
     with pytest.raises(DataError, match=error):
         build(None, random_init=None, pretrained=str(tmp_path))
 

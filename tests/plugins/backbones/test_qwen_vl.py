@@ -33,10 +33,12 @@ def test_isolated_turns_equal_single_turn_passes(family, template):
     torch.manual_seed(1)
     config = QwenVL.Config.model_validate(small(family, template=template))
     backbone = QwenVL.build(config, texts=TEXTS).eval()
-    asked = ["a", "what is the colour of the circle?", "b", "where is it? " * 9]
-    rows = [dialogue_of(asked, IMAGES, "isolated"), dialogue_of(asked[:2], (), "isolated")]
-    alone = [dialogue_of([text], IMAGES) for text in asked] + [dialogue_of([text], ()) for text in asked[:2]]
-    expected = torch.cat([states(backbone, [dialogue]) for dialogue in alone])
+    questions = ["a", "what is the colour of the circle?", "b", "where is it? " * 9]
+    rows = [dialogue_of(questions, IMAGES, "isolated"), dialogue_of(questions[:2], (), "isolated")]
+    separate = [dialogue_of([text], IMAGES) for text in questions] + [
+        dialogue_of([text], ()) for text in questions[:2]
+    ]
+    expected = torch.cat([states(backbone, [dialogue]) for dialogue in separate])
     torch.testing.assert_close(states(backbone, rows), expected, rtol=0, atol=1e-5)
 
 
@@ -145,7 +147,7 @@ def test_another_family_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("config.json", "{}", "model_type"),
         ("config.json", '{"model_type": "qwen9_vl"}', "qwen9_vl"),
@@ -155,13 +157,13 @@ def test_another_family_is_refused(tmp_path):
         ("tokenizer*.json", None, "its tokenizer encodes text to nothing"),
     ],
 )
-def test_a_checkpoint_that_is_broken_or_not_whole_is_named(tmp_path, file, content, told):
+def test_a_checkpoint_that_is_broken_or_not_whole_is_named(tmp_path, file, content, message):
     QwenVL.build(QwenVL.Config.model_validate(SMALL), texts=TEXTS).save(tmp_path)
     for each in tmp_path.glob(file):
         each.unlink() if content is None else each.write_text(content)
     config = QwenVL.Config.model_validate({**SMALL, "random_init": None, "pretrained": str(tmp_path)})
     for read in (lambda: QwenVL.build(config, texts=()), lambda: QwenVL.load(config, tmp_path)):
-        with pytest.raises(MucoError, match=told):
+        with pytest.raises(MucoError, match=message):
             read()
 
 

@@ -88,23 +88,23 @@ def theirs(backbone, videos: list[Video], text: str):
     colors = {"image_mean": images.image_mean, "image_std": images.image_std}
     metadata, frames = [], []
     for video in videos:
-        places = video.frame_indices(most)
-        if family == "qwen3_vl" and len(places) % 2:
-            places.append(places[-1])
+        indices = video.frame_indices(most)
+        if family == "qwen3_vl" and len(indices) % 2:
+            indices.append(indices[-1])
         metadata.append(
             VideoMetadata(
-                total_num_frames=len(video.frames), fps=1 / video.seconds_per_frame, frames_indices=places
+                total_num_frames=len(video.frames), fps=1 / video.seconds_per_frame, frames_indices=indices
             )
         )
-        frames.append(torch.from_numpy(np.stack([video.frames[at].decode() for at in places])))
-    told = {"do_sample_frames": False, "video_metadata": metadata}
+        frames.append(torch.from_numpy(np.stack([video.frames[at].decode() for at in indices])))
+    settings = {"do_sample_frames": False, "video_metadata": metadata}
     if family == "llava_onevision":
         side = {"height": 56, "width": 56}
         maker = LlavaOnevisionVideoProcessor(size=side, **colors)
         whole = hf.LlavaOnevisionProcessor(
             images, processor.tokenizer, maker, num_image_tokens=16, vision_feature_select_strategy="full"
         )
-        return whole(text=[text], videos=frames, return_tensors="pt", videos_kwargs=told)
+        return whole(text=[text], videos=frames, return_tensors="pt", videos_kwargs=settings)
     many = len(metadata[0].frames_indices) if family == "qwen3_vl" else 1
     sizes = {
         "shortest_edge": many * processor.frames.min_pixels,
@@ -119,15 +119,15 @@ def theirs(backbone, videos: list[Video], text: str):
         "qwen3_vl": hf.Qwen3VLProcessor,
     }
     whole = cls[family](images, processor.tokenizer, maker)
-    return whole(text=[text], videos=frames, return_tensors="pt", videos_kwargs=told)
+    return whole(text=[text], videos=frames, return_tensors="pt", videos_kwargs=settings)
 
 
-def rendered(backbone, videos: list[Video], asked: str) -> str:
+def rendered(backbone, videos: list[Video], question: str) -> str:
     """Return the dialogue's text with one placeholder a video."""
     is_llava = backbone.model.config.model_type == "llava_onevision"
     shown = "<video>" if is_llava else "<|vision_start|><|video_pad|><|vision_end|>"
     end = "" if is_llava else "\n"
-    body = f"{shown}\n" * len(videos) + asked + end
+    body = f"{shown}\n" * len(videos) + question + end
     return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n<|emb|><|im_end|>"
 
 
@@ -201,8 +201,8 @@ def mixed(backbone, context: str) -> list[Dialogue]:
 def test_isolated_turns_over_videos_equal_single_passes(backbone):
     """Promise 1, with images and videos side by side."""
     rows = mixed(backbone, "isolated")
-    alone = [replace(row, turns=(turn,)) for row in rows for turn in row.turns]
-    expected = torch.cat([states(backbone, [dialogue]) for dialogue in alone])
+    separate = [replace(row, turns=(turn,)) for row in rows for turn in row.turns]
+    expected = torch.cat([states(backbone, [dialogue]) for dialogue in separate])
     torch.testing.assert_close(states(backbone, rows), expected, rtol=0, atol=1e-5)
 
 
@@ -216,14 +216,14 @@ def test_images_and_videos_mix_as_in_transformers(backbone):
     videos = [each for each in visuals if isinstance(each, Video)]
     made = theirs(backbone, videos, rendered(backbone, videos, ASKED[0]))
     kinds = (ids == processor.image_id).int() + 2 * (ids == processor.video_id).int()
-    told = {"input_ids": ids, "use_cache": False}
+    settings = {"input_ids": ids, "use_cache": False}
     images = [each.decode() for each in visuals if isinstance(each, EncodedImage)]
     if backbone.model.config.model_type == "llava_onevision":
-        told |= processor.image_processor([images], return_tensors="pt")
+        settings |= processor.image_processor([images], return_tensors="pt")
     else:
-        told |= processor.image_processor(images, return_tensors="pt")
-        told |= {"mm_token_type_ids": kinds}
-    told |= {
+        settings |= processor.image_processor(images, return_tensors="pt")
+        settings |= {"mm_token_type_ids": kinds}
+    settings |= {
         name: made[name]
         for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
         if name in made
@@ -231,7 +231,7 @@ def test_images_and_videos_mix_as_in_transformers(backbone):
     whole = copy.deepcopy(backbone.model)
     whole.set_attn_implementation("sdpa")
     with torch.no_grad():
-        expected = whole(**told).last_hidden_state[0]
+        expected = whole(**settings).last_hidden_state[0]
         found = backbone.encode(inputs).hidden
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -285,14 +285,14 @@ def reader(tmp_path_factory):
 def test_cached_gradients_equal_plain_ones(family, reader):
     """Promise 3, the tower's features kept from the first pass where it is frozen."""
     backbone = build(family)
-    told = {"context": "isolated", "num_samples": 3}
+    settings = {"context": "isolated", "num_samples": 3}
     model = encoder(backbone)
-    whole = gradients(model, reader, cached=False, budget=None, **told)
+    whole = gradients(model, reader, cached=False, budget=None, **settings)
     tower = {f"backbone.{name}" for name, _ in backbone.named_parameters() if _in_tower(name)}
     assert tower & whole[1].keys()
-    same(gradients(model, reader, cached=True, budget=100, **told), whole, 1e-10)
+    same(gradients(model, reader, cached=True, budget=100, **settings), whole, 1e-10)
     backbone.vision.requires_grad_(False)
-    kept = gradients(model, reader, cached=True, budget=100, **told)
+    kept = gradients(model, reader, cached=True, budget=100, **settings)
     assert kept[1].keys() == whole[1].keys() - tower
     same(kept, (whole[0], {name: whole[1][name] for name in kept[1]}), 1e-10)
 
@@ -307,12 +307,12 @@ def encoder(backbone) -> TurnEncoder:
 
 def test_frames_that_cannot_be_taken_are_named(backbone):
     frames = film(2, (60, 60)).frames
-    for broken, told in (
+    for broken, message in (
         (Video((*frames, picture("red", (30, 60)))), "differ in size"),
         (Video((EncodedImage(b"none"),)), "no PNG"),
         (Video((replace(frames[0], data=frames[0].data[:900]),)), "broken image"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             backbone.processor.prepare([dialogue_of(["a"], [broken])])
 
 
@@ -349,7 +349,7 @@ def test_clip_reads_no_video_and_says_so():
         backbone.processor.prepare([dialogue_of(["a"], [film(2, (40, 40))])])
 
 
-def test_a_backbone_without_defaults_is_not_asked_what_it_offers(monkeypatch):
+def test_a_backbone_without_defaults_is_not_among_those_that_offer_a_feature(monkeypatch):
     class Needy(QwenVL):
         class Config(ComponentConfig):
             size: int

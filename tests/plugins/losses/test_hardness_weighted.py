@@ -57,9 +57,9 @@ def test_the_weight_takes_no_gradient(mask):
             rest = weighted[i].masked_fill(out, float("-inf")).logsumexp(0)
             expected = expected + torch.nn.functional.softplus(rest - similarity[i, p] / 0.1) / own[i].sum()
     sides = (query.vectors, target.vectors)
-    wanted = torch.autograd.grad(expected, sides)
+    expected_gradients = torch.autograd.grad(expected, sides)
     found = torch.autograd.grad(loss_of(mask=mask)(query, target).per_turn.sum(), sides)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(found, expected_gradients, rtol=1e-10, atol=1e-8)
 
 
 @given(turn_counts=lists(integers(1, 3), min_size=2, max_size=5), seed=integers(0, 2**16))

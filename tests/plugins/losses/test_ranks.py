@@ -61,16 +61,18 @@ def test_three_ranks_one_of_them_empty_equal_one_process(tmp_path):
     torch.multiprocessing.spawn(_rank_main, args=(3, str(tmp_path)), nprocs=3)
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(3)]
     query, target = random_turns([3, 1, 2, 1, 4], 0, num_forms=2, num_contents=8, num_negatives=3)
-    for place, (name, settings) in enumerate(LOSSES):
-        alone = scored(name, settings, Ranks())
+    for index, (name, settings) in enumerate(LOSSES):
+        separate = scored(name, settings, Ranks())
         for rank in range(3):
-            told = found[rank][place]
-            assert told["mean"] == pytest.approx(alone["mean"], abs=1e-10)
-            assert told["counts"] == pytest.approx(alone["counts"])
-            assert told["parameters"].keys() == alone["parameters"].keys()
-            for weight, gradient in alone["parameters"].items():
-                torch.testing.assert_close(told["parameters"][weight], gradient, rtol=0, atol=1e-10)
-            for side, gradient, whole in zip((query, target), told["vectors"], alone["vectors"], strict=True):
+            result = found[rank][index]
+            assert result["mean"] == pytest.approx(separate["mean"], abs=1e-10)
+            assert result["counts"] == pytest.approx(separate["counts"])
+            assert result["parameters"].keys() == separate["parameters"].keys()
+            for weight, gradient in separate["parameters"].items():
+                torch.testing.assert_close(result["parameters"][weight], gradient, rtol=0, atol=1e-10)
+            for side, gradient, whole in zip(
+                (query, target), result["vectors"], separate["vectors"], strict=True
+            ):
                 mine = side.sample_ids % 2 == rank
                 if mine.any():
                     torch.testing.assert_close(gradient, whole[mine], rtol=0, atol=1e-10)

@@ -43,11 +43,11 @@ def test_scale_and_bias_are_learnt():
     loss = SigLIP(SigLIP.Config()).double()
     similarity, match = query.vectors @ target.vectors.T, 2 * torch.eye(6, dtype=torch.float64) - 1
     dense = -torch.nn.functional.logsigmoid(match * (similarity * loss.log_scale.exp() + loss.bias))
-    wanted = torch.autograd.grad(dense.sum(), (loss.log_scale, loss.bias, query.vectors, target.vectors))
+    expected = torch.autograd.grad(dense.sum(), (loss.log_scale, loss.bias, query.vectors, target.vectors))
     found = torch.autograd.grad(
         loss(query, target).per_turn.sum(), (loss.log_scale, loss.bias, query.vectors, target.vectors)
     )
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert {name for name, _ in loss.named_parameters()} == {"log_scale", "bias"}
 
 

@@ -69,7 +69,7 @@ def order(packed: DialoguePair) -> list[int]:
     return [key.turn_id for key in keys(packed.queries)]
 
 
-def said(dialogues: tuple[Dialogue, ...]) -> list[Content]:
+def contents_of(dialogues: tuple[Dialogue, ...]) -> list[Content]:
     return [turn.messages[0].content for dialogue in dialogues for turn in dialogue.turns]
 
 
@@ -93,7 +93,7 @@ def test_a_query_and_its_target_share_the_identity_of_their_pair(packer, num_pai
     assert keys(packed.queries) == keys(packed.targets)
     assert len(set(order(packed))) == len(order(packed))
     for key, query, target in zip(
-        keys(packed.queries), said(packed.queries), said(packed.targets), strict=True
+        keys(packed.queries), contents_of(packed.queries), contents_of(packed.targets), strict=True
     ):
         pair = sample.pairs[key.turn_id]
         assert query.text in [each.text for each in pair.queries]
@@ -138,7 +138,7 @@ def test_single_turn_puts_all_images_before_the_text():
     packed = pack(single_turn(turns="all"), sample_of(2))
     assert [dialogue.images for dialogue in packed.queries] == [(RED,), (RED, BLUE)]
     assert [dialogue.images for dialogue in packed.targets] == [(GREEN,), ()]
-    assert not any(content.images for content in said(packed.queries) + said(packed.targets))
+    assert not any(content.images for content in contents_of(packed.queries) + contents_of(packed.targets))
 
 
 # multi_turn
@@ -150,27 +150,27 @@ def test_multi_turn_pays_for_the_image_once():
     (query,) = packed.queries
     assert query.images == (RED, GREEN)
     assert query.turns[1].messages == (Message("user", Content("query 1 wording 0", (BLUE,))),)
-    assert [content.images for content in said(packed.queries)] == [(), (BLUE,), ()]
+    assert [content.images for content in contents_of(packed.queries)] == [(), (BLUE,), ()]
 
 
 def test_multi_turn_targets_are_one_dialogue_or_one_each():
     sample = sample_of(3)
     (dialogue,) = pack(multi_turn(order="fixed"), sample).targets
     assert dialogue.images == ()
-    assert [content.images for content in said((dialogue,))] == [(GREEN,), (), ()]
-    alone = pack(multi_turn(order="fixed", targets="independent"), sample).targets
-    assert [len(dialogue.turns) for dialogue in alone] == [1, 1, 1]
-    assert [dialogue.images for dialogue in alone] == [(GREEN,), (), ()]
-    assert alone == pack(multi_turn(order="fixed", context="isolated"), sample).targets
+    assert [content.images for content in contents_of((dialogue,))] == [(GREEN,), (), ()]
+    separate = pack(multi_turn(order="fixed", targets="independent"), sample).targets
+    assert [len(dialogue.turns) for dialogue in separate] == [1, 1, 1]
+    assert [dialogue.images for dialogue in separate] == [(GREEN,), (), ()]
+    assert separate == pack(multi_turn(order="fixed", context="isolated"), sample).targets
 
 
 def test_independent_targets_equal_those_of_single_turn():
     """So that a loss may merge equal targets, and a candidate is encoded as it was trained."""
     sample = sample_of(3)
-    alone = pack(multi_turn(order="fixed", targets="independent"), sample).targets
-    assert alone == pack(single_turn(turns="all"), sample).targets
+    separate = pack(multi_turn(order="fixed", targets="independent"), sample).targets
+    assert separate == pack(single_turn(turns="all"), sample).targets
     searched = [multi_turn().inference(pair.target) for pair in sample.pairs]
-    assert [each.content_key for each in alone] == [each.content_key for each in searched]
+    assert [each.content_key for each in separate] == [each.content_key for each in searched]
 
 
 @pytest.mark.parametrize("context", ["causal", "isolated"])
@@ -189,11 +189,11 @@ def test_order_per_batch_is_one_permutation_for_samples_of_one_length(num_pairs,
 
 
 @given(num_pairs=st.integers(1, 8), batch=st.integers(0, 99), own=st.integers(0, 99))
-def test_order_per_sample_follows_the_sample_alone(num_pairs, batch, own):
+def test_order_per_sample_depends_only_on_the_sample(num_pairs, batch, own):
     packer = multi_turn(order="per_sample")
-    asked = order(pack(packer, sample_of(num_pairs), batch=batch, own=own))
-    assert asked == order(pack(packer, sample_of(num_pairs), batch=batch + 1, own=own))
-    assert sorted(asked) == list(range(num_pairs))
+    order_of_turns = order(pack(packer, sample_of(num_pairs), batch=batch, own=own))
+    assert order_of_turns == order(pack(packer, sample_of(num_pairs), batch=batch + 1, own=own))
+    assert sorted(order_of_turns) == list(range(num_pairs))
 
 
 def test_order_fixed_is_that_of_the_data():
@@ -218,9 +218,9 @@ def test_max_turns_draws_every_turn_about_equally_often(how):
     packer = multi_turn(order=how, max_turns=2)
     drawn = Counter()
     for visit in range(300):
-        asked = order(pack(packer, sample_of(5), batch=visit, own=visit))
-        assert len(asked) == 2
-        drawn.update(asked)
+        order_of_turns = order(pack(packer, sample_of(5), batch=visit, own=visit))
+        assert len(order_of_turns) == 2
+        drawn.update(order_of_turns)
     assert sorted(drawn) == [0, 1, 2, 3, 4]
     assert min(drawn.values()) > 80
     assert len(order(pack(packer, sample_of(1)))) == 1
@@ -234,7 +234,7 @@ def test_paraphrases_are_drawn(packer):
     drawn = Counter(
         content.text[-1]
         for visit in range(100)
-        for content in said(pack(packer, sample_of(3, paraphrases=3), own=visit).queries)
+        for content in contents_of(pack(packer, sample_of(3, paraphrases=3), own=visit).queries)
     )
     assert sorted(drawn) == ["0", "1", "2"]
     assert min(drawn.values()) > 60
@@ -242,7 +242,7 @@ def test_paraphrases_are_drawn(packer):
 
 @pytest.mark.parametrize("packer", PACKERS, ids=map(str, SETTINGS))
 @given(batch=st.integers(0, 2**64), own=st.integers(0, 2**64), other=st.integers(0, 2**64))
-def test_the_result_depends_on_the_seeds_alone(packer, batch, own, other):
+def test_the_result_depends_only_on_the_seeds(packer, batch, own, other):
     sample = sample_of(6, paraphrases=2)
     expected = pack(packer, sample, batch=batch, own=own)
     random.seed(other)
@@ -254,7 +254,7 @@ def test_the_result_depends_on_the_seeds_alone(packer, batch, own, other):
 def test_inference_uses_the_words_of_training(packer):
     dialogue = packer.inference(Content("a red circle", (RED,)))
     assert (dialogue.system, dialogue.images) == (packer.system, (RED,))
-    assert said((dialogue,)) == [Content("a red circle")]
+    assert contents_of((dialogue,)) == [Content("a red circle")]
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,14 @@ def test_settings_that_make_no_sense_are_refused(settings):
 
 
 @pytest.mark.parametrize("packer", [single_turn(turns="all"), multi_turn(), multi_turn(context="isolated")])
-def test_hard_negatives_of_text_and_images_stand_each_alone(packer):
+def test_each_hard_negative_is_a_dialogue_of_its_own(packer):
     pairs = tuple(
         Pair(f"task {n}", (Content(f"query {n}"),), Content(f"target {n}"), wrong)
         for n, wrong in enumerate([(Content("a bicycle"), Content("so", (BLUE,)), Content("", (RED,))), ()])
     )
     packed = pack(packer, Sample("0", "data", (RED,), pairs))
     assert [dialogue.images for dialogue in packed.negatives] == [(), (BLUE,), (RED,)]
-    assert [content.text for content in said(packed.negatives)] == ["a bicycle", "so", ""]
+    assert [content.text for content in contents_of(packed.negatives)] == ["a bicycle", "so", ""]
     for key, wrong in zip(keys(packed.negatives), pairs[0].negatives, strict=True):
         assert (key.turn_id, key.is_negative, key.content_id) == (0, True, wrong.content_id)
     searched = [packer.inference(wrong) for wrong in pairs[0].negatives]
@@ -304,7 +304,7 @@ def test_hard_negatives_can_be_fewer_drawn_anew(cls):
     made = cls(cls.Config(max_negatives=2))
     drawn = Counter()
     for own in range(200):
-        found = [content.text for content in said(pack(made, sample, own=own).negatives)]
+        found = [content.text for content in contents_of(pack(made, sample, own=own).negatives)]
         assert len(set(found)) == 2
         drawn.update(found)
     assert len(drawn) == 5

@@ -1,4 +1,4 @@
-"""Stage 2's dialogues: what is said in the second turn, what is masked of it, and what training sees."""
+"""Stage 2's dialogues: the second turn, its masks, and what training sees."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def pack(made: Reconstruction, sample: Sample = SAMPLE, *, own: int = 0):
     return made.pack(sample, batch_random=random.Random(0), sample_random=random.Random(own))
 
 
-def told(message: Message) -> str:
-    """Return what a message says, `<|mask|>` for each blank."""
+def masked_text(message: Message) -> str:
+    """Return the text of a message, with `<|mask|>` for each blank."""
     text, start, parts = message.content.text, 0, []
-    for place in message.blanks:
-        parts += [text[start:place], MASK]
-        start = place
+    for blank in message.blanks:
+        parts += [text[start:blank], MASK]
+        start = blank
     return "".join([*parts, text[start:]])
 
 
@@ -63,7 +63,7 @@ def counterparts(made: Reconstruction, sample: Sample = SAMPLE, *, own: int = 0)
     """Return what the query's and the target's second turn show of the other side."""
     packed = pack(made, sample, own=own)
     (query,), (target,) = packed.queries, packed.targets
-    return told(query.turns[1].messages[1]), told(target.turns[1].messages[1])
+    return masked_text(query.turns[1].messages[1]), masked_text(target.turns[1].messages[1])
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_each_side_answers_plainly_and_then_again():
     assert [turn.key for turn in query.turns] == [turn.key for turn in target.turns]
 
 
-def test_an_image_of_the_counterpart_is_told_by_its_caption():
+def test_a_caption_replaces_an_image_of_the_counterpart():
     assert counterparts(packer(mask_ratio=0, full_mask_share=0)) == (
         "Image description: A blue disc, rather large.\na red disc\n",
         "Image description: A small red disc.\nFind the same place by day.\n",
     )
 
 
-def test_an_image_that_no_caption_tells_is_a_mask():
+def test_an_image_without_a_caption_becomes_a_mask():
     shown = (f"{MASK} a red disc\n", f"{MASK} Find the same place by day.\n")
     assert counterparts(packer(mask_ratio=0, full_mask_share=0, captions=False)) == shown
     silent = Sample("1", "data", (RED,), (Pair("t", (Content("what?"),), Content(images=(BLUE,))),))
@@ -127,7 +127,7 @@ def test_masks_stand_for_runs_of_words(own, ratio):
 @pytest.mark.parametrize(
     ("settings", "expected"), [({"full_mask_share": 1}, 1), ({"full_mask_share": 0.25}, 0.25)]
 )
-def test_a_share_of_the_counterparts_is_one_mask_alone(settings, expected):
+def test_a_share_of_the_counterparts_is_a_single_mask(settings, expected):
     made = packer(mask_ratio=0, **settings)
     shown = [side == MASK for own in range(400) for side in counterparts(made, own=own)]
     assert sum(shown) / len(shown) == pytest.approx(expected, abs=0.06)
@@ -147,12 +147,12 @@ def test_the_ratio_is_that_of_the_words(ratio):
 
 
 def test_the_prompt_can_be_another_or_none():
-    asked = {
+    query = {
         prompt: pack(packer(prompt=prompt)).queries[0].turns[1].messages[2:]
         for prompt in ("reconstruct", "rephrase", "none")
     }
-    assert asked["none"] == ()
-    assert asked["rephrase"][0].content.text == PROMPTS["rephrase"] != PROMPTS["reconstruct"]
+    assert query["none"] == ()
+    assert query["rephrase"][0].content.text == PROMPTS["rephrase"] != PROMPTS["reconstruct"]
 
 
 def test_hard_negatives_are_plain_turns_of_their_own():
@@ -203,11 +203,11 @@ def encoder() -> TurnEncoder:
 def test_the_first_embedding_is_that_of_inference(encoder):
     made = packer()
     packed, pair = pack(made), SAMPLE.pairs[0]
-    asked = Content(pair.queries[0].text, SAMPLE.images)
+    query = Content(pair.queries[0].text, SAMPLE.images)
     prepare = encoder.backbone.processor.prepare
     with torch.no_grad():
         trained = encoder(prepare([*packed.queries, *packed.targets])).vectors[[0, 2]]
-        used = encoder(prepare([made.inference(asked), made.inference(pair.target)])).vectors
+        used = encoder(prepare([made.inference(query), made.inference(pair.target)])).vectors
     torch.testing.assert_close(trained, used, rtol=0, atol=1e-5)
 
 
@@ -240,7 +240,7 @@ def test_training_on_a_batch_lowers_its_loss(encoder, tmp_path, forms):
 
 def test_the_text_keeps_its_last_line_break_unless_its_last_word_is_masked():
     packed = [pack(packer(mask_ratio=0.5, full_mask_share=0.0), own=own).queries[0] for own in range(20)]
-    shown = [told(dialogue.turns[1].messages[1]) for dialogue in packed]
+    shown = [masked_text(dialogue.turns[1].messages[1]) for dialogue in packed]
     ends = {text.endswith(MASK): text for text in shown}
     assert set(ends) == {True, False}
     assert all(text.endswith((MASK, "disc\n")) for text in shown)

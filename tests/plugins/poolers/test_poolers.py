@@ -73,10 +73,10 @@ def test_a_projection_is_saved_with_the_model(registry, name, tmp_path):
     save_encoder(encoder, recipe.model, tmp_path / "model", step=1)
     loaded = load_encoder(recipe.model, tmp_path / "model")
     assert torch.equal(loaded.pooler.project.weight, encoder.pooler.project.weight)
-    asked = recipe.packer.make().inference(Content("a red circle"))
+    dialogue = recipe.packer.make().inference(Content("a red circle"))
     with torch.no_grad():
         vectors = [
-            each.eval()(encoder.backbone.processor.prepare([asked])).vectors for each in (encoder, loaded)
+            each.eval()(encoder.backbone.processor.prepare([dialogue])).vectors for each in (encoder, loaded)
         ]
     assert vectors[0].shape == (1, 6)
     assert torch.equal(*vectors)

@@ -193,7 +193,7 @@ def test_what_a_kill_within_a_write_leaves_is_removed_by_the_next(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_graph_is_told(tmp_path):
+def test_what_is_no_graph_is_reported(tmp_path):
     path = tmp_path / "g.safetensors"
     with pytest.raises(DataError, match="no such file"):
         NeighbourGraph.read(path)

@@ -67,23 +67,23 @@ def test_the_permutation_is_a_bijection(size, seed):
 
 
 @given(size=st.integers(1, 2**60), seed=SEEDS, data=st.data())
-def test_a_position_lands_where_it_does_whatever_is_asked_beside_it(size, seed, data):
+def test_a_position_does_not_depend_on_the_other_positions_of_a_call(size, seed, data):
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=5))
     together = permute(np.array(positions), size, seed=seed).tolist()
     assert together == [int(permute(np.array([each]), size, seed=seed)[0]) for each in positions]
-    assert all(0 <= place < size for place in together)
+    assert all(0 <= index < size for index in together)
     assert len(set(together)) == len(set(positions))
 
 
 @pytest.mark.parametrize("size", [1000, 1024, 5000])
 def test_the_permutation_leaves_neighbours_unrelated(size):
-    """As in a true shuffle: positions and places uncorrelated, neighbours a third of the range apart."""
+    """As in a true shuffle: positions and indices uncorrelated, neighbours a third of the range apart."""
     for seed in range(5):
-        places = permute(np.arange(size), size, seed=seed)
-        assert abs(np.corrcoef(np.arange(size), places)[0, 1]) < 5 / size**0.5
-        assert abs(np.abs(np.diff(places)).mean() / size - 1 / 3) < 0.05
-        assert abs((places[1:] > places[:-1]).mean() - 0.5) < 5 / size**0.5
-        assert len(set((np.diff(places) % size).tolist())) > 0.55 * size
+        indices = permute(np.arange(size), size, seed=seed)
+        assert abs(np.corrcoef(np.arange(size), indices)[0, 1]) < 5 / size**0.5
+        assert abs(np.abs(np.diff(indices)).mean() / size - 1 / 3) < 0.05
+        assert abs((indices[1:] > indices[:-1]).mean() - 0.5) < 5 / size**0.5
+        assert len(set((np.diff(indices) % size).tolist())) > 0.55 * size
 
 
 def test_small_permutations_are_all_drawn_about_equally_often():
@@ -192,16 +192,16 @@ def test_a_data_set_without_weight_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "message"),
     [
         ({"scene": 1}, "no data set named 'scene'. Did you mean 'scenes'? Data sets: scenes"),
         ({"scenes": 0}, "at least one data set needs a weight above zero"),
     ],
 )
-def test_weights_that_fit_no_data_set_are_refused(weights, told):
+def test_weights_that_fit_no_data_set_are_refused(weights, message):
     with pytest.raises(MucoError) as caught:
         mixture(**weights).num_batches({"scenes": 10}, batch_size=2)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # Real batches of real shards
@@ -257,9 +257,9 @@ def test_workers_and_ranks_together_make_each_batch_once(batches_of, num_workers
 
 def test_a_step_is_the_same_whichever_worker_makes_it(batches_of):
     """Promise 4: what is read, drawn, packed and tokenized depends on the step alone."""
-    alone, shared = load(batches_of(), range(4), 0), load(batches_of(), range(4), 2)
+    separate, shared = load(batches_of(), range(4), 0), load(batches_of(), range(4), 2)
     later = load(batches_of(), range(2, 4), 1)
-    for one, other in zip(alone + alone[2:], shared + later, strict=True):
+    for one, other in zip(separate + separate[2:], shared + later, strict=True):
         assert one.samples == other.samples
         for ours, theirs in ((one.queries, other.queries), (one.targets, other.targets)):
             assert ours.row_index.equal(theirs.row_index)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 dialogue = st.one_of(
     st.integers(1, 40).map(lambda size: [0] * size),
     st.tuples(st.integers(0, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)).map(
-        lambda told: [0] * told[0] + [turn + 1 for turn, size in enumerate(told[1]) for _ in range(size)]
+        lambda sizes: [0] * sizes[0] + [turn + 1 for turn, size in enumerate(sizes[1]) for _ in range(size)]
     ),
 )
 """The segment_ids of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns."""
@@ -56,7 +56,7 @@ def dense(query, key, value, cu_seqlens, segment_ids, *, causal=True):
     """Attention with one mask over the whole row, written from the rule."""
     length = int(cu_seqlens[-1])
     owner = [
-        place for place, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())) for _ in range(start, stop)
+        index for index, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())) for _ in range(start, stop)
     ]
     segment = segment_ids[0].tolist()
     sees = [
@@ -75,14 +75,14 @@ def dense(query, key, value, cu_seqlens, segment_ids, *, causal=True):
 @given(dialogues=st.lists(dialogue, min_size=1, max_size=7), causal=st.booleans())
 def test_sdpa_in_buckets_equals_one_dense_mask_with_gradient(dialogues, causal):
     cu_seqlens, segment_ids = row_of(dialogues)
-    told = heads(int(cu_seqlens[-1]))
+    states = heads(int(cu_seqlens[-1]))
     isolated = segment_ids if (segment_ids > 0).any() else None
     layout = layout_of("sdpa", cu_seqlens, isolated, causal=causal)
-    found = layout.attend(Layer(), *told, scaling=0.3, dropout=0.0)
-    expected = dense(*told, cu_seqlens, segment_ids, causal=causal)
+    found = layout.attend(Layer(), *states, scaling=0.3, dropout=0.0)
+    expected = dense(*states, cu_seqlens, segment_ids, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weights = torch.randn_like(expected)
-    grads = [torch.autograd.grad((each * weights).sum(), told) for each in (found, expected)]
+    grads = [torch.autograd.grad((each * weights).sum(), states) for each in (found, expected)]
     for mine, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
@@ -122,13 +122,13 @@ def test_the_segments_of_flash_varlen_equal_one_dense_mask(dialogues, causal):
 @pytest.mark.parametrize("causal", [True, False])
 def test_flex_equals_one_dense_mask(dialogues, causal):
     cu_seqlens, segment_ids = row_of(dialogues)
-    told = [each.detach() for each in heads(int(cu_seqlens[-1]))]
+    states = [each.detach() for each in heads(int(cu_seqlens[-1]))]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*flex_attention called without torch.compile.*")
         isolated = segment_ids if (segment_ids > 0).any() else None
         layout = layout_of("flex", cu_seqlens, isolated, causal=causal)
-        found = layout.attend(Layer(), *told, scaling=0.3, dropout=0.0)
-    expected = dense(*told, cu_seqlens, segment_ids, causal=causal)
+        found = layout.attend(Layer(), *states, scaling=0.3, dropout=0.0)
+    expected = dense(*states, cu_seqlens, segment_ids, causal=causal)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -185,8 +185,8 @@ def test_dialogues_of_a_chunk_are_encoded_as_if_alone(rows, family, attention_di
     if attention_direction == "bidirectional":
         mixed = [each for each in mixed if len(each.turns) == 1]
     together = states(model, mixed)
-    alone = torch.cat([states(model, [each]) for each in mixed])
-    assert float((together - alone).abs().max()) < 1e-5
+    separate = torch.cat([states(model, [each]) for each in mixed])
+    assert float((together - separate).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize(("family", "attention_direction"), CASES)
@@ -208,10 +208,10 @@ def test_an_isolated_turn_equals_a_single_one_in_both_directions(family):
     """The prefix sees itself alone, so that it is the same whatever follows."""
     model = backbone("packed", family, "bidirectional_isolated")
     images = [picture("red", (84, 56))]
-    asked = ["what is it?", "a", "where is it? " * 9]
-    together = states(model, [dialogue_of(asked, images, "isolated")])
-    alone = torch.cat([states(model, [dialogue_of([text], images)]) for text in asked])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    questions = ["what is it?", "a", "where is it? " * 9]
+    together = states(model, [dialogue_of(questions, images, "isolated")])
+    separate = torch.cat([states(model, [dialogue_of([text], images)]) for text in questions])
+    torch.testing.assert_close(together, separate, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_images_that_were_downloaded_are_found_by_their_url(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"qry": "one text"}, "qry is a str, not a list of turns; source `mmeb` reads single pairs"),
         ({"pos_text": ["a"] * 6}, "7 queries and 6 answers"),
@@ -82,13 +82,13 @@ def test_images_that_were_downloaded_are_found_by_their_url(tmp_path):
         ({"pos_image_path": "images/000/000000.jpg"}, "pos_image_path is set"),
     ],
 )
-def test_a_row_that_makes_no_sample_is_told(folder, change, told):
+def test_a_row_that_makes_no_sample_is_reported(folder, change, message):
     write_parquet(folder / "M3T_train" / "M3T.parquet", [m3t_row(0) | change])
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         list(source(folder).samples())
 
 
-def test_a_tar_that_is_cut_short_is_told(folder):
+def test_a_tar_that_is_cut_short_is_reported(folder):
     write_tar(folder / "more.tar", {"images/009/a.jpg": image_bytes(1, (300, 300))})
     path = folder / "more.tar"
     path.write_bytes(path.read_bytes()[:1500])
@@ -97,7 +97,7 @@ def test_a_tar_that_is_cut_short_is_told(folder):
         list(source(folder).samples())
 
 
-def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path, folder):
+def test_what_is_not_there_is_reported_with_how_to_get_it(tmp_path, folder):
     with pytest.raises(DataError, match=r"does not exist\. Fetch the table with `hf download"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"M3T\.parquet: no column link\. Columns: qry, pos_text"):

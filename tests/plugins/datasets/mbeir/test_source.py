@@ -62,7 +62,7 @@ def test_hard_negatives_and_texts_as_they_are(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pos_cand_list": []}, "query 0:0: no positive"),
         ({"pos_cand_list": None}, "query 0:0: no positive"),
@@ -74,13 +74,13 @@ def test_hard_negatives_and_texts_as_they_are(folder):
         ({"query_img_path": "mbeir_images/gone.jpg"}, "image mbeir_images/gone.jpg is missing"),
     ],
 )
-def test_a_query_that_makes_no_sample_is_told(folder, changes, told):
+def test_a_query_that_makes_no_sample_is_reported(folder, changes, message):
     edit(folder / QUERIES, 0, **changes)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         next(source(folder).samples())
 
 
-def test_broken_lines_are_told_and_the_others_read(folder):
+def test_broken_lines_are_reported_and_the_others_read(folder):
     path = folder / QUERIES
     lines = path.read_bytes().splitlines()
     lines[0] = b'{"qid": "0:0", "query_txt": "\xff"}'
@@ -112,7 +112,7 @@ def test_a_changed_pool_is_listed_anew(folder):
     assert next(source(folder).samples()) == before
 
 
-def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path):
+def test_what_is_not_there_is_reported_with_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"does not exist\. Fetch it with `hf download.*170 GB"):
         len(source(tmp_path / "nowhere"))
 

@@ -53,7 +53,7 @@ def test_queries_carry_an_instruction_and_positives_are_the_data_sets_own(tmp_pa
     assert tasks["mscoco_task3"].queries[0].text.startswith("Find an image caption")
     wide = tasks["global_oven_task6"]
     assert len(wide.pool) == 4 * 6 + 1
-    assert [wide.pool[place].text for place in wide.relevant[1]] == [oven.pool[1].text, oven.pool[2].text]
+    assert [wide.pool[index].text for index in wide.relevant[1]] == [oven.pool[1].text, oven.pool[2].text]
     assert wide.pool is tasks["global_edis_task2"].pool
     assert not wide.in_mean
     assert set(wide.groups) == {"global_mean", "global_M->S", "global_meta_image_text_to_text"}
@@ -83,7 +83,7 @@ QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "message"),
     [
         (lambda folder: (folder / POOL).unlink(), "The suite searches its candidates"),
         (lambda folder: (folder / QRELS).unlink(), "qrels.txt: no such file"),
@@ -103,10 +103,10 @@ QRELS = "qrels/test/mbeir_oven_task6_test_qrels.txt"
         (lambda folder: (folder / INSTRUCTIONS).write_text(""), "no instruction for oven"),
     ],
 )  # fmt: skip
-def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
+def test_files_that_do_not_fit_are_reported(tmp_path, break_it, message):
     write_mbeir(tmp_path)
     break_it(tmp_path)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         list(suite_of(tmp_path, datasets=["oven_task6"]).tasks())
 
 
@@ -116,7 +116,7 @@ def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
      (INSTRUCTIONS, "local"),
      ("cand_pool/global/mbeir_union_test_cand_pool.jsonl", "both")],
 )  # fmt: skip
-def test_what_is_missing_is_told_before_training(tmp_path, gone, pool):
+def test_what_is_missing_is_reported_before_training(tmp_path, gone, pool):
     write_mbeir(tmp_path)
     suite_of(tmp_path, pool=pool).verify_data()
     (tmp_path / gone).unlink()
@@ -129,12 +129,12 @@ def test_what_is_missing_is_told_before_training(tmp_path, gone, pool):
 def test_an_instruction_drawn_for_each_query_is_the_same_for_equal_seeds(tmp_path):
     write_mbeir(tmp_path)
 
-    def asked(**settings):
+    def queries_with(**settings):
         (task,) = suite_of(tmp_path, datasets=["oven_task6"], **settings).tasks()
         return [query.text for query in task.queries]
 
-    fixed = [asked(prompt=prompt) for prompt in range(1, 5)]
-    drawn = [asked(prompt="draw", prompt_seed=seed) for seed in (0, 0, 1, 2, 3)]
+    fixed = [queries_with(prompt=prompt) for prompt in range(1, 5)]
+    drawn = [queries_with(prompt="draw", prompt_seed=seed) for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1]
     assert all(
         text in each for texts in drawn for text, each in zip(texts, zip(*fixed, strict=True), strict=True)

@@ -72,8 +72,8 @@ def test_all_tables_and_layouts_have_the_tokens_of_the_public_texts(tool, proces
 def test_dialogues_of_stage_1_have_the_tokens_of_the_public_text(tool, processor, rows):
     """Seven turns; the image in the first of them; no line break but those of the texts."""
     packer = MultiTurn(MultiTurn.Config(order="fixed", line_breaks="data"))
-    asked = [row for row in rows if row["layout"] == "train"][:14]
-    for seven in (asked[:7], asked[7:]):
+    train_rows = [row for row in rows if row["layout"] == "train"][:14]
+    for seven in (train_rows[:7], train_rows[7:]):
         texts = {
             side: [
                 row[f"public_{side}"].replace(VISION, "").strip("\n") + "\n" * (turn % 3 == 2)
@@ -99,8 +99,8 @@ def test_dialogues_of_stage_1_have_the_tokens_of_the_public_text(tool, processor
 def test_dialogues_of_stage_2_have_the_tokens_of_the_public_text(tool, processor, rows, full_mask_share):
     """The other side as a message of the assistant, unmasked or masked; its image as a caption."""
     packer = Reconstruction(Reconstruction.Config(mask_ratio=0, full_mask_share=full_mask_share))
-    asked = [row for row in rows if row["layout"] == "train"]
-    for row in asked:
+    train_rows = [row for row in rows if row["layout"] == "train"]
+    for row in train_rows:
         query, target = (row[f"public_{side}"] for side in ("query", "target"))
         images = {text: (PICTURE,) if VISION in text else () for text in (query, target)}
         contents = {

@@ -48,8 +48,8 @@ def test_every_row_of_every_data_set_is_a_sample_in_order(folder):
 def test_the_token_goes_and_the_words_stay_as_they_are(folder):
     samples = {sample.dataset: sample for sample in source(folder, limit=1).samples()}
     page = samples["mmeb/DocVQA"]
-    asked = "Represent the given image with the following question: what is 0?"
-    assert page.pairs[0].queries[0].text == asked
+    query_text = "Represent the given image with the following question: what is 0?"
+    assert page.pairs[0].queries[0].text == query_text
     assert page.pairs[0].target.text == "10.0 ", "trailing spaces belong to the answer"
     assert len(page.images) == 1
     found = samples["mmeb/MSCOCO_t2i"]
@@ -115,7 +115,7 @@ def test_one_hard_negative_of_many_is_drawn_the_same_each_time(folder):
         sample.pairs[0].negatives for sample in source(folder, split="captioned", max_negatives=1).samples()
     ]
     assert {len(wrong) for wrong in draws} == {1}
-    assert len({wrong[0].text.split()[0] for wrong in draws}) == 3, "all three places are drawn"
+    assert len({wrong[0].text.split()[0] for wrong in draws}) == 3, "all three positions are drawn"
 
 
 def test_a_negative_of_an_image_alone_counts_and_an_empty_one_does_not(folder):
@@ -127,7 +127,7 @@ def test_a_negative_of_an_image_alone_counts_and_an_empty_one_does_not(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"pos_text": "", "pos_image_path": ""}, "no positive"),
         ({"qry": "", "qry_image_path": ""}, "the query has neither text nor image"),
@@ -143,8 +143,8 @@ def test_a_negative_of_an_image_alone_counts_and_an_empty_one_does_not(folder):
         ({"qry": True}, "qry is a bool, not text"),
     ],
 )
-def test_a_row_that_makes_no_sample_is_told(folder, change, told):
-    with pytest.raises(DataError, match=told):
+def test_a_row_that_makes_no_sample_is_reported(folder, change, message):
+    with pytest.raises(DataError, match=message):
         only(folder, mmeb_rows("CIRR", 1)[0] | change)
 
 
@@ -166,7 +166,7 @@ def test_images_may_be_unpacked_or_zipped_under_another_head(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "no zip"])
-def test_a_broken_archive_is_told(folder, harm):
+def test_a_broken_archive_is_reported(folder, harm):
     path = folder / "images_zip" / "CIRR.zip"
     data = bytearray(path.read_bytes())
     if harm == "cut":
@@ -176,12 +176,12 @@ def test_a_broken_archive_is_told(folder, harm):
     else:
         data[:] = b"<html>"
     path.write_bytes(data)
-    told = "no zip archive" if harm != "flipped" else "does not have the listed size and check sum"
-    with pytest.raises(MucoError, match=told):
+    message = "no zip archive" if harm != "flipped" else "does not have the listed size and check sum"
+    with pytest.raises(MucoError, match=message):
         list(source(folder, subsets=("CIRR",)).samples())
 
 
-def test_what_is_not_there_is_told_with_how_to_get_it(tmp_path, folder):
+def test_what_is_not_there_is_reported_with_how_to_get_it(tmp_path, folder):
     with pytest.raises(DataError, match=r"does not exist\. Fetch it with `hf download"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"no data set 'CIR' in split original\. Did you mean 'CIRR'"):

@@ -59,7 +59,7 @@ def test_texts_lose_the_placeholder_and_doublets_of_the_right_answer_are_right(t
     assert (news.meta_task, news.groups) == ("classification", ("ind",))
 
 
-def test_candidates_on_one_image_are_told_apart_by_their_captions(tmp_path):
+def test_candidates_on_one_image_are_distinguished_by_their_captions(tmp_path):
     row, images = mmeb_row("RefCOCO-Matching", 0)
     row["tgt_img_path"] = [images[0]] * 3
     row["tgt_text"] = [f"{IMG}\ncaption {k}\n" for k in range(3)]
@@ -81,7 +81,7 @@ def changed(key, value):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "message"),
     [
         (lambda folder: (folder / "OK-VQA/test-00000-of-00001.parquet").unlink(), "no files of"),
         (changed("tgt_text", ["a"]), r"row 1: 1 texts and 6 image paths"),
@@ -97,13 +97,13 @@ def changed(key, value):
         ),
     ],
 )
-def test_files_that_do_not_fit_are_told(tmp_path, break_it, told):
+def test_files_that_do_not_fit_are_reported(tmp_path, break_it, message):
     write_mmeb(tmp_path, ["OK-VQA"])
     break_it(tmp_path)
     suite = suite_of(tmp_path)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         list(suite.tasks())
-    with pytest.raises(DataError, match=told):  # before training too: it is the first row
+    with pytest.raises(DataError, match=message):  # before training too: it is the first row
         suite.verify_data()
 
 
@@ -115,7 +115,7 @@ def test_an_empty_candidate_is_counted_and_scored(tmp_path):
     assert "" in [content.text for content in task.pool]
 
 
-def test_a_query_without_candidates_and_an_empty_image_are_told(tmp_path):
+def test_a_query_without_candidates_and_an_empty_image_are_reported(tmp_path):
     row, _ = mmeb_row("OK-VQA", 0)
     rows = [{**row, "tgt_text": texts, "tgt_img_path": [""] * len(texts)} for texts in (["a"], [])]
     write_parquet(tmp_path / "OK-VQA/test.parquet", rows)
@@ -128,7 +128,7 @@ def test_a_query_without_candidates_and_an_empty_image_are_told(tmp_path):
         _ = task.queries[0]
 
 
-def test_a_misspelt_data_set_is_told():
+def test_a_misspelt_data_set_is_reported():
     values = {"name": "x", "packer": "single_turn", "pooler": "last_token",
               "backbone": {"name": "qwen_vl", "random_init": {}},
               "evaluate": {"suites": [{"name": "mmeb", "data": "x", "datasets": ["OKVQA"]}]}}  # fmt: skip

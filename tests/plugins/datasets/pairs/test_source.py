@@ -97,7 +97,7 @@ def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"question": "", "photo": ""}, "the query has neither text nor image"),
         ({"answer": ""}, "no positive"),
@@ -107,18 +107,18 @@ def test_a_folder_of_tables_and_images_elsewhere(tmp_path):
         ({"photo": "https://example.org/a.jpg"}, r"image https://example.org/a\.jpg is missing"),
     ],
 )
-def test_a_row_that_makes_no_sample_stands_alone(tmp_path, row, told):
+def test_a_row_that_makes_no_sample_does_not_affect_the_next(tmp_path, row, message):
     write_files(tmp_path, {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
     write_jsonl(tmp_path / "mine.jsonl", [*PAIRS_ROWS[:3], PAIRS_ROWS[0] | row])
     made = source(tmp_path / "mine.jsonl")
     *others, broken = made.records()
     assert [len(made.sample(record).pairs) for record in others] == [2, 1]
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         made.sample(broken)
 
 
 @pytest.mark.parametrize(
-    ("suffix", "data", "told"),
+    ("suffix", "data", "message"),
     [
         ("jsonl", b'{"question": "\xff", "answer": "a"}\n', "not UTF-8"),
         ("jsonl", b'{"question": "\\ud800", "answer": "a"}\n', "not valid Unicode"),
@@ -127,18 +127,18 @@ def test_a_row_that_makes_no_sample_stands_alone(tmp_path, row, told):
         ("csv", b"question,answer,photo,wrong,kind\nq,a\n", "more or fewer fields than the heading"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_told_and_the_next_one_read(tmp_path, suffix, data, told):
+def test_a_row_that_cannot_be_read_is_reported_and_the_next_one_read(tmp_path, suffix, data, message):
     full = b'{"question": "q", "answer": "a", "photo": "", "wrong": "", "kind": null}\n'
     good = {"jsonl": full, "csv": b"q,a,,,\n"}[suffix]
     write_files(tmp_path, {f"mine.{suffix}": data + good})
     made = source(tmp_path / f"mine.{suffix}")
     broken, whole = made.records()
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         made.sample(broken)
     assert made.sample(whole).pairs[0].target.text == "a"
 
 
-def test_a_parquet_row_of_other_bytes_is_told_and_the_next_one_read(tmp_path):
+def test_a_parquet_row_of_other_bytes_is_reported_and_the_next_one_read(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -159,7 +159,7 @@ def test_settings_that_name_no_pair_are_refused(tmp_path):
         source(tmp_path, {"target_text": "t"})
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_what_is_not_there_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"nowhere does not exist\. Name your table"):
         len(source(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no table below it"):
@@ -221,7 +221,7 @@ def test_a_folder_of_frames_is_found_in_an_archive(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"film": "clips/none"}, "no folder clips/none of images"),
         ({"film": "../clips/a"}, "outside its folder"),
@@ -234,11 +234,11 @@ def test_a_folder_of_frames_is_found_in_an_archive(tmp_path):
         ({"film": "clips/a", "pace": 0}, "0.0 seconds from frame to frame"),
     ],
 )
-def test_a_video_that_cannot_be_read_makes_no_sample(tmp_path, row, told):
+def test_a_video_that_cannot_be_read_makes_no_sample(tmp_path, row, message):
     films(tmp_path)
     write_jsonl(tmp_path / "films.jsonl", [{"question": "", "answer": "clips/b", "pace": 1.0, **row}])
     made = source(tmp_path / "films.jsonl", FILMS, images=str(tmp_path / "frames"))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         made.sample(next(made.records()))
 
 

@@ -104,7 +104,7 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("query", "candidate", "told"),
+    ("query", "candidate", "message"),
     [
         ({"text": "x", "relevant": "c"}, {"id": "d", "text": "d"}, "'c' is not among the candidates"),
         ({"text": "x"}, {"id": "c", "text": "c"}, "no right candidate in column 'relevant'"),
@@ -126,10 +126,10 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_decoded(tmp_path):
         ({"text": "x", "relevant": "c", "among": ["d"]}, {"id": "c", "text": "c"}, "'d' is not among"),
     ],
 )
-def test_tables_that_do_not_fit_are_told(tmp_path, query, candidate, told):
+def test_tables_that_do_not_fit_are_reported(tmp_path, query, candidate, message):
     write_lines(tmp_path / "queries.jsonl", [query])
     write_lines(tmp_path / "candidates.jsonl", [candidate])
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         suite_of(tmp_path).verify_data()
 
 
@@ -141,7 +141,7 @@ def test_a_number_is_a_text_and_nought_too(tmp_path):
     assert task.relevant == [[0]]
 
 
-def test_no_candidates_are_told(tmp_path):
+def test_no_candidates_are_reported(tmp_path):
     write_pairs(tmp_path)
     (tmp_path / "candidates.jsonl").write_text("")
     with pytest.raises(DataError, match="no candidate"):

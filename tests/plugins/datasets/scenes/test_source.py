@@ -104,10 +104,10 @@ def test_four_objects_fill_the_corners():
     for index in range(20):
         scene = draw_scene(world, seeded(index), "train")
         picture = pixels(draw_image(scene, 56))
-        told = {place: color for _, color, _, place in read_caption(caption(scene)).objects}
-        assert told.keys() == corners.keys()
+        colors = {place: color for _, color, _, place in read_caption(caption(scene)).objects}
+        assert colors.keys() == corners.keys()
         for place, (row, column) in corners.items():
-            np.testing.assert_array_equal(picture[row * 28 + 14, column * 28 + 14], COLOR_RGB[told[place]])
+            np.testing.assert_array_equal(picture[row * 28 + 14, column * 28 + 14], COLOR_RGB[colors[place]])
 
 
 def test_objects_lie_in_the_corners_by_default():
@@ -184,7 +184,7 @@ def mirror(place: str) -> str:
 
 
 @pytest.mark.parametrize("num_objects", [2, 3, 4])
-def test_the_arrangement_is_told_object_by_object(num_objects):
+def test_the_arrangement_is_described_object_by_object(num_objects):
     where = {place: (row, column) for row, line in enumerate(GRID) for column, place in enumerate(line)}
     for sample in turns(num_objects):
         facts = read_caption(text_of(sample, "retrieval"))
@@ -203,8 +203,8 @@ def test_the_arrangement_is_told_object_by_object(num_objects):
 
 
 def test_local_questions_are_about_different_objects():
-    asked = {query_of(sample, "local_vqa_1") for sample in turns(2)}
-    assert len(asked) > 5
+    questions = {query_of(sample, "local_vqa_1") for sample in turns(2)}
+    assert len(questions) > 5
 
 
 # The single pairs.
@@ -222,9 +222,9 @@ def test_a_caption_leads_to_its_picture(kind):
 def test_a_paraphrase_says_the_same_in_other_words(num_objects):
     for sample in pairs("caption_paraphrase", num_objects):
         (pair,) = sample.pairs
-        said = pair.queries[0].text.split(": ", 1)[1]
-        assert read_caption(said) == read_rephrased(pair.target.text)
-        assert said != pair.target.text
+        paraphrased = pair.queries[0].text.split(": ", 1)[1]
+        assert read_caption(paraphrased) == read_rephrased(pair.target.text)
+        assert paraphrased != pair.target.text
 
 
 @pytest.mark.parametrize("kind", ["edit_to_image", "edit_to_captioned_image"])

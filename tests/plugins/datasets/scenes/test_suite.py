@@ -123,11 +123,11 @@ def test_pictures_show_their_caption_and_wrong_ones_do_not(small, name):
 @pytest.mark.parametrize("name", ["same_scene", "same_scene_to_captioned_image"])
 def test_only_the_right_picture_shows_the_same_objects(small, name):
     for query, right, wrong in rows(small[name]):
-        asked, answer = read_image(query.images[0]), read_image(right.images[0])
-        assert answer.objects == asked.objects
-        assert answer.background != asked.background
+        query_facts, answer = read_image(query.images[0]), read_image(right.images[0])
+        assert answer.objects == query_facts.objects
+        assert answer.background != query_facts.background
         others = [read_image(each.images[0]).objects for each in wrong]
-        assert asked.objects not in others
+        assert query_facts.objects not in others
         assert len(set(others)) == len(others)
 
 
@@ -157,9 +157,11 @@ def test_the_other_object_is_among_the_wrong_answers_to_local_questions(small):
     for query, right, wrong in rows(small["local_vqa_2"]):
         objects = read_image(query.images[0]).objects
         named = {(shape, place) for *_, shape, place in objects}
-        told = [re.fullmatch(r"an? (\w+) (?:at|in) the (.+)", each.text).groups() for each in (right, *wrong)]
-        assert told[0] in named
-        assert named <= set(told)
+        answers = [
+            re.fullmatch(r"an? (\w+) (?:at|in) the (.+)", each.text).groups() for each in (right, *wrong)
+        ]
+        assert answers[0] in named
+        assert named <= set(answers)
 
 
 @pytest.mark.parametrize("num_objects", [1, 2, 4])
@@ -199,7 +201,7 @@ def test_wrong_answers_have_the_wording_and_length_of_right_ones(small):
 # Held out.
 
 
-def test_nothing_that_is_asked_for_was_ever_trained_on():
+def test_no_right_answer_was_ever_trained_on():
     world = {
         "shapes": ["circle", "star", "cross"],
         "colors": ["red", "blue", "green"],
@@ -216,15 +218,15 @@ def test_nothing_that_is_asked_for_was_ever_trained_on():
     tasks = build(
         num_queries=100, num_candidates=10, tasks=["retrieval", "caption_to_captioned_image"], **world
     )
-    asked = set()
+    query_facts = set()
     for _, right, _ in rows(tasks["retrieval"]):
-        asked |= read_caption(right.text).objects
+        query_facts |= read_caption(right.text).objects
     for query, *_ in rows(tasks["caption_to_captioned_image"]):
-        asked |= read_caption(query.text.split(": ", 1)[1]).objects
-    assert not trained & asked
+        query_facts |= read_caption(query.text.split(": ", 1)[1]).objects
+    assert not trained & query_facts
     # All 3 x 3 x 2 x 9 arrangements are in one of the two.
     assert len(trained) > 0.8 * 162
-    assert len(trained | asked) >= 161
+    assert len(trained | query_facts) >= 161
 
 
 # Settings.

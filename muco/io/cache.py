@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from muco.core.errors import MucoError
@@ -28,15 +29,22 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
     path = cache_folder() / name
     if path.is_file():
         return path
-    try:
+    with cache_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
                 with atomic_path(path) as partial:
                     write(partial)
+    return path
+
+
+@contextmanager
+def cache_errors(path: Path) -> Generator[None]:
+    """Raise MucoError if the block cannot write `path`, which is in the cache folder."""
+    try:
+        yield
     except (OSError, sqlite3.Error) as error:
         raise MucoError(f"{path} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
-    return path
 
 
 def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from muco import __version__
 from muco.commands.main import main
 from muco.data.shards.reader import ShardReader
+from tests.helpers.outside_data import image_bytes, write_jsonl, write_zip
 
 MUCO = [sys.executable, "-c", "from muco.commands.main import main; main()"]
 MUCO_RUN = [sys.executable, "-c", "from muco.commands.main import run_main; run_main()"]
@@ -260,6 +261,28 @@ def test_a_home_folder_that_is_not_known_is_reported_in_words(refused, monkeypat
         message = refused("run", "quickstart", "--set", "data.turns.source=null", "--set",
                           f"data.turns.shards={path}")  # fmt: skip
         assert f"{path} is not there" in message
+
+
+def test_a_home_folder_that_cannot_be_written_is_told_in_words(muco, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".cache").touch()  # so that root cannot write there either
+    home.chmod(0o555)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("MUCO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "pictures").mkdir()
+    write_zip(tmp_path / "pictures/a.zip", {"1.png": image_bytes(1)})
+    write_jsonl(tmp_path / "pictures/t.jsonl", [{"q": "x", "i": "1.png", "t": "y"}])
+    columns = "columns={query_text: q, query_image: i, target_text: t}"
+    for command in (
+        ("run", "quickstart"),
+        ("data", "prepare", "pairs", "--from", "pictures", "--to", "shards", "--set", columns),
+    ):
+        _, message = muco(*command, code=2)
+        assert "cannot be written" in message
+        assert "Set $MUCO_CACHE to another folder." in message
+    assert not (tmp_path / "shards").exists()
 
 
 def test_an_error_of_the_recipe_is_printed_once_a_machine(refused, monkeypatch):

@@ -10,7 +10,7 @@ from muco.core.component import ComponentConfig
 from muco.core.source import Source
 from muco.data.prepare.convert import Conversion, describe
 from muco.data.progress import ShowProgress
-from muco.io.cache import cache_folder
+from muco.io.cache import cache_errors, cache_folder
 
 
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
@@ -20,6 +20,8 @@ def cached_shards(name: str, config: ComponentConfig, source: Source, progress: 
     """
     folder = cache_folder() / "shards" / f"{name}-{source_fingerprint(name, config, source)}"
     if not folder.is_dir():
+        with cache_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         Conversion(name, config, source, folder).run(progress=progress)
     return folder
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from muco.core.errors import DataError, MucoError
 from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, digest_of, read_index
 from muco.io.atomic import atomic_path, write_bytes
-from muco.io.cache import cache_folder
+from muco.io.cache import cache_errors, cache_folder
 from muco.io.lock import locked
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5
@@ -49,15 +49,16 @@ class RemoteStorage:
 
     def index(self) -> ShardIndex:
         """Fetch and return the index; where it has changed, the cached shards are removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".index.lock"):
-            fetched = self._fetch_bytes(INDEX_JSON)
-            path = self.folder / INDEX_JSON
-            if not path.is_file() or path.read_bytes() != fetched:
-                for old in self.folder.glob("shard-*.tar"):
-                    old.unlink()
-                write_bytes(self.folder / INDEX_ROWS, self._fetch_bytes(INDEX_ROWS))
-                write_bytes(path, fetched)
+        with cache_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / ".index.lock"):
+                fetched = self._fetch_bytes(INDEX_JSON)
+                path = self.folder / INDEX_JSON
+                if not path.is_file() or path.read_bytes() != fetched:
+                    for old in self.folder.glob("shard-*.tar"):
+                        old.unlink()
+                    write_bytes(self.folder / INDEX_ROWS, self._fetch_bytes(INDEX_ROWS))
+                    write_bytes(path, fetched)
         index = read_index(self.folder, shards_elsewhere=True)
         largest = max(index.shards, key=lambda shard: shard.num_bytes)
         if largest.num_bytes > self.max_bytes:
@@ -75,7 +76,7 @@ class RemoteStorage:
                 file = os.open(path, os.O_RDONLY)
                 os.utime(file)
                 return file
-            with locked(self.folder / f".{path.stem}.lock"):
+            with cache_errors(path), locked(self.folder / f".{path.stem}.lock"):
                 if not path.exists():
                     self._fetch_shard(shard, path)
 

@@ -209,6 +209,12 @@ def test_shards_at_a_url_are_read_as_on_disk_and_fetched_once(remote, shards, tm
     assert ShardReader(remote)[0] == all_of(shards)[0], "from the cache"
 
 
+def test_a_cache_folder_that_cannot_be_written_is_told_in_words(remote, tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(MucoError, match=r"cannot be written.*Set \$MUCO_CACHE"):
+        ShardReader(remote)
+
+
 def test_the_cache_keeps_within_its_bound(remote, shards, tmp_path):
     sizes = [shard.num_bytes for shard in ShardReader(shards).index.shards]
     bound = 2 * max(sizes)

@@ -19,7 +19,7 @@ from muco.core.errors import MucoError
 from muco.distributed.fsdp import check_launch
 from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
-from muco.io.atomic import atomic_folder, remove_leftovers
+from muco.io.atomic import atomic_folder, remove_leftovers, remove_leftovers_below
 from muco.io.lock import locked
 from muco.job import assemble
 from muco.model.folder import load_encoder, load_model
@@ -96,6 +96,7 @@ def _only_command(run_folder: RunFolder, ranks: Ranks) -> Generator[None]:
     remove_leftovers(folder.parent)
     try:
         with locked(folder.parent / f".{folder.name}.lock", wait=False):
+            remove_leftovers_below(folder)
             yield
     finally:
         if is_new:

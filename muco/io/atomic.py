@@ -147,6 +147,12 @@ def remove_leftovers(folder: Path) -> None:
             _remove(path)
 
 
+def remove_leftovers_below(folder: Path) -> None:
+    """Remove what killed processes left in a folder and in the folders below; links are not followed."""
+    for parent, _, _ in os.walk(folder):
+        remove_leftovers(Path(parent))
+
+
 def _is_abandoned(path: Path, host: str, pid: int) -> bool:
     """Return whether the process that wrote it has ended; a day is waited for processes of other hosts."""
     import psutil

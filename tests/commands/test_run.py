@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from muco.io import atomic
 from tests.helpers import processes
 from tests.helpers.processes import TORCHRUN, Forked, wait_until
 from tests.helpers.small import QUICK
@@ -114,8 +115,13 @@ def test_a_finished_run_prints_its_result_and_is_not_run_again(whole):
     before = (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns
     report = whole / "runs/quickstart/report.html"
     report.unlink()  # as after a kill just before it is written
+    ended = f"{atomic._host()}-{2**22 + 1}-{'0' * 32}.partial"  # no system has such a process id
+    left = report.with_name(f".report.html.{ended}"), report.parent / f"checkpoints/.step-000004.{ended}"
+    left[0].touch()
+    (left[1] / "model").mkdir(parents=True)
     assert "this run is done" in finish(whole)
     assert report.is_file()
+    assert not any(path.exists() for path in left)
     assert (whole / "runs/quickstart/train.jsonl").stat().st_mtime_ns == before
 
 

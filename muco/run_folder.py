@@ -21,6 +21,7 @@ from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
 from muco.io.atomic import remove_folder, write_text
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 
 R = TypeVar("R")
 
@@ -103,7 +104,7 @@ class RunFolder:
         """Return the mapping in a JSON or YAML file, None without it; raise MucoError if it is broken."""
         path = self.path / name
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path).decode()
             values = read_yaml(f"{path}", text)[0] if path.suffix == ".yaml" else parse_json(text)
         except FileNotFoundError:
             return None

@@ -14,10 +14,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -32,15 +33,21 @@ import torch
 import yaml
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from muco.ablation.cells import Cell
+from muco.ablation.launch.task import Failure, Task, write_failure
+from muco.ablation.state import failure_of, last_step
 from muco.commands.run import run
 from muco.config.load import load_recipe, validate_settings
 from muco.config.recipe import Evaluation
 from muco.core import EncodedImage, MucoError
+from muco.core.errors import DataError
 from muco.core.printable import printable
 from muco.core.registry import default_registry
+from muco.core.sample import Content
 from muco.core.video import Video
 from muco.data.prepare.convert import Conversion, Layout
 from muco.data.prepare.download import DownloadLimits, download
@@ -49,6 +56,7 @@ from muco.data.shards.format import from_members, to_members
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.webdataset import foreign_sample, index_folder
 from muco.evaluation.embedding_store import EmbeddingStore
+from muco.evaluation.queries import queries_file, read_queries
 from muco.io.columns import PairColumns
 from muco.io.image_files import ImageFiles
 from muco.io.neighbor_graph import NeighbourGraph
@@ -62,6 +70,11 @@ from muco.run_folder import RunFolder
 from muco.training.checkpoint import Checkpoint, restore
 from muco.training.log import cut_lines
 from muco.training.optimizer import make_optimizers
+from muco.vectors.inputs import Columns, read_inputs
+from muco.vectors.page import write_page
+from muco.vectors.search import search
+from muco.vectors.store import StoreMetadata, VectorStore
+from muco.vectors.write import write_store
 from tests.helpers import eval_files, outside_data, shards
 from tests.helpers.backbones import BACKBONES
 from tests.helpers.outside_data import (
@@ -256,6 +269,7 @@ STRUCTURES: dict[str, Callable[[bytes, float, float, Any], bytes]] = {
     ".parquet": change_column,
     ".tar": change_tar_header,
     ".zip": change_zip_field,
+    ".npz": change_zip_field,
     ".safetensors": change_safetensors,
 }
 
@@ -278,7 +292,11 @@ def no_progress(items: Any, *_: Any) -> Any:
 
 def write_table(folder: Path, name: str) -> None:
     write_files(folder, {f"{n}.png": image_bytes(n, (2, 2), "PNG") for n in range(3)})
-    if name.endswith("parquet"):
+    if name.endswith("arrow"):
+        table = pa.Table.from_pylist(TABLE_ROWS)
+        with pa.ipc.new_stream(folder / name, table.schema) as stream:
+            stream.write_table(table)
+    elif name.endswith("parquet"):
         write_parquet(folder / name, TABLE_ROWS)
     elif name.endswith("jsonl"):
         write_jsonl(folder / name, TABLE_ROWS)
@@ -447,16 +465,64 @@ def read_webdataset_json(folder: Path) -> None:
 METADATA = {"weights": "abc", "packer": {"name": "single_turn"}}
 
 
-def write_store(folder: Path) -> None:
+def write_embeddings(folder: Path) -> None:
     with EmbeddingStore(folder / "vectors", METADATA, dim=4) as store:
         store.add([3, 1, 2], torch.eye(3, 4))
 
 
-def read_store(folder: Path) -> None:
+def read_embeddings(folder: Path) -> None:
     with EmbeddingStore(folder / "vectors", METADATA, dim=4) as store:
         _, vectors = store.everything()
         vectors.block(0, len(vectors))
         store.find(np.array([1, 9]))
+
+
+def write_vectors(folder: Path, name: str) -> None:
+    (folder / "t.csv").write_text("id,text,image\na,one,\nb,two,b.png\nc,three,c.png\n")
+    write_files(folder, {f"{n}.png": image_bytes(1, (2, 2), "PNG") for n in "bc"})
+    read_parts(folder, name)
+
+
+def read_parts(folder: Path, name: str, *, stop: bool = False) -> None:
+    """Encode the table into a store, or go on with it; `stop` after the first part."""
+
+    def encode(contents: Sequence[Content]) -> tuple[NDArray[np.float32], dict[int, DataError]]:
+        return np.eye(len(contents), 4, dtype=np.float32), {}
+
+    def track(ranges: Iterable[range], _: int) -> Iterator[range]:
+        yield from ranges
+        if stop:
+            raise StopError
+
+    inputs = read_inputs(folder / "t.csv", Columns("id"))
+    metadata = StoreMetadata("a hash", "runs/x", "", 4, "float32", str(folder))
+    with suppress(StopError):
+        write_store(folder / name, inputs, metadata, encode, track=track)
+
+
+def write_vector_parts(folder: Path) -> None:
+    """Stop before the parts become a store."""
+    (folder / "t.csv").write_text("id,text\na,one\nb,two\n")
+    read_parts(folder, "s.parquet", stop=True)
+
+
+def read_vectors(folder: Path, name: str) -> None:
+    store = VectorStore.open(folder / name)
+    hits = search(store, np.ones((1, store.dim), dtype=np.float32), 2)
+    write_page(folder / "page.html", "x", None, hits, store)
+    with suppress(MucoError):
+        store.check_model("another", "y")
+
+
+def read_cell(folder: Path) -> None:
+    cell = Cell("a hash", load_recipe("quickstart"), folder / "x", None)
+    last_step(cell)
+    assert failure_of(cell) is not None
+
+
+def write_cell(folder: Path) -> None:
+    write_failure(Task(folder / "x"), Failure(1, "the last line"))
+    write_jsonl(folder / "x/train.jsonl", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}])
 
 
 def write_graph(folder: Path) -> None:
@@ -475,6 +541,7 @@ def read_run(folder: Path) -> None:
     run_folder.scored_weights()
     run_folder.check_settings("scenes", {"ties": "share"})
     run_folder.num_threads()
+    read_queries(queries_file(folder / "eval", "scenes"))
     run_folder.check(load_recipe("quickstart", SHORT), {"other": "x"}, resume=True, only=None)
     cut_lines(folder / "train.jsonl", 1)
 
@@ -599,7 +666,7 @@ class Format:
     """Mutations of a file in a usual run of the tests."""
 
 
-TABLES = ("a.csv", "a.tsv", "a.json", "a.jsonl", "a.jsonl.gz", "a.parquet")
+TABLES = ("a.csv", "a.tsv", "a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow")
 ARCHIVES = ("stored.zip", "deflated.zip", "pax.tar", "gnu.tar", "a.tar.gz")
 MBEIR = "mbeir_edis_task2"
 FORMATS = [
@@ -612,7 +679,7 @@ FORMATS = [
     Format("sample", write_sample_json, read_sample_json, ("a.json",), 50),
     Format("webdataset", write_webdataset, read_webdataset, ("s/a.tar",), 20),
     Format("webdataset-json", write_webdataset_json, read_webdataset_json, ("a.json",), 50),
-    Format("store", write_store, read_store, (
+    Format("store", write_embeddings, read_embeddings, (
         "vectors/about.json", "vectors/0000.rows", "vectors/0000.vectors")),
     Format("graph", write_graph, read_graph, ("g.safetensors",), 30),
     Format("journal", write_journal, read_journal, (".shards.partial/journal.sqlite",)),
@@ -629,7 +696,12 @@ FORMATS = [
     Format("m3t", lambda folder: outside_data.write_m3t(folder, 2), read_m3t, ("M3T_train/M3T.parquet",)),
     Format("run", ".", read_run, (
         "recipe.yaml", "summary.json", "environment.json", "data.json", "train.jsonl", "eval/scenes.json",
-        "eval/scenes.gallery.json"), 8),
+        "eval/scenes.gallery.json", "eval/scenes.queries.parquet"), 8),
+    Format("cell", write_cell, read_cell, ("x.failed.json", "x/train.jsonl"), 30),
+    *(Format(f"vectors-{n[0]}", partial(write_vectors, name=n[0]), partial(read_vectors, name=n[0]), n, 30)
+      for n in (("s.parquet",), ("s.npy", "s.json", "s.jsonl"))),
+    Format("vectors-parts", write_vector_parts, partial(read_parts, name="s.parquet"), (
+        ".s.parquet.parts/000000000.npz", ".s.parquet.parts/plan.json"), 30),
     Format("checkpoint", "checkpoints/step-000002", read_checkpoint, (
         "checkpoint.json", "progress.json", "training.pt"), 5),
     *(Format(f"model-{n}", partial(write_model, family=n), read_model, files, 2)
@@ -685,3 +757,35 @@ def test_a_mutated_file_raises_muco_errors_only(case: tuple[Format, str], good: 
             printable(str(error)).encode()
 
     check()
+
+
+READ_BY_THE_TEST = ("image-", "sample", "webdataset-json", "list of archives")
+PIPES = [
+    case for case in CASES if not case[0].name.startswith((*READ_BY_THE_TEST, "model-qwen", "model-clip"))
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("case", PIPES, ids=[f"{each.name}: {Path(file).name}" for each, file in PIPES])
+@pytest.mark.filterwarnings("ignore")
+def test_a_named_pipe_is_not_waited_for(case: tuple[Format, str], good: Path, tmp_path: Path):
+    format_, file = case
+    work = good.rename(tmp_path / "work")
+    (work / file).unlink()
+    os.mkfifo(work / file)
+    with time_limit(30), suppress(MucoError):
+        format_.read(work)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -178,8 +178,11 @@ def _queries(cells: Sequence[Cell], metric: str) -> dict[tuple[str, str], Array]
         suite = _suite(cell.folder, label)
         if suite is None:
             return {}
-        per_task = read_queries(queries_file(cell.folder / "eval", label))
+        file = queries_file(cell.folder / "eval", label)
+        per_task = read_queries(file)
         for task in tasks_in(suite, name):
+            if task not in per_task:
+                raise MucoError(f"{file}: no query of {task}; run the evaluation again")
             scores.setdefault((task, suite.tasks[task].data), []).append(per_task[task].score)
     if any(len(each) != len(cells) for each in scores.values()):
         return {}

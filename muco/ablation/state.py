@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Literal
 
@@ -12,6 +11,7 @@ from muco.ablation.cells import Cell
 from muco.ablation.launch.task import Failure, Task
 from muco.io.atomic import write_text
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import LOG_FILE
 
@@ -35,17 +35,18 @@ def status_of(cell: Cell) -> Status:
 
 
 def failure_of(cell: Cell) -> Failure | None:
-    """Return how a cell failed; None for one that did not."""
+    """Return how a cell failed, None for one that did not; raise MucoError if the file is damaged."""
     path = Task(cell.folder).failure
-    return validate_record(path, Failure, parse_json(path.read_text("utf-8"))) if path.is_file() else None
+    values = RunFolder(path.parent).read(path.name)
+    return None if values is None else validate_record(path, Failure, values)
 
 
 def last_step(cell: Cell) -> int:
     """Return the last step that the run has logged."""
     try:
-        line = (cell.folder / LOG_FILE).read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
-        return int(json.loads(line)["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        line = read_file(cell.folder / LOG_FILE).rstrip(b"\n").rpartition(b"\n")[2]
+        return int(parse_json(line)["step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0
 
 

@@ -15,6 +15,7 @@ from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.video import Video, Visual
 from muco.io.pil_images import encoded_image
+from muco.io.regular_file import read_file
 from muco.io.table_text import text_of
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def image_of(image: ImageLike) -> EncodedImage:
         return image
     if isinstance(image, Path):
         try:
-            return EncodedImage(image.read_bytes()).faithful()
+            return EncodedImage(read_file(image)).faithful()
         except OSError as error:
-            raise DataError(f"image {image}: {error.strerror}") from error
+            raise DataError(f"image {image}: {error.strerror or error}") from error
         except DataError as error:
             raise DataError(f"image {image}: {error}") from None
     if isinstance(image, bytes):

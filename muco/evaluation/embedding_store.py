@@ -27,6 +27,7 @@ from muco.evaluation.search.vectors import TensorVectors
 from muco.io.atomic import open_append, write_text
 from muco.io.json_text import parse_json
 from muco.io.lock import locked
+from muco.io.regular_file import read_file
 
 StoreDtype = Literal["float32", "float16"]
 """How a number is stored; a search reads float32 from either."""
@@ -180,7 +181,7 @@ class EmbeddingStore:
         try:
             with self._explain_errors():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                stored = parse_json(path.read_bytes()) if path.exists() else None
+                stored = parse_json(read_file(path)) if path.exists() else None
                 if stored is None:
                     write_text(path, json.dumps(metadata, indent=1) + "\n")
         except ValueError as error:

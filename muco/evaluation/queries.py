@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, library_errors
 from muco.io.atomic import write_bytes
+from muco.io.regular_file import read_file
 
 COLUMNS = ("task", "query", "rank", "score")
 
@@ -67,11 +68,12 @@ def read_queries(path: Path) -> dict[str, QueryScores]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        table = parquet.read_table(path, columns=list(COLUMNS))
-    except (OSError, pa.ArrowException) as error:
-        raise MucoError(f"{path}: cannot be read: {error}\nRun the evaluation again.") from None
-    names = np.asarray(table["task"].cast(pa.string()).to_pylist())
+    schema = pa.schema({"task": pa.string(), "rank": pa.int64(), "score": pa.float64()})
+    with library_errors(f"{path}: cannot be read; run the evaluation again"):
+        table = parquet.read_table(io.BytesIO(read_file(path)), columns=schema.names).cast(schema)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a number is missing")
+    names = np.asarray(table["task"].to_pylist())
     rank, score = table["rank"].to_numpy(), table["score"].to_numpy()
     return {
         str(name): QueryScores(rank[names == name], score[names == name]) for name in dict.fromkeys(names)

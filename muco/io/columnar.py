@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
+from muco.io.json_text import parse_json
 
 SUFFIXES = (".parquet", ".arrow")
 
@@ -65,7 +65,7 @@ def row_values(batch: Any, index: int, labels: Labels) -> dict[str, Any]:
 
 def _labels(metadata: bytes | None) -> Labels:
     try:
-        features = json.loads(metadata or b"{}")["info"]["features"]
+        features = parse_json(metadata or b"{}")["info"]["features"]
         return {
             name: [str(each) for each in feature["names"]]
             for name, feature in features.items()
@@ -95,6 +95,7 @@ def _arrow_batches(path: Path, columns: list[str] | None, start: int) -> Iterato
     reader = _arrow(path)
     in_order = reader if hasattr(reader, "read_next_batch") else map(reader.get_batch, _batch_numbers(reader))
     for batch in in_order:
+        batch.validate(full=True)  # else offsets beyond the data are read, and the process may crash
         yield number, batch if columns is None else batch.select(columns)
         number += len(batch)
 

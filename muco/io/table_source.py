@@ -109,6 +109,7 @@ def revision_of(paths: Iterable[Path]) -> str:
 def existing(path: str | Path, *, hint: str) -> Path:
     """Return the path of a file or folder; if it is missing, raise DataError with `hint`, how to get it."""
     expanded = Path(expanduser(path))
-    if not expanded.exists():
-        raise DataError(f"{expanded} does not exist. {hint}")
+    if not (expanded.is_file() or expanded.is_dir()):
+        problem = "is no regular file" if expanded.exists() else "does not exist"
+        raise DataError(f"{expanded} {problem}. {hint}")
     return expanded

@@ -117,7 +117,7 @@ def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def num_rows(path: Path) -> int:
     """Return the number of rows, including those that cannot be read; raises as `rows` does."""
-    if kind_of(path) in columnar.SUFFIXES:
+    if kind_of(path) in columnar.SUFFIXES and path.is_file():
         return columnar.num_rows(path)
     return sum(1 for _ in rows(path))
 

@@ -17,6 +17,7 @@ from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError, library_errors
 from muco.core.packer import Packer
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 from muco.io.safetensors_header import read_header
 
 METADATA_FILE = "muco.json"
@@ -77,7 +78,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Return a model's step and components; raise DataError if a file is missing or damaged."""
     path = folder / METADATA_FILE
     try:
-        metadata = parse_json(path.read_bytes())
+        metadata = parse_json(read_file(path))
     except FileNotFoundError:
         raise DataError(f"{folder}: no trained model here; train it first, without --only evaluate") from None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from muco.config.yaml_lines import read_yaml
 from muco.core.errors import MucoError
 from muco.evaluation.results import Gallery, SuiteScores
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import (
     LOG_FILE,
@@ -111,7 +112,7 @@ def _command(folder: Path) -> str:
 
 def _record(path: Path, record: type[R]) -> R:
     try:
-        values = parse_json(path.read_text(encoding="utf-8", errors="replace"))
+        values = parse_json(read_file(path).decode(errors="replace"))
     except (ValueError, OSError) as error:
         raise MucoError(f"{path}: not JSON: {error}\nRemove the file and make it again.") from None
     return validate_record(path, record, values)

@@ -20,6 +20,7 @@ from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
 from muco.training.early_stopping import Best
@@ -70,7 +71,7 @@ class Checkpoint:
     def progress(self) -> Progress:
         """Return the saved progress; raise DataError if the file is missing or damaged."""
         try:
-            values = parse_json((self.folder / "progress.json").read_bytes())
+            values = parse_json(read_file(self.folder / "progress.json"))
             progress = TypeAdapter(Progress).validate_python(values)
         except (OSError, ValueError) as error:
             raise self.broken(str(error)) from error
@@ -81,7 +82,7 @@ class Checkpoint:
     def origin(self) -> Origin:
         """Return what the steps depend on; raise DataError if a file is missing or damaged."""
         try:
-            saved = parse_json((self.folder / _MANIFEST).read_bytes())
+            saved = parse_json(read_file(self.folder / _MANIFEST))
             origin, digests = TypeAdapter(Origin).validate_python(saved), dict(saved["files"])
             there = _digests(self.folder)
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -20,10 +20,12 @@ from pydantic import TypeAdapter, ValidationError
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.io.image_files import ImageFiles
 from muco.io.json_text import parse_json
+from muco.io.regular_file import read_file
 
 METADATA_KEY = b"muco"
 FORMAT = 1
 SUFFIXES = (".parquet", ".npy")
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class VectorStore:
             raise DataError(f"{not_a_store}: {where}: {first['msg']}") from None
         if checked.format != FORMAT:
             raise DataError(f"{path}: format {checked.format}; this version of muco reads format {FORMAT}")
+        if checked.dtype not in DTYPES:
+            raise DataError(f"{path}: damaged: dtype {checked.dtype!r}; a store has {' or '.join(DTYPES)}")
         if vectors.shape != (len(rows), checked.dim) or vectors.dtype != checked.dtype:
             raise DataError(
                 f"{path}: damaged: vectors {vectors.dtype} {list(vectors.shape)} do not belong to "
@@ -138,9 +142,9 @@ def _read_parquet(path: Path) -> tuple[str, list[Any], NDArray[Any]]:
 
 
 def _read_npy(path: Path) -> tuple[str, list[Any], NDArray[Any]]:
-    lines = path.with_suffix(".jsonl").read_bytes().splitlines()
+    lines = read_file(path.with_suffix(".jsonl")).splitlines()
     return (
-        path.with_suffix(".json").read_text(encoding="utf-8"),
+        read_file(path.with_suffix(".json")).decode(),
         [parse_json(line) for line in lines],
         np.load(path, mmap_mode="c", allow_pickle=False),
     )

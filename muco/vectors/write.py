@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muco.core.errors import DataError, MucoError
+from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.sample import Content
 from muco.io.atomic import atomic_file, remove_folder, write_text
 from muco.io.json_text import parse_json
@@ -140,7 +140,7 @@ def _begin(path: Path, parts: Path, plan: dict[str, Any]) -> None:
     """
     file = parts / "plan.json"
     text = json.dumps(plan, sort_keys=True)
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
+    if file.is_file() and file.read_bytes() == text.encode():
         return
     for beside in (path.with_suffix(suffix) for suffix in _BESIDE[path.suffix]):
         if beside.exists():
@@ -176,7 +176,10 @@ def _write_part(
 
 
 def _read_part(path: Path, rows: Sequence[Row]) -> tuple[tuple[list[Row], NDArray[Any]], dict[str, str]]:
-    with np.load(path, allow_pickle=False) as saved:
+    with (
+        library_errors(f"{path}: damaged; remove {path.parent} and start again"),
+        np.load(path, allow_pickle=False) as saved,
+    ):
         faults = {int(index): reason for index, reason in parse_json(str(saved["faults"])).items()}
         good = [row for index, row in enumerate(rows) if index not in faults]
         return (good, saved["vectors"]), {rows[index].id: reason for index, reason in faults.items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.io.checkpoint_name import is_missing_path
+from muco.io.regular_file import refuse_special_files
 from muco.plugins.backbones.decoder.chat import EMB, MASK
 
 Dtype = Literal["float32", "bfloat16"]
@@ -74,6 +75,7 @@ def local_sizes(name: str) -> dict[str, Any] | None:
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
+    refuse_special_files(folder)
     from transformers import AutoConfig
 
     with library_errors(f"backbone.pretrained: {name} cannot be loaded"):
@@ -89,6 +91,7 @@ def refuse_missing(name: str) -> None:
 
     path = Path(expanduser(name))
     if path.is_dir():
+        refuse_special_files(path)
         return
     if path.exists() or is_missing_path(name):
         problem = "is not a folder" if path.exists() else "does not exist"

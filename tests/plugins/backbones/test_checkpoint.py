@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -241,6 +242,12 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path, monkeypat
     (tmp_path / "models/file").touch()
     with pytest.raises(MucoError, match=rf"backbone\.pretrained: .*{name.removeprefix('~')} {problem}"):
         build("qwen2_vl", pretrained=name)
+
+
+def test_a_named_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(MucoError, match=r"config\.json is no regular file"):
+        build("qwen2_vl", pretrained=str(tmp_path))
 
 
 def test_a_name_that_is_no_folder_is_asked_for_on_the_hub_once(monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, library_errors
+from muco.io.regular_file import refuse_special_files
 from muco.plugins.backbones.checkpoint import PEFT_FILE, adapters_of_peft, check_fit, read_weights
 from muco.plugins.backbones.clip.random_init import (
     RandomInitSettings,
@@ -188,6 +189,7 @@ def folder_of(name: str) -> Path:
         folder = Path(expanduser(name))
         if not folder.is_dir():
             raise MucoError(f"backbone.pretrained: {name} is not a folder; names of the hub begin with {HUB}")
+        refuse_special_files(folder)
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

@@ -17,6 +17,7 @@ from muco.core.errors import DataError
 from muco.io.cache import cached_database
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.lazy import LazyContents
+from muco.io.regular_file import read_file
 from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import json_object
@@ -107,7 +108,7 @@ def text_and_image(row: Mapping[str, Any], text: str, image: str, modality: str)
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file; raise DataError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return read_file(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,26 @@
+"""Files of any origin: only regular ones are opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muco.core.errors import DataError
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no regular file: a named pipe would be waited for.
+        ValueError: the path has a null character.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file")
+    return path.read_bytes()
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Raise DataError if a named pipe or a device is in a folder: a library that opens it may wait."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path} is no regular file; remove it")

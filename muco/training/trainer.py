@@ -28,7 +28,7 @@ from muco.distributed.ranks import Ranks
 from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop_signals
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
-from muco.training.checkpoint import Origin, Progress, save_checkpoint
+from muco.training.checkpoint import Origin, Progress, checkpoints, save_checkpoint
 from muco.training.early_stopping import best_of, best_with, must_stop
 from muco.training.log import (
     UNREADABLE_FILE,
@@ -262,7 +262,8 @@ class Trainer:
         if not math.isfinite(result.mean):
             raise MucoError(
                 f"{step}: the loss is {result.mean}. The weights are unchanged. {samples}\n"
-                "The last checkpoint is complete. This usually helps: a lower train.learning_rate, or "
+                f"{'The last checkpoint is complete. ' * bool(checkpoints(self.folder))}"
+                "This usually helps: a lower train.learning_rate, or "
                 "loss.temperature nearer 0.05."
             )
         norm = clip_gradients(self._optimizers.weights(), self.settings.max_grad_norm)

@@ -233,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(tmp_path)
     output = finish(tmp_path, "--set", "train.learning_rate=1e30", "--set", "train.warmup_steps=0", code=2)
     assert "not finite" in output or "the loss is nan" in output
     assert re.search(r"(turns|pairs)/shard-000000\.tar:", output)
+    assert "The last checkpoint" not in output  # there is none yet
 
 
 @pytest.mark.process

@@ -183,7 +183,10 @@ def contrast(
 def require_negatives(rows: Tensor) -> None:
     """Raise ValueError if there are query turns without a negative; `rows` are theirs, int64."""
     if len(rows):
-        raise ValueError(f"query turn {int(rows[0])} has no negative: a batch needs targets of other images")
+        raise ValueError(
+            f"query turn {int(rows[0])} has no negative: a batch needs targets of other images. Targets that "
+            "are merged with its own (`duplicates`) or masked (`mask`, `false_negative_margin`) do not count"
+        )
 
 
 def max_per_query(pairing: Pairing, value_P: Tensor) -> Tensor:

@@ -337,7 +337,7 @@ def test_families_that_read_no_video_say_so(family):
     config = Llava.Config.model_validate(small_llava(family))
     assert "video" not in Llava.offers(config)
     backbone = Llava.build(config, texts=TEXTS)
-    with pytest.raises(MucoError, match=r"LLaVA-OneVision alone.*llava, qwen_vl"):
+    with pytest.raises(MucoError, match=r"only LLaVA-OneVision reads videos.*llava, qwen_vl"):
         backbone.processor.render(dialogue_of(["a"], [film(2, (40, 40))]))
 
 

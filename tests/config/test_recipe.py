@@ -420,6 +420,13 @@ def test_merging_duplicates_needs_targets_of_their_own(load, refusal):
          "loss `matryoshka` as set here needs embeddings of at least 33 dimensions; the backbone and the "
          "pooler give 32"),
         (["loss={name: matryoshka, loss: infonce, dims: [16, 32]}", "pooler.projection_dim=24"], "give 24"),
+        (["train.keep_best=scenes/mean"], "`keep_best` needs `validate_every`"),
+        (["train.validate_every=2", "evaluate.suites=[]"], "`train.validate_every` needs `evaluate.suites`"),
+        (["train.validate_every=2", "train.validate_suites=[scene]"],
+         "`train.validate_suites`: no validated suite gives 'scene'. Did you mean 'scenes'?"),
+        (["train.validate_every=2", "train.early_stopping={metric: mmeb/mean, patience: 2}"],
+         "`train.early_stopping.metric`: no validated suite gives 'mmeb/mean'. Did you mean 'scenes/mean'?"),
+        (["train.trackers=[mlflow, mlflow]"], "`trackers` names one twice"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused(refusal, settings, expected):

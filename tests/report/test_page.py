@@ -286,6 +286,21 @@ def test_the_page_loads_nothing_and_allows_no_script_but_its_own(finished):
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
+def test_validations_are_drawn_and_the_step_of_the_model_is_said(finished):
+    lines = [
+        {"step": step, "seconds": 1.0, "averages": {"scenes/mean": step / 600}, "tasks": {"scenes/a": 0.1}}
+        for step in (200, 400, 600)
+    ]
+    (finished / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((finished / "summary.json").read_text())
+    write_json(finished / "summary.json", {**summary, "model_step": 400, "stopped_early": True})
+    page = write_report(finished).read_text(encoding="utf-8")
+    assert "<h3>Validation</h3>" in page
+    assert page.count("<figcaption><h3>scenes/mean</h3></figcaption>") == 1
+    assert "The model is of step 400: the best of the validations." in page
+    assert "Training stopped early, after step 600." in page
+
+
 def test_a_page_that_cannot_be_renamed_leaves_the_old_one_and_no_other_file(finished, monkeypatch):
     before = write_report(finished).read_bytes()
     files = sorted(finished.iterdir())

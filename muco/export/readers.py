@@ -64,8 +64,9 @@ class TransformersReader(Reader):
     def __init__(self, folder: Path, exported: Exported, device: torch.device) -> None:
         from transformers import AutoModel, AutoProcessor
 
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        self.model = self.model.eval().to(device)
+        self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         self.exported = exported
         modules = json.loads((folder / "modules.json").read_text())
         dense = [folder / each["path"] for each in modules if each["type"].endswith(".Dense")]

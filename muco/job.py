@@ -21,6 +21,7 @@ from muco.run_folder import check_same_data, check_same_recipe
 from muco.training.batches import StepBatches
 from muco.training.checkpoint import Origin, Progress, checkpoints, ignored_checkpoints, restore
 from muco.training.data import check_sample_ids, make_sampler, missing_shards, open_data, texts_of
+from muco.training.image_sizes import enlarging_note
 from muco.training.trainer import Trainer
 from muco.training.validation import Validator
 
@@ -68,6 +69,9 @@ def assemble(
     for name, reader in readers.items():
         check_sample_ids(name, recipe.data[name], reader)
         reader.verify_columns()
+    min_pixels: int = getattr(recipe.backbone.config, "min_pixels", 0)
+    if note := enlarging_note(min_pixels, readers.values()):
+        console.print(f"note: {note}")
     sampler = make_sampler(recipe, readers)
     texts = texts_of(readers.values())
     loss: Loss = recipe.loss.make()

@@ -204,3 +204,9 @@ def test_a_step_against_the_gradient_lowers_the_loss_of_a_fixed_batch(family, op
                 weight -= size * gradient
         after = loss()
     assert float((before - after).detach()) == pytest.approx(size * slope, rel=0.1)
+
+
+def test_random_weights_do_not_enlarge_small_images_by_default():
+    assert QwenVL.Config.model_validate({"random_init": {}}).min_pixels == 4 * 28 * 28
+    assert QwenVL.Config.model_validate({"random_init": {}, "min_pixels": 9408}).min_pixels == 9408
+    assert QwenVL.Config.model_validate({"pretrained": "org/name"}).min_pixels == 256 * 28 * 28

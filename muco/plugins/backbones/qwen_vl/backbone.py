@@ -25,6 +25,9 @@ from muco.plugins.backbones.qwen_vl.random_init import (
 )
 from muco.plugins.backbones.qwen_vl.video import Frames
 
+_SMALL_PIXELS = 4 * 28 * 28
+"""Four tokens of Qwen2-VL."""
+
 
 class QwenVL(DecoderBackbone):
     """Qwen2-VL, Qwen2.5-VL or Qwen3-VL without its language-model head.
@@ -42,7 +45,7 @@ class QwenVL(DecoderBackbone):
         """chatml: Qwen's roles. chatml_public: as in the public MuCo code, an `<|im_end|>` is missing in a
         reconstruction turn. bare: only the content and the embedding token, for random weights."""
         min_pixels: PositiveInt = 256 * 28 * 28
-        """Smaller images are enlarged to this area."""
+        """Smaller images are enlarged to this area. With `random_init`, the default is 4 tokens."""
         max_pixels: PositiveInt = 1280 * 28 * 28
         """Larger images are reduced to this area."""
         small_images: SmallImages = "square"
@@ -51,9 +54,17 @@ class QwenVL(DecoderBackbone):
         max_frames: PositiveInt = 8
         """Limit on the frames of a video; if there are more, evenly spaced ones are used."""
         min_frame_pixels: PositiveInt = 128 * 28 * 28
-        """Smaller frames of videos are enlarged to this area."""
+        """Smaller frames of videos are enlarged to this area. With `random_init`, the default is 4 tokens."""
         max_frame_pixels: PositiveInt = 768 * 28 * 28
         """Larger frames of videos are reduced to this area."""
+
+        @model_validator(mode="before")
+        @classmethod
+        def _small_images_stay_small(cls, values: Any) -> Any:
+            """Fill in small limits for random weights, which know no size; published ones know theirs."""
+            if not isinstance(values, Mapping) or values.get("random_init") is None:
+                return values
+            return {"min_pixels": _SMALL_PIXELS, "min_frame_pixels": _SMALL_PIXELS, **values}
 
         @model_validator(mode="after")
         def _pixels_in_order(self) -> QwenVL.Config:

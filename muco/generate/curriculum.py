@@ -57,9 +57,16 @@ class Curriculum:
         """Return what a request asks of the form of its answer."""
         structured = self.settings.server.structured
         if structured == "json_schema":
-            schema = self._models[with_caption].model_json_schema()
-            return {"type": structured, "json_schema": {"name": "pairs", "strict": True, "schema": schema}}
+            return self._schemas[with_caption]
         return {"type": structured} if structured == "json_object" else None
+
+    @cached_property
+    def _schemas(self) -> dict[bool, dict[str, Any]]:
+        schemas = {key: model.model_json_schema() for key, model in self._models.items()}
+        return {
+            key: {"type": "json_schema", "json_schema": {"name": "pairs", "strict": True, "schema": schema}}
+            for key, schema in schemas.items()
+        }
 
     @cached_property
     def _models(self) -> dict[bool, type[BaseModel]]:

@@ -46,19 +46,24 @@ def is_refusal(text: str) -> bool:
 
 def filtered(pairs: Sequence[CleanPair], settings: Generation) -> tuple[list[CleanPair], list[Dropped]]:
     """Return the pairs of one image that pass all filters, and the others."""
-    kept: list[CleanPair] = []
+    passed: list[CleanPair] = []
     dropped: list[Dropped] = []
+    asked: list[frozenset[str]] = []
     for pair in pairs:
-        reason = _reason(pair, kept, settings)
+        own = [frozenset(words(query)) for query in pair.queries]
+        reason = _reason(pair, settings)
+        if not reason and is_near(own, asked, settings.filters.max_overlap):
+            reason = "duplicate"
         if reason:
             dropped.append(Dropped(reason, pair))
         else:
-            kept.append(pair)
-    return kept, dropped
+            passed.append(pair)
+            asked += own
+    return passed, dropped
 
 
-def _reason(pair: CleanPair, earlier: Sequence[CleanPair], settings: Generation) -> str:
-    """Return the name of the first filter that drops a pair; empty if it passes."""
+def _reason(pair: CleanPair, settings: Generation) -> str:
+    """Return the name of the first filter that drops a pair for its own texts; empty if it passes."""
     filters, texts = settings.filters, (*pair.queries, pair.answer)
     if not (pair.queries and pair.answer):
         return "empty"
@@ -72,9 +77,6 @@ def _reason(pair: CleanPair, earlier: Sequence[CleanPair], settings: Generation)
         return "script"
     if filters.repeats and any(repeats(query, pair.answer) for query in pair.queries):
         return "repeats_question"
-    if any(overlap(query, other) >= filters.max_overlap for each in earlier for query in pair.queries
-           for other in each.queries):  # fmt: skip
-        return "duplicate"
     return ""
 
 
@@ -85,10 +87,13 @@ def repeats(query: str, answer: str) -> bool:
     return asked == said or any(said[start : start + len(asked)] == asked for start in starts)
 
 
-def overlap(left: str, right: str) -> float:
-    """Return the share of the words of two texts that both have, 0 to 1; equal texts give 1."""
-    one, other = set(words(left)), set(words(right))
-    return len(one & other) / len(one | other) if one | other else float(left == right)
+def is_near(own: Sequence[frozenset[str]], others: Sequence[frozenset[str]], max_overlap: float) -> bool:
+    """Return whether two questions, given by their words, share too large a part of them."""
+    return any(
+        len(one & other) >= max_overlap * len(one | other) and (one or other)
+        for one in own
+        for other in others
+    )
 
 
 def has_other_script(text: str, script: str) -> bool:

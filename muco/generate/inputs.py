@@ -137,8 +137,10 @@ def _images_at(path: Path) -> Iterator[str]:
         return
     for parent, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(parent).relative_to(path).as_posix()
+        prefix = "" if below == "." else f"{below}/"
         for file in sorted(files):
-            name = Path(parent, file).relative_to(path).as_posix()
+            name = prefix + file
             if is_image(file):
                 yield text_of(name, f"the file name {name!a}")
             elif file.lower().endswith(PLAIN) and not file.startswith("."):

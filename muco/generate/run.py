@@ -14,10 +14,10 @@ from muco.generate.journal import Journal
 from muco.generate.requests import Answer, Request
 from muco.generate.steps import Steps
 
-_MOST_FAILURES = 3
-"""Requests in a row that fail before the first answer; then the run stops."""
-_MOST_FAILURES_LATER = 50
-"""Requests in a row that fail after it."""
+_MOST_REFUSED = 3
+"""Requests in a row that the server may refuse before its first answer; then the run stops."""
+_MOST_FAILURES = 50
+"""Requests in a row that may fail after it."""
 
 ReadImage = Callable[[str], str]
 """Returns the URL of an image by its name; runs in a thread."""
@@ -130,9 +130,12 @@ class Run:
         if isinstance(error, DataError):
             return
         self._failures += 1
-        most = _MOST_FAILURES_LATER if self.progress.answers else _MOST_FAILURES
+        # Before the first answer, a request that failed in all its tries says that the server is not there.
+        first = _MOST_REFUSED if isinstance(error, RefusedRequestError) else 1
+        most = _MOST_FAILURES if self.progress.answers else first
         if self._failures >= most and not self._stop:
-            message = f"stopped after {self._failures} requests in a row that failed. The last: {error}"
+            number = f"{self._failures} requests" if self._failures > 1 else "a request"
+            message = f"stopped: {number} failed and none succeeded since. The last: {error}"
             if request.image is not None and "status" in str(error):
                 message += ". If the model sees no images, give captions: --captions FILE"
             self._stop = MucoError(message)

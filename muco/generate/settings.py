@@ -29,7 +29,7 @@ class Server(ComponentConfig):
     """The environment variable that holds the key; `null` sends none."""
     structured: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How JSON is asked for: by its schema, as any JSON object, or by the prompt alone."""
-    concurrency: Positive = 32
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 32
     """Requests at a time."""
     max_retries: Annotated[int, Field(ge=0)] = 8
     """Further tries of a request on status 408, 409, 429 and 5xx and on lost connections; Retry-After is

@@ -266,7 +266,7 @@ def test_a_wrong_address_is_named(server, photos, tmp_path):
     command = ["data", "generate", "m3t", "--from", photos, "--to", tmp_path / "t.jsonl", "--set", wrong,
                "--set", "server.model=m", "--set", "server.max_retries=0"]  # fmt: skip
     result = CliRunner().invoke(app, [str(each) for each in command])
-    assert "Connection error" in str(result.exception)
+    assert "Cannot connect" in str(result.exception)
     assert "127.0.0.1:9" in str(result.exception)
     server.refuses = 404, "no model of that name"
     with pytest.raises(MucoError, match="has no chat completions or no model 'scripted'"):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from muco.core.errors import MucoError
 from muco.core.turns import TurnEmbeddings, TurnIds
@@ -110,6 +109,8 @@ class Ranks:
         """
         if self.world_size == 1:
             return
+        from torch.distributed.tensor import DTensor  # slow to import, and only a step needs it
+
         trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
         for bucket in _buckets(trained):
             gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]

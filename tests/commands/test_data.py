@@ -127,7 +127,7 @@ def test_a_struct_of_the_tables_own_is_no_image(folder):
         ("t.parquet", b"", "t.parquet: no Parquet file that can be read"),
         ("t.jsonl", b'{"x": 1}\n', "t.jsonl: no row has a column a, q. Columns: x"),
         ("t.csv", b"q|a\nx|y\n", "no column q, a. Columns: q|a"),
-        ("t.txt", b"x", "tables end in .parquet, .jsonl, .ndjson, .csv, .tsv"),
+        ("t.txt", b"x", "tables end in .parquet, .arrow, .jsonl, .ndjson, .csv, .tsv"),
     ],
 )
 def test_a_table_of_nothing_is_reported(folder, name, data, message):

@@ -176,7 +176,9 @@ def image_name(value: Any) -> str:
 
 def has_image(value: Any) -> bool:
     """Return whether the value of an image column holds or names an image."""
-    return bool(value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else bool(value)
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        return any(value.values())
+    return bool(value)
 
 
 def _seconds(value: Any, default: float) -> float:

@@ -57,7 +57,7 @@ def search_page(store: VectorStore, embedder: Embedder) -> Any:
     """Return the page, a `gradio.Blocks`: a text and an image in, the nearest items out."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MucoError("muco demo needs gradio: pip install 'muco[demo]'") from None
 

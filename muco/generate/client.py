@@ -24,6 +24,10 @@ class UnansweredError(Exception):
     """The server gave no answer in all tries."""
 
 
+class UnreachableError(UnansweredError):
+    """There was no connection in any try."""
+
+
 class Client:
     """A server, for use as an asynchronous context."""
 
@@ -68,7 +72,7 @@ class Client:
 
         Raises:
             RefusedRequestError: status 400, 413 or 422.
-            UnansweredError: the last try failed too.
+            UnansweredError: the last try failed too; `UnreachableError` without a connection.
             MucoError: the key, the address or the model is wrong.
         """
         errors = self._openai
@@ -91,7 +95,7 @@ class Client:
             raise kind(f"status {error.status_code}: {self._message(error)}") from None
         except errors.OpenAIError as error:
             message = self._message(error.__cause__ or error)
-            raise UnansweredError(f"{self._server.base_url}: {message or type(error).__name__}") from None
+            raise UnreachableError(f"{self._server.base_url}: {message or type(error).__name__}") from None
         except _BadAnswerError as error:
             raise UnansweredError(str(error)) from None
 

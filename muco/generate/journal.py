@@ -54,6 +54,10 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise MucoError(f"{path}: damaged ({error}). Move it away to ask for everything again.") from None
 
+    def is_empty(self) -> bool:
+        """Return whether there is no answer at all."""
+        return self._db.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is None
+
     def answer(self, key: bytes) -> Answer | None:
         """Return the answer of a request; None if there is none yet."""
         query = "SELECT text, refusal, finish, prompt_tokens, completion_tokens, retries FROM answers"

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from muco.core.errors import DataError, MucoError
-from muco.generate.client import Client, RefusedRequestError, UnansweredError
+from muco.generate.client import Client, RefusedRequestError, UnansweredError, UnreachableError
 from muco.generate.inputs import Item
 from muco.generate.journal import Journal
 from muco.generate.requests import Answer, Request
 from muco.generate.steps import Steps
 
-_MOST_REFUSED = 3
-"""Requests in a row that the server may refuse before its first answer; then the run stops."""
+_MOST_FAILURES_AT_FIRST = 3
+"""Requests in a row that may fail before the first answer of a table; then the run stops."""
 _MOST_FAILURES = 50
-"""Requests in a row that may fail after it."""
+"""Requests in a row that may fail later."""
 
 ReadImage = Callable[[str], str]
 """Returns the URL of an image by its name; runs in a thread."""
@@ -52,12 +52,13 @@ class Run:
         self.progress = Progress()
         self._open: dict[bytes, asyncio.Future[None]] = {}
         self._failures = 0
+        self._is_tried = not journal.is_empty()
         self._stop: MucoError | None = None
 
     async def over(self, items: Iterable[Item]) -> None:
         """Ask about all items.
 
-        Until the first answer one request is sent at a time: a wrong setting costs nothing.
+        Until the first answer of a table one request is sent at a time: a wrong setting costs nothing.
 
         Raises:
             MucoError: the settings of the server are wrong, or it fails again and again. Answers that were
@@ -65,7 +66,7 @@ class Run:
         """
         async with self._client:
             waiting = iter(items)
-            while not self._stop and not self.progress.answers:
+            while not self._stop and not self._is_tried:
                 item = next(waiting, None)
                 if item is None:
                     break
@@ -118,6 +119,7 @@ class Run:
         return await self._client.ask(request.wire_body(url))
 
     def _keep(self, key: bytes, answer: Answer) -> None:
+        self._is_tried = True
         self._journal.put(key, answer)
         self._failures = 0
         self.progress.answers += 1
@@ -130,12 +132,11 @@ class Run:
         if isinstance(error, DataError):
             return
         self._failures += 1
-        # Before the first answer, a request that failed in all its tries says that the server is not there.
-        first = _MOST_REFUSED if isinstance(error, RefusedRequestError) else 1
-        most = _MOST_FAILURES if self.progress.answers else first
+        first = 1 if isinstance(error, UnreachableError) else _MOST_FAILURES_AT_FIRST
+        most = _MOST_FAILURES if self._is_tried else first
         if self._failures >= most and not self._stop:
             number = f"{self._failures} requests" if self._failures > 1 else "a request"
             message = f"stopped: {number} failed and none succeeded since. The last: {error}"
-            if request.image is not None and "status" in str(error):
+            if request.image is not None and not isinstance(error, UnreachableError):
                 message += ". If the model sees no images, give captions: --captions FILE"
             self._stop = MucoError(message)

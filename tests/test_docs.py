@@ -319,6 +319,14 @@ def test_the_table_of_kinds_names_hooks_and_checks_that_exist():
     assert set(re.findall(r"`(check_\w+)`", rows)) == set(muco.testing.__all__)
 
 
+def test_the_errors_that_errors_md_lists_are_in_the_code():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "muco").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message may go over several lines
+    rows = re.findall(r"^\| `(.*?)` \|", (DOCS / "errors.md").read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 10
+    assert [message for message in rows if message not in code] == []
+
+
 def command_names() -> list[str]:
     """Return every command and subcommand, `muco data check`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,6 @@ def test_without_slurm_the_launcher_says_so(here):
 
 def test_the_script_is_the_command():
     script = Path(__file__).parents[2] / "tools/ablate.py"
-    output = subprocess.run(["python", script, "none.yaml"], capture_output=True, text=True, check=False)
+    output = subprocess.run([sys.executable, script, "none.yaml"], capture_output=True, text=True, check=False)
     assert output.returncode == 2
     assert "none.yaml: no such file" in output.stderr

@@ -137,6 +137,8 @@ def test_without_slurm_the_launcher_says_so(here):
 
 def test_the_script_is_the_command():
     script = Path(__file__).parents[2] / "tools/ablate.py"
-    output = subprocess.run([sys.executable, script, "none.yaml"], capture_output=True, text=True, check=False)
+    output = subprocess.run(
+        [sys.executable, script, "none.yaml"], capture_output=True, text=True, check=False
+    )
     assert output.returncode == 2
     assert "none.yaml: no such file" in output.stderr

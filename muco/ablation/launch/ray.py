@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from importlib import import_module
 from typing import Any
 
 from muco.ablation.launch.task import Task, run_task
@@ -25,7 +26,7 @@ class RayLauncher:
             MucoError: Ray is not installed, the cluster is not there, or a resource is unknown.
         """
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError:
             raise MucoError("--launcher ray needs Ray: pip install 'muco[ray]'") from None
         try:

@@ -29,7 +29,7 @@ class SlurmLauncher:
             MucoError: submitit is not installed, there is no SLURM, or a resource is unknown.
         """
         try:
-            import submitit
+            import submitit  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise MucoError("--launcher slurm needs submitit: pip install 'muco[slurm]'") from None
         try:
@@ -65,6 +65,6 @@ class Requeued:
 
     def checkpoint(self) -> Any:
         """Return what is submitted again; the run has its own checkpoints."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(Requeued(self.task))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from muco import __version__
@@ -17,6 +16,7 @@ from muco.ablation.plots import curves_of, effects_of, heat_maps_of
 from muco.ablation.results import RowResult
 from muco.ablation.state import status_of
 from muco.ablation.table import cells_of, header, notes
+from muco.io.html import html_templates
 from muco.report import formatting as words
 from muco.report import page as report
 from muco.run_folder import differences
@@ -59,13 +59,7 @@ def render(plan: Plan, results: Sequence[RowResult], folder: Path) -> str:
     """
     css = (report.TEMPLATES / "page.css").read_text("utf-8") + (_TEMPLATES / "grid.css").read_text("utf-8")
     js = (_TEMPLATES / "grid.js").read_text("utf-8")
-    templates = Environment(
-        loader=PackageLoader("muco", "ablation/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = html_templates("ablation/templates")
     return templates.get_template("grid.html").render(
         grid=plan.grid,
         metric=plan.metrics[0],

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from muco.core.errors import MucoError
 from muco.generate.counts import Counts
 from muco.generate.inputs import Inputs
 from muco.generate.settings import Generation
 from muco.io.atomic import write_bytes
+from muco.io.html import html_templates
 from muco.io.thumbnails import thumbnail_uri
 
 _THUMBNAIL_PIXELS, _MOST_ANSWERS, _MAX_CHARACTERS = 224, 40, 600
@@ -19,13 +18,7 @@ _THUMBNAIL_PIXELS, _MOST_ANSWERS, _MAX_CHARACTERS = 224, 40, 600
 
 def write_page(path: Path, table: Path, counts: Counts, inputs: Inputs, settings: Generation) -> None:
     """Write counts, lengths, frequent answers, cost, examples, and what was left out; all text is escaped."""
-    templates = Environment(
-        loader=PackageLoader("muco", "generate/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = html_templates("generate/templates")
     templates.filters["clipped"] = _clipped
 
     def thumbnail(name: str) -> str:

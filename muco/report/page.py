@@ -7,11 +7,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from muco import __version__
 from muco.io.atomic import write_bytes
+from muco.io.html import html_templates
 from muco.report import formatting as words
 from muco.report.comparison import comparisons_of, differences_of
 from muco.report.gallery import gallery_of, is_safe_image
@@ -63,13 +64,7 @@ def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
 
 
 def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("muco", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = html_templates("report/templates")
     templates.globals |= {"words": words, "standard_error": standard_error}
     templates.tests["safe_image"] = is_safe_image
     return templates

@@ -7,11 +7,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from muco.core.errors import MucoError
 from muco.core.image import EncodedImage
 from muco.io.atomic import write_bytes
+from muco.io.html import html_templates
 from muco.io.thumbnails import data_uri
 from muco.vectors.search import Hit
 from muco.vectors.store import VectorStore
@@ -27,13 +26,7 @@ def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], s
         hits: the items, the best first.
         store: that was searched.
     """
-    templates = Environment(
-        loader=PackageLoader("muco", "vectors/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = html_templates("vectors/templates")
     page = templates.get_template("search.html").render(
         title=str(store.path),
         text=text,

@@ -62,8 +62,11 @@ class DecoderProcessor(Processor):
         raise MucoError(f"{type(self).__name__} has no chat template in Jinja, so it cannot be exported")
 
     def to_transformers(self, model_config: Any, chat_template: str) -> Any:
-        """Return the processor of transformers, with this tokenizer, image processor and chat template."""
-        raise NotImplementedError
+        """Return the processor of transformers, with this tokenizer, image processor and chat template.
+
+        Called only if `chat_format` is written, and then to be written too.
+        """
+        raise MucoError(f"{type(self).__name__} has no processor of transformers, so it cannot be exported")
 
     def export_limits(self) -> Sequence[str]:
         """Return what `to_transformers` does not do as this processor does; sentences for the reader."""

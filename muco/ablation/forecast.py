@@ -21,7 +21,7 @@ class Forecast:
     flops: int
     """Model FLOPs of those whose backbone's sizes are known, by the assumptions of `muco-run --flops`."""
     num_unknown: int
-    """Cells whose FLOPs are not known: a later stage starts from a model that is not there yet."""
+    """Cells whose FLOPs are not known, because the sizes of the backbone are not."""
     seconds: float | None
     """Of one cell after the other; None while no cell is done."""
 
@@ -44,11 +44,13 @@ def forecast(cells: Sequence[Cell]) -> Forecast:
 
 
 def counted_flops(cell: Cell) -> int | None:
-    """Return the model FLOPs of a cell's training as assumed; None where the sizes are not known."""
-    train = cell.recipe.train
+    """Return the model FLOPs of a cell's training as assumed; None where the sizes are not known.
+
+    A later stage has the sizes of the first, whose model may not exist yet.
+    """
+    train, first = cell.recipe.train, cell.chain[0]
+    assumed = read_assumptions((), train.global_batch_size)
     try:
-        return (
-            estimate(cell.recipe, read_assumptions((), train.global_batch_size)).step.model * train.num_steps
-        )
+        return estimate(cell.recipe, assumed, sizes_of=first.recipe.backbone).step.model * train.num_steps
     except MucoError:
         return None

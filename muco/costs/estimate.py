@@ -39,13 +39,18 @@ class Estimate:
     target_tokens: int
 
 
-def estimate(recipe: Recipe, assumed: Assumptions) -> Estimate:
+def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any] | None = None) -> Estimate:
     """Return the FLOPs of a step of a recipe for a batch that is as assumed.
+
+    Args:
+        recipe: its settings are counted.
+        assumed: the batch.
+        sizes_of: a backbone of the same sizes, where the recipe's model does not exist yet.
 
     Raises:
         MucoError: the sizes of the backbone, or its FLOPs, are not known; the message says what to do.
     """
-    known = known_layers(recipe.backbone)
+    known = known_layers(recipe.backbone, sizes_of)
     packer: Packer = recipe.packer.make()
     sides = assumed_sides(packer, assumed)
     lengths = [repeat_lengths(known.layers.lengths_for(side.dialogues), assumed.images) for side in sides]
@@ -66,15 +71,19 @@ def estimate(recipe: Recipe, assumed: Assumptions) -> Estimate:
     return Estimate(step, known.source, queries, targets, *tokens)
 
 
-def known_layers(backbone: ComponentRef[Any]) -> KnownLayers:
-    """Return the layers of a backbone: from `random_init`, a local folder, or the table of public models.
+def known_layers(backbone: ComponentRef[Any], sizes_of: ComponentRef[Any] | None = None) -> KnownLayers:
+    """Return the layers of a backbone.
+
+    The sizes are those of `sizes_of`, by default its own: from `random_init`, a local folder, or the table
+    of public models.
 
     Raises:
         MucoError: none of these tells its sizes, or the backbone does not tell its layers.
     """
     cls, config = cast("type[Backbone]", backbone.cls), backbone.config
-    pretrained = getattr(config, "pretrained", None)
-    sizes, source = cls.sizes_of(config), pretrained or "backbone.random_init"
+    origin = (sizes_of or backbone).config
+    pretrained = getattr(origin, "pretrained", None)
+    sizes, source = cls.sizes_of(origin), pretrained or "backbone.random_init"
     public = None if pretrained is None else public_model(pretrained)
     if sizes is None and public is not None:
         sizes, source = public["sizes"], f"{pretrained}, {public['source']}"

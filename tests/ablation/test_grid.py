@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from muco.ablation.cells import Plan, plan_grid
+from muco.ablation.forecast import counted_flops
 from muco.commands.main import app
 from muco.config.load import load_recipe
 from muco.core.errors import MucoError, RecipeError
@@ -243,6 +244,15 @@ def test_a_dry_run_writes_nothing(tmp_path):
     file = grid(tmp_path, BASE)
     CliRunner().invoke(app, ["ablate", file, "--dry-run", "--folder", f"{tmp_path / 'runs'}"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_flops_of_a_stage_are_counted_before_the_model_of_the_stage_before_exists(tmp_path):
+    stages = "stages:\n  a: {base: scenes_stage1}\n  b: {base: scenes_stage2}\n"
+    first, second = plan(tmp_path, stages).cells()
+    before, after = counted_flops(first), counted_flops(second)
+    assert before is not None
+    assert after is not None
+    assert before != after
 
 
 def test_the_resolved_recipe_of_a_cell_is_a_recipe(tmp_path):

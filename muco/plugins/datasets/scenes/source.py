@@ -13,10 +13,18 @@ from muco.core.component import Feature
 from muco.core.sample import Content, Pair, Sample
 from muco.core.source import Source
 from muco.plugins.datasets.names import check_known
+from muco.plugins.datasets.scenes.captions import caption, title
 from muco.plugins.datasets.scenes.drawing import draw_image
 from muco.plugins.datasets.scenes.questions import QUESTIONS
-from muco.plugins.datasets.scenes.tasks import PAIR_TASKS, Problem, SceneTask, View, near_views
-from muco.plugins.datasets.scenes.world import SceneWorld, draw_scene, seeded
+from muco.plugins.datasets.scenes.tasks import (
+    PAIR_TASKS,
+    CaptionLength,
+    Problem,
+    SceneTask,
+    View,
+    near_views,
+)
+from muco.plugins.datasets.scenes.world import Scene, SceneWorld, draw_scene, seeded
 
 PAIR_WEIGHTS: dict[str, float] = dict.fromkeys(PAIR_TASKS, 1.0)
 
@@ -47,6 +55,9 @@ class Scenes(Source):
         """Hard negatives of a single pair: the picture before the edit, the other object, a fact changed."""
         pairs: dict[str, NonNegativeFloat] = PAIR_WEIGHTS
         """Kinds of single pair and their weights; a kind that is left out does not occur."""
+        captions: CaptionLength = "none"
+        """Captions of the images, for packers that write an image as text. short: colours and shapes. full:
+        also sizes, positions and background."""
 
         @field_validator("pairs")
         @classmethod
@@ -89,7 +100,12 @@ class Scenes(Source):
                 Pair(question.task, queries, Content(question.answer(scene, scene.objects[subject])))
             )
         image = draw_image(scene, self.config.image_size_pixels)
-        return Sample(sample_id, "scenes", (image,), tuple(pairs))
+        return Sample(sample_id, "scenes", (image,), tuple(pairs), self._caption(scene))
+
+    def _caption(self, scene: Scene | None) -> str:
+        """Return the caption of a query's picture, if there is one and it is to have one."""
+        describe = {"short": title, "full": caption}.get(self.config.captions)
+        return describe(scene) if scene is not None and describe else ""
 
     def _near(self, task: SceneTask, problem: Problem, rng: random.Random) -> list[View]:
         """Return wrong answers that nearly fit, none held out; those that the query shows come first."""
@@ -108,7 +124,8 @@ class Scenes(Source):
         pair = Pair(
             name,
             tuple(map(Content, problem.queries)),
-            task.content(problem.right, self.config),
+            task.content(problem.right, self.config, self.config.captions),
             tuple(task.content(view, self.config) for view in self._near(task, problem, rng)),
         )
-        return Sample(sample_id, "scenes", problem.images(self.config), (pair,))
+        images = problem.images(self.config)
+        return Sample(sample_id, "scenes", images, (pair,), self._caption(problem.picture))

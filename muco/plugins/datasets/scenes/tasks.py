@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from typing import Literal
 
 from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.plugins.datasets.scenes.captions import (
+    a,
     caption,
     edit_text,
     on_background,
@@ -27,6 +29,7 @@ from muco.plugins.datasets.scenes.questions import QUESTIONS, Question
 from muco.plugins.datasets.scenes.world import Scene, SceneWorld, Split, draw_scene, drawn_again
 
 Wordings = tuple[str, ...]
+CaptionLength = Literal["none", "short", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,15 @@ Pose = Callable[[SceneWorld, random.Random, Split], Problem]
 
 
 @dataclass(frozen=True)
+class Picture:
+    """How the image of a target is drawn and described."""
+
+    draw: Callable[[View, int], EncodedImage]
+    """From the view and the image size in pixels."""
+    captions: dict[CaptionLength, Callable[[View], str]]
+
+
+@dataclass(frozen=True)
 class SceneTask:
     """How a task draws problems, and what its targets are."""
 
@@ -68,13 +80,16 @@ class SceneTask:
     """The facts of a target, as text: a view is right if its key equals that of the right view."""
     text: Callable[[View], str] | None = None
     """The text of a target, if it has one."""
-    image: Callable[[View, int], EncodedImage] | None = None
-    """The image of a target, if it has one, from the view and the image size in pixels."""
+    image: Picture | None = None
+    """The image of a target, if it has one."""
 
-    def content(self, view: View, world: SceneWorld) -> Content:
-        """Return the content of a target."""
-        images = (self.image(view, world.image_size_pixels),) if self.image else ()
-        return Content(self.text(view) if self.text else "", images)
+    def content(self, view: View, world: SceneWorld, captions: CaptionLength = "none") -> Content:
+        """Return the content of a target, its image with a caption unless `captions` is none."""
+        text = self.text(view) if self.text else ""
+        if self.image is None:
+            return Content(text)
+        described = self.image.captions[captions](view) if captions != "none" else ""
+        return Content(text, (self.image.draw(view, world.image_size_pixels),), described)
 
 
 def near_views(problem: Problem, world: SceneWorld, rng: random.Random) -> Iterator[View]:
@@ -135,12 +150,19 @@ def _title(view: View) -> str:
     return title(view.scene)
 
 
-def _image(view: View, size_pixels: int) -> EncodedImage:
-    return draw_image(view.scene, size_pixels)
+def _part_name(view: View) -> str:
+    it = view.scene.objects[view.subject]
+    return a(f"{it.color} {it.shape}")
 
 
-def _part(view: View, size_pixels: int) -> EncodedImage:
-    return draw_part(view.scene, view.subject, size_pixels)
+_image = Picture(
+    lambda view, size_pixels: draw_image(view.scene, size_pixels),
+    {"short": _title, "full": lambda view: caption(view.scene)},
+)
+_part = Picture(
+    lambda view, size_pixels: draw_part(view.scene, view.subject, size_pixels),
+    {"short": _part_name, "full": _part_facts},
+)
 
 
 def _turn_task(question: Question) -> SceneTask:

@@ -542,3 +542,22 @@ def test_image_targets_are_needed_where_a_kind_has_them():
     assert Scenes.needs(Scenes.Config()) == {"image_targets"}
     assert not Scenes.needs(Scenes.Config(turn_share=1))
     assert not Scenes.needs(Scenes.Config(pairs={"caption_paraphrase": 1, "same_scene": 0}))
+
+
+@pytest.mark.parametrize("length", ["none", "short", "full"])
+def test_captions_describe_the_images_of_both_sides(length: str):
+    weights = {"edit_to_image": 1, "crop_grounding": 1}
+    options = {"turn_share": 0, "num_objects": 2, "pairs": weights, **NAMES, **LARGE}
+    for sample, plain in zip(draw(8, captions=length, **options), draw(8, **options), strict=True):
+        (pair,) = sample.pairs
+        assert pair.queries == plain.pairs[0].queries
+        assert pair.target.images == plain.pairs[0].target.images
+        if length == "none":
+            assert sample.caption == pair.target.caption == ""
+            continue
+        facts = read_image(sample.images[0])
+        assert all(f"{color} {shape}" in sample.caption for _, color, shape, _ in facts.objects)
+        assert length == "short" or read_caption(sample.caption) == facts
+        assert (" background" in sample.caption) == (length == "full")
+        assert (" background" in pair.target.caption) == (length == "full")
+        assert pair.target.caption.count(" and ") == (pair.task == "edit_to_image")

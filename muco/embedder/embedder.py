@@ -33,7 +33,7 @@ Modality = Literal["text", "image", "video"]
 
 _BATCH_TOKENS, _BATCH_TOKENS_ON_CPU = 16384, 2048
 """Language-model tokens, and image patches, that are encoded at once by default. On a CPU, larger batches
-leave its caches: 16,384 tokens took 1.4 times as long as 2,048 in benchmarks/encode.py."""
+leave its caches: 16,384 tokens took 1.4 times as long as 2,048 in benchmarks/peers/encode.py."""
 WINDOW = 512
 """Items that are in memory at once, and that chunks of similar length are made of."""
 

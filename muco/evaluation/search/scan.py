@@ -26,8 +26,8 @@ BLOCK_ROWS = 8192
 """Candidates that are scored at once."""
 _MOST_THREADS = 16
 """Each has scores of its own in memory, and they share the memory bandwidth."""
-_NUMBERS = 1 << 22
-"""Products of two numbers that are in memory in float64 at once."""
+_NUMBERS = 1 << 17
+"""Products of two numbers that are in memory in float64 at once: as many as stay in the cache."""
 _MOST_PAIRS = 1 << 18
 """Pairs near a threshold that are summed again at once."""
 PART_ROWS = 256
@@ -79,6 +79,7 @@ class Scorer:
         self.query_QD = query_QD
         self._norm = float(query_QD.norm(dim=1).max())
         self._space = query_QD.new_empty(len(query_QD) * BLOCK_ROWS)
+        self._mask_space = torch.empty(len(self._space), dtype=torch.bool, device=query_QD.device)
 
     def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
         """Return float32 [Q, B], and the most that one may differ from the true score rounded to float32.
@@ -98,6 +99,15 @@ class Scorer:
             torch.mm(self.query_QD, block_BD.T, out=score_QB)
         return score_QB, bound
 
+    def hits(self, score_QB: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and rows of the scores that are at least `least_Q`, int64 [N], by query and row."""
+        (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
+        if len(hit_H) * 4 > len(score_QB):  # a copy of so many rows takes longer than to search all
+            mask_QB = self._mask_space[: score_QB.numel()].view(score_QB.shape)
+            return marked(at_least(score_QB, least_Q[:, None], out=mask_QB))
+        hits_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
+        return hit_H[hits_N], rows_N
+
     def exactly(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor) -> Tensor:
         """Return the true scores of pairs of a query and a row of the block, float32 [N]."""
         if len(rows_N) > _DENSE * len(block_BD) * len(self.query_QD):
@@ -110,11 +120,12 @@ class Scorer:
         return torch.cat(parts)
 
 
-def at_least(score_QB: Tensor, least_Q1: Tensor) -> Tensor:
-    """Return whether each score is at least its query's threshold, bool [Q, B]."""
+def at_least(score_QB: Tensor, least_Q1: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return whether each score is at least its query's threshold, bool [Q, B], in `out` if given."""
     if score_QB.device.type == "cpu":  # twice as fast as torch
-        return torch.from_numpy(np.greater_equal(score_QB.numpy(), least_Q1.numpy()))
-    return score_QB >= least_Q1
+        mask = None if out is None else out.numpy()
+        return torch.from_numpy(np.greater_equal(score_QB.numpy(), least_Q1.numpy(), out=mask))
+    return torch.ge(score_QB, least_Q1, out=out)
 
 
 def next_above(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muco.evaluation.search.scan import PART_ROWS, Scorer, at_least, blocks, in_parts, is_crowded, marked
+from muco.evaluation.search.scan import PART_ROWS, Scorer, blocks, in_parts, is_crowded
 from muco.evaluation.search.vectors import Vectors
 
 
@@ -49,19 +49,19 @@ class _Best(Scorer):
         least_Q = self._best_QK[:, -1] - bound
         if self._is_empty and len(block_BD) > self.num_best:
             least_Q = score_QB.topk(self.num_best, dim=1).values[:, -1] - 2 * bound
-        (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
-        if not len(hit_H):
+        queries_N, rows_N = self.hits(score_QB, least_Q)
+        if not len(queries_N):
             return
-        hits_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
-        if is_crowded(len(hits_N), block_BD):
+        if is_crowded(len(queries_N), block_BD):
             for part in range(0, len(block_BD), PART_ROWS):
                 self.merge(block_BD[part : part + PART_ROWS], first + part)
             return
         self._is_empty = False
-        self._add(hit_H, hits_N, rows_N + first, self.exactly(block_BD, hit_H[hits_N], rows_N))
+        self._add(queries_N, rows_N + first, self.exactly(block_BD, queries_N, rows_N))
 
-    def _add(self, hit_H: Tensor, hits_N: Tensor, rows_N: Tensor, exact_N: Tensor) -> None:
-        """Merge rows N into the best of their queries, `hit_H[hits_N]`."""
+    def _add(self, queries_N: Tensor, rows_N: Tensor, exact_N: Tensor) -> None:
+        """Merge rows N into the best of their queries, which are in order."""
+        hit_H, hits_N = queries_N.unique_consecutive(return_inverse=True)
         indices_H = torch.arange(len(hit_H), device=rows_N.device)
         hits_M = torch.cat([indices_H.repeat_interleave(self.num_best), hits_N])
         scores_M = torch.cat([self._best_QK[hit_H].flatten(), exact_N])

@@ -11,6 +11,8 @@ from muco.evaluation.search import scan, search
 from muco.evaluation.search.search import rank_all, top_k
 from tests.helpers.tasks import task_of
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 
 def levels_of(seed, levels, *shapes):
     """Return tensors of small whole numbers: their products are exact, and many tie."""
@@ -99,8 +101,9 @@ def test_right_answers_are_counted_whatever_their_number(width):
         assert torch.equal(scan.count_true(mask), mask.sum(1))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
 @pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
-def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
+def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise, device):
     """Blocks of the size that is used: right answers at the top of a pool, and anywhere in it."""
     generator = torch.Generator().manual_seed(0)
     pool = F.normalize(torch.randn(2 * scan.BLOCK_ROWS + 5, 24, generator=generator), dim=1)
@@ -109,10 +112,11 @@ def test_whole_blocks_are_counted_and_searched_as_a_full_sort_would(noise):
     query = F.normalize(pool[positions] + noise * torch.randn(40, 24, generator=generator), dim=1)
     exact = (query.double() @ pool.double().T).float()
     right = exact[torch.arange(40), positions][:, None]
-    ranked = rank_all(task_of(40, len(pool), None, [[index] for index in positions.tolist()]), query, pool)
+    task = task_of(40, len(pool), None, [[index] for index in positions.tolist()])
+    ranked = rank_all(task, query, pool, device=device)
     assert [each.right[0].above for each in ranked] == (exact > right).sum(1).tolist()
     assert [each.right[0].tied for each in ranked] == ((exact == right).sum(1) - 1).tolist()
-    scores, rows = top_k(query, pool, 7)
+    scores, rows = top_k(query, pool, 7, device=device)
     order = exact.sort(dim=1, descending=True, stable=True)
     assert torch.equal(rows, order.indices[:, :7])
     assert torch.equal(scores, order.values[:, :7])

@@ -1,6 +1,6 @@
 """Encode with muco and with sentence-transformers from one exported folder, in turn; CPU time.
 
-python benchmarks/encode.py            # needs muco[st]
+python benchmarks/peers/encode.py      # needs muco[st]
 """
 
 from __future__ import annotations

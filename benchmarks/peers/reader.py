@@ -108,7 +108,7 @@ def timed(read: Callable[[Path], int], folder: Path, num_samples: int) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=6144, help="a multiple of the batch, 32")
+    parser.add_argument("--samples", type=int, default=6144, help="a multiple of 32; 512 at least")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with TemporaryDirectory() as name:

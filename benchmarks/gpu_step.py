@@ -1,10 +1,12 @@
 """Whole training steps of a Qwen2-VL-2B-sized model with random weights: throughput, utilisation, memory.
 
     python benchmarks/gpu_step.py                 # on a GPU; on a CPU a small model stands in
-    python benchmarks/gpu_step.py --images 64 --chunk-tokens 32768
+    python benchmarks/gpu_step.py --images 64 --chunk-tokens 32768 --json benchmarks/results/h100.json
 
-LoRA of rank 64 on the language model, a frozen vision tower, bfloat16 weights, cached gradients. Prints a
-table; `--json FILE` writes it with versions, device and command.
+The usual step has LoRA of rank 64 on the language model, a frozen vision tower, bfloat16 weights and cached
+gradients. The table has it for every packer and every attention kernel that runs on the device. The last rows
+differ from the usual step in one setting. FLOPs are the model FLOPs of `muco-run --flops`, counted on the real
+batch. Products that a step computes again are not counted, so they lower the utilisation.
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.steps import encoder_of, samples, step_of
-from muco.core import TurnEncoder
+from benchmarks.steps import config_of, encoder_of, samples, step_of
+from muco.core import MucoError
+from muco.costs.batch import BatchFlops
+from muco.costs.tables import peak_flops
+from muco.plugins.backbones.decoder.attention.kernels import choose_kernel
 from muco.plugins.packers.multi_turn import MultiTurn
 from muco.plugins.packers.single_turn import SingleTurn
 from muco.run_folder import versions
-from muco.training.batches import StepInputs
 from muco.training.memory import peak_bytes
 
-PEAK_TFLOPS = 989.0
-"""Dense bfloat16 of an H100 or H200."""
 TURNS, TEXT_TOKENS = 7, 30
 
 LARGE = {
@@ -62,125 +63,169 @@ PACKERS = {
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One kind of step."""
+class Kind:
+    """A kind of step."""
 
-    packer: str
-    rows: str
-    attention: str
+    packer: str = "isolated"
+    attention: str = "sdpa"
+    rows: str = "packed"
+    lora: bool = True
+    """Adapters on a frozen model; else all weights of the language model are trained."""
+    grad_cache: bool = True
+    compiled: bool = False
+    """`torch.compile` of the layers of the language model."""
+
+    def __str__(self) -> str:
+        parts = (self.packer, self.attention, self.rows, "lora" if self.lora else "full")
+        return " ".join(
+            [*parts, "cached" if self.grad_cache else "plain", "compiled" * self.compiled]
+        ).strip()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a kind of step reaches."""
+
+    kind: Kind
     pairs_per_second: float
     tokens_per_second: float
     padding_share: float
     tflops: float
-    """Of the matrix products that the step needs, a second."""
-    utilisation: float
-    """`tflops` divided by `PEAK_TFLOPS`."""
+    """Model FLOPs a second."""
+    utilisation: float | None
+    """`tflops` divided by the peak of the device, if it is known."""
     peak_gib: float
     """Peak memory of a step without the weights."""
 
     def row(self) -> str:
         """Return a line of the table."""
+        used = "      -" if self.utilisation is None else f"{self.utilisation:>7.2%}"
         speed = f"{self.pairs_per_second:>9.1f} {self.tokens_per_second:>10,.0f} {self.padding_share:>8.1%}"
-        work = f"{self.tflops:>8.3f} {self.utilisation:>7.2%} {self.peak_gib:>6.2f}"
-        return f"{self.packer:<12} {self.rows:<7} {speed} {work}"
+        return f"{self.kind!s:<44} {speed} {self.tflops:>9.4f} {used} {self.peak_gib:>6.2f}"
 
 
-def flops(encoder: TurnEncoder, inputs: StepInputs) -> float:
-    """Return the floating-point operations that a step needs, however it is computed.
+@dataclass(frozen=True)
+class Machine:
+    """Where the steps run, and their sizes."""
 
-    The frozen language model needs a forward pass and a backward pass to the activations: 4 a weight and
-    token. Adapters need 6, the frozen vision tower 2. Attention is counted over the causal pairs of tokens of
-    each dialogue. The second forward pass of cached gradients is not counted.
-    """
-    backbone: Any = encoder.backbone
-    language = backbone.model.language_model
-    linear = {
-        name: w.numel() for name, w in language.named_parameters() if w.ndim == 2 and "embed" not in name
-    }
-    adapters = sum(size for name, size in linear.items() if "lora_" in name)
-    frozen = sum(linear.values()) - adapters
-    tower = sum(w.numel() for w in backbone.model.visual.parameters() if w.ndim >= 2)
-    total = 0.0
-    config = language.config
-    for chunk in (*inputs.queries.chunks, *inputs.targets.chunks):
-        total += chunk.num_tokens * (4 * frozen + 6 * adapters) + chunk.num_patches * 2 * tower
-        lengths = _lengths(chunk.tensors)
-        # Scores and weighted sums: 2 x 2 a pair and channel, half of the pairs; backward, twice as much.
-        total += sum(length**2 for length in lengths) * 2 * config.hidden_size * config.num_hidden_layers * 3
-    return total
+    device: torch.device
+    sizes: dict[str, Any] = field(default_factory=lambda: SMALL)
+    side_pixels: int = 56
+    rank: int = 4
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return the GPU with the large model, or the CPU with the small one."""
+        if torch.cuda.is_available():
+            return cls(torch.device("cuda"), LARGE, 644, 64)
+        return cls(torch.device("cpu"))
+
+    @property
+    def name(self) -> str:
+        """The name of the device."""
+        return torch.cuda.get_device_name() if self.half else "cpu, a small model"
+
+    @property
+    def half(self) -> bool:
+        """Whether weights are bfloat16."""
+        return self.device.type == "cuda"
+
+    def kernels(self) -> list[str]:
+        """Return the attention kernels that run here."""
+        return [name for name in ("flash_varlen", "flex", "sdpa") if self._runs(name)]
+
+    def _runs(self, kernel: Any) -> bool:
+        try:
+            return choose_kernel(kernel, self.device, half=self.half) == kernel
+        except MucoError:
+            return False
 
 
-def _lengths(tensors: dict[str, torch.Tensor]) -> Sequence[int]:
-    if "cu_seqlens" in tensors:
-        return tensors["cu_seqlens"].diff().tolist()
-    rows, length = tensors["input_ids"].shape
-    return [length] * rows
+def kinds(kernels: list[str]) -> Iterator[Kind]:
+    """Yield every packer with every kernel, then what differs from the usual step in one setting."""
+    usual = Kind(attention=kernels[0])
+    yield from (Kind(packer, kernel) for packer in PACKERS for kernel in kernels)
+    yield replace(usual, rows="padded", attention="sdpa")
+    yield replace(usual, lora=False)
+    yield replace(usual, grad_cache=False)
+    yield replace(usual, compiled=True)
 
 
-def measure(packer: str, rows: str, args: argparse.Namespace, device: torch.device) -> Figures:
+def measure(kind: Kind, machine: Machine, args: argparse.Namespace) -> Figures:
     """Return the figures of one kind of step."""
-    on_gpu = device.type == "cuda"
-    side = 644 if on_gpu else 56
-    settings = {
-        "rows": rows,
+    side = machine.side_pixels
+    settings: dict[str, Any] = {
+        "rows": kind.rows,
+        "attention": kind.attention,
         "min_pixels": side**2 // 4,
         "max_pixels": side**2,
-        "dtype": "bfloat16" if on_gpu else "float32",
-        "adapter": {"rank": 64 if on_gpu else 4, "alpha": 64.0, "dropout": 0.0, "dora": False},
+        "dtype": "bfloat16" if machine.half else "float32",
+        "freeze_vision": True,
     }
-    encoder = encoder_of(settings, LARGE if on_gpu else SMALL).to(device)
-    data = samples(
-        args.images, turns=TURNS, side_pixels=side, lengths=[TEXT_TOKENS // 2, TEXT_TOKENS * 3 // 2]
-    )
+    if kind.lora:
+        settings["adapter"] = {"rank": machine.rank, "alpha": 64.0, "dropout": 0.0, "dora": False}
+    encoder = encoder_of(settings, machine.sizes).to(machine.device)
+    backbone: Any = encoder.backbone
+    if kind.compiled:
+        for layer in backbone.model.language_model.layers:
+            layer.compile(dynamic=True)
+    lengths = [TEXT_TOKENS // 2, TEXT_TOKENS * 3 // 2]
+    data = samples(args.images, turns=TURNS, side_pixels=side, lengths=lengths)
     step, inputs = step_of(
-        encoder, data, packer=PACKERS[packer], grad_cache=True, chunk_tokens=args.chunk_tokens
+        encoder,
+        data,
+        packer=PACKERS[kind.packer],
+        grad_cache=kind.grad_cache,
+        chunk_tokens=args.chunk_tokens if kind.grad_cache else None,
     )
     step()
-    peak = peak_bytes(device, step)
+    peak = peak_bytes(machine.device, step)
     began = time.perf_counter()
     for _ in range(args.rounds):
         step()
-    if on_gpu:
+    if machine.half:
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / args.rounds
     chunks = inputs.queries.chunks + inputs.targets.chunks
-    tokens = sum(chunk.num_tokens for chunk in chunks)
-    padding = sum(chunk.num_padding_tokens for chunk in chunks)
-    tflops = flops(encoder, inputs) / seconds / 1e12
+    tokens, padding = (
+        sum(getattr(it, name) for it in chunks) for name in ("num_tokens", "num_padding_tokens")
+    )
+    layers = backbone.layers_of(config_of(settings, machine.sizes), backbone.sizes)
+    counter = BatchFlops(layers, backbone.hidden_dim, symmetric=False)
+    pairs = len(inputs.queries.ids)
+    flops = (counter.encoder(chunks) + counter.loss(pairs, len(inputs.targets.ids))) / seconds
+    peak_of_device = peak_flops(machine.name)
     return Figures(
-        packer=packer,
-        rows=rows,
-        attention=encoder.backbone.startup_summary(device, half=on_gpu),
-        pairs_per_second=len(inputs.queries.ids) / seconds,
+        kind=kind,
+        pairs_per_second=pairs / seconds,
         tokens_per_second=tokens / seconds,
         padding_share=padding / (tokens + padding),
-        tflops=tflops,
-        utilisation=tflops / PEAK_TFLOPS,
+        tflops=flops / 1e12,
+        utilisation=flops / peak_of_device if peak_of_device else None,
         peak_gib=peak / 2**30,
     )
 
 
 def main() -> None:
-    """Measure every packer with both kinds of rows, and print a table."""
+    """Measure every kind of step that runs on this machine, and print a table."""
+    machine = Machine.here()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=32 if torch.cuda.is_available() else 4)
-    parser.add_argument("--chunk-tokens", type=int, default=16384 if torch.cuda.is_available() else 512)
+    parser.add_argument("--images", type=int, default=32 if machine.half else 4)
+    parser.add_argument("--chunk-tokens", type=int, default=16384 if machine.half else 512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, a small model"
-    print(f"{name}: {args.images} images of {TURNS} turns, chunks of {args.chunk_tokens:,}")
-    print("packer       rows      pairs/s   tokens/s  padding  TFLOP/s  of 989    GiB")
+    print(f"{machine.name}: {args.images} images of {TURNS} turns, chunks of {args.chunk_tokens:,}")
+    print(f"{'':<44}   pairs/s   tokens/s  padding   TFLOP/s     MFU    GiB")
     steps = []
-    for packer, rows in product(PACKERS, ("padded", "packed")):
-        figures = measure(packer, rows, args, device)
+    for kind in kinds(machine.kernels()):
+        figures = measure(kind, machine, args)
         steps.append(asdict(figures))
         print(figures.row(), flush=True)
     if args.json:
-        report = {"device": name, "versions": versions(), "command": sys.argv, "steps": steps}
+        report = {"device": machine.name, "versions": versions(), "command": sys.argv, "steps": steps}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -62,11 +62,16 @@ def samples(number: int, *, turns: int, side_pixels: int, lengths: Sequence[int]
     return made
 
 
+def config_of(settings: Mapping[str, Any], random_init: Mapping[str, Any]) -> Any:
+    """Return the settings of a Qwen2-VL with random weights whose tokens are bytes."""
+    values = {"template": "bare", **settings, "random_init": {"vocab_size": 265, **random_init}}
+    return QwenVL.Config.model_validate(values)
+
+
 def encoder_of(settings: Mapping[str, Any], random_init: Mapping[str, Any]) -> TurnEncoder:
-    """Return a Qwen2-VL with random weights whose tokens are bytes."""
+    """Return a Qwen2-VL of `config_of`."""
     torch.manual_seed(0)
-    config = {"template": "bare", **settings, "random_init": {"vocab_size": 265, **random_init}}
-    backbone = QwenVL.build(QwenVL.Config.model_validate(config), texts=["a"])
+    backbone = QwenVL.build(config_of(settings, random_init), texts=["a"])
     return TurnEncoder(backbone, TurnToken(TurnToken.Config(), hidden_dim=backbone.hidden_dim)).train()
 
 

@@ -20,6 +20,7 @@ from muco.generate.counts import Counts
 from muco.generate.curriculum import Curriculum
 from muco.generate.inputs import Inputs, Item
 from muco.generate.journal import Journal
+from muco.generate.language import check_language
 from muco.generate.page import cost_of, write_page
 from muco.generate.pictures import image_url
 from muco.generate.requests import Request
@@ -61,6 +62,8 @@ def generate(
     if not number:
         raise DataError(f"{inputs.path}: no image in it, or none that was chosen")
     _check_models(settings, inputs, one_stage=one_stage)
+    if settings.filters.language:
+        check_language(settings.filters.language)
     curriculum = Curriculum(settings)
     if dry_run:
         _print_requests(curriculum, inputs, one_stage=one_stage, console=console)
@@ -90,6 +93,8 @@ def _check_models(settings: Generation, inputs: Inputs, *, one_stage: bool) -> N
     stages = {"one_stage": settings.one_stage} if one_stage else {"pairs": settings.pairs}
     if not one_stage and any(not item.caption for item in inputs):
         stages["caption"] = settings.caption
+    if settings.filters.round_trip and settings.round_trip:
+        stages["round_trip"] = settings.round_trip
     for name, stage in stages.items():
         if not stage.model:
             raise MucoError(f"no model: --set server.model=NAME for all requests, or {name}.model")
@@ -101,7 +106,7 @@ def _print_requests(curriculum: Curriculum, inputs: Inputs, *, one_stage: bool, 
     steps = Steps(curriculum, inputs.images.size, lambda key: None, one_stage=one_stage)
     for item in islice(inputs, _DRY_IMAGES):
         for each in (item, Item(item.image, f"(caption of {item.image})")):
-            request = steps.next(each)
+            request = steps.result(each)
             if not isinstance(request, Request):
                 console.print(f"{item.image}: skipped, {request}")
                 break

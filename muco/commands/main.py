@@ -392,19 +392,24 @@ def doctor() -> None:
 
 @app.command()
 def schema(
-    of: Annotated[str, typer.Argument(help="recipe or grid.")] = "recipe",
+    of: Annotated[str, typer.Argument(help="recipe, grid or generate.")] = "recipe",
 ) -> None:
-    """Print the JSON Schema of recipes, or of grids, for editors."""
+    """Print the JSON Schema of recipes, of grids or of the files of `muco data generate`, for editors."""
     import json
 
     from muco.ablation.grid import Grid
     from muco.config.json_schema import recipe_schema
     from muco.core.registry import default_registry
+    from muco.generate.settings import Generation
 
-    if of not in ("recipe", "grid"):
-        raise MucoError(f"schema {of}: choose recipe or grid")
-    values = recipe_schema(default_registry()) if of == "recipe" else Grid.model_json_schema()
-    typer.echo(json.dumps(values, indent=1))
+    schemas = {
+        "recipe": lambda: recipe_schema(default_registry()),
+        "grid": Grid.model_json_schema,
+        "generate": Generation.model_json_schema,
+    }
+    if of not in schemas:
+        raise MucoError(f"schema {of}: choose {', '.join(schemas)}")
+    typer.echo(json.dumps(schemas[of](), indent=1))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import AsyncExitStack
 from typing import Any
@@ -77,8 +78,9 @@ class Client:
         """
         errors = self._openai
         try:
-            # Not `chat.completions.create`, which walks through every key of every body to check its type.
-            raw = await self._client.post("/chat/completions", body=body, cast_to=object, options=_RAW)
+            # Not `chat.completions.create`, which checks the type of every key; bytes are not copied either.
+            content = json.dumps(body).encode()
+            raw = await self._client.post("/chat/completions", content=content, cast_to=object, options=_RAW)
             return _answer(raw.parse(), raw.retries_taken)
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             hint = "" if self._server.key_variable else "; name the variable of a key: server.key_variable"

@@ -36,12 +36,13 @@ class Curriculum:
         self.turns = turns_of(settings.kinds)
         """Name and kind of each turn."""
 
-    def prompt(self, stage: Stage, caption: str = "") -> str:
-        """Return a stage's prompt. The caption goes in last: braces in it are text."""
+    def prompt(self, stage: Stage, caption: str = "", question: str = "") -> str:
+        """Return a stage's prompt. Braces in caption and question are text."""
         parts = {
             "{kinds}": self._kinds_text,
             "{paraphrases}": str(self.settings.paraphrases),
             "{caption}": caption,
+            "{question}": question,
         }
         return re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], stage.prompt)
 
@@ -98,7 +99,7 @@ class Curriculum:
     def fingerprint(self, *stages: Stage) -> str:
         """Return a hash of all that the answers of some stages depend on but the image."""
         models = [stage.model or self.settings.server.model for stage in stages]
-        kinds = {name: kind.model_dump() for name, kind in self.settings.kinds.items()}
+        kinds = {name: kind.model_dump(exclude={"round_trip"}) for name, kind in self.settings.kinds.items()}
         values = [models, [stage.model_dump() for stage in stages], kinds, self.settings.paraphrases]
         return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 

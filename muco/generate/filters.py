@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from muco.generate.language import is_other_language
 from muco.generate.settings import Generation
 from muco.generate.text import words
 
@@ -17,6 +18,7 @@ _REFUSAL = re.compile(
     r"|\b(no|without an?) image (was |is )?(provided|attached|available)\b",
     re.I,
 )
+_ARTICLES = {"a", "an", "the"}
 _FEW_WORDS = 3
 """A question of fewer words may stand in an answer."""
 
@@ -37,6 +39,7 @@ class Dropped:
 
     filter: str
     pair: CleanPair
+    detail: str = ""
 
 
 def is_refusal(text: str) -> bool:
@@ -75,6 +78,10 @@ def _reason(pair: CleanPair, settings: Generation) -> str:
         return "too_long"
     if filters.script and any(has_other_script(text, filters.script) for text in texts):
         return "script"
+    if filters.language and any(
+        is_other_language(text, filters.language) for text in (" ".join(pair.queries), pair.answer)
+    ):
+        return "language"
     if filters.repeats and any(repeats(query, pair.answer) for query in pair.queries):
         return "repeats_question"
     return ""
@@ -87,13 +94,27 @@ def repeats(query: str, answer: str) -> bool:
     return asked == said or any(said[start : start + len(asked)] == asked for start in starts)
 
 
+def agree(first: str, second: str, min_agreement: float) -> bool:
+    """Return whether two answers agree: enough words of the shorter one are in the other.
+
+    Case, punctuation, the form of characters (NFKC) and English articles do not count.
+    """
+    one, other = sorted((_content_words(first), _content_words(second)), key=len)
+    return len(one & other) >= min_agreement * len(one) if one else one == other
+
+
+def _content_words(text: str) -> set[str]:
+    return set(words(unicodedata.normalize("NFKC", text))) - _ARTICLES
+
+
 def is_near(own: Sequence[frozenset[str]], others: Sequence[frozenset[str]], max_overlap: float) -> bool:
     """Return whether two questions, given by their words, share too large a part of them."""
-    return any(
-        len(one & other) >= max_overlap * len(one | other) and (one or other)
-        for one in own
-        for other in others
-    )
+    for one in own:
+        for other in others:
+            shared = len(one & other)
+            if shared and shared >= max_overlap * (len(one) + len(other) - shared):
+                return True
+    return False
 
 
 def has_other_script(text: str, script: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -28,7 +29,7 @@ class Request:
     body: Body
     image: ImageRef | None
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """The name of its answer in the journal: equal requests are asked once."""
         image = (self.image.name, self.image.size) if self.image else None

@@ -83,8 +83,8 @@ class Run:
             await self._item(item)
 
     async def _item(self, item: Item) -> None:
-        while isinstance(step := self._steps.next(item), Request):
-            if self._stop or not await self._asked(step):
+        while request := self._steps.next(item):
+            if self._stop or not await self._asked(request):
                 return
         self.progress.rows += 1
         self._show(self.progress)

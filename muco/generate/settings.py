@@ -101,6 +101,8 @@ class PairKind(ComponentConfig):
     """What such a pair is, in the words that the model reads."""
     max_words: Positive = 100
     """Longer answers are dropped."""
+    round_trip: bool = True
+    """Whether `filters.round_trip` checks this kind; `false` if a question has many right answers."""
 
 
 class Filters(ComponentConfig):
@@ -114,6 +116,12 @@ class Filters(ComponentConfig):
     """Drop a pair that speaks of the assistant, or refuses."""
     script: str | None = None
     """Drop a pair with letters of another script than this one: `LATIN`, `CYRILLIC`, `CJK`, `ARABIC`."""
+    language: str | None = None
+    """Drop a pair with a text in another language than this one: `en`, `de`, an ISO 639-1 code."""
+    round_trip: bool = False
+    """Ask each question about the image again and drop the pair if the answers disagree."""
+    min_agreement: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Answers agree if at least this part of the words of the shorter one is in the other."""
     max_overlap: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Drop a pair whose question shares a larger part of its words with an earlier one of its image."""
     min_pairs: Positive = 1
@@ -131,6 +139,8 @@ class Generation(ComponentConfig):
     """Stage 2: a caption becomes pairs."""
     one_stage: Stage
     """Both at once, for `--one-stage`: an image becomes a caption and pairs."""
+    round_trip: Stage | None = None
+    """The second request of a question, for `filters.round_trip`: image and question become an answer."""
     kinds: Annotated[dict[str, PairKind], Field(min_length=1)]
     """The kinds of pairs by name, in the order of the turns."""
     paraphrases: Annotated[int, Field(ge=0, le=20)] = 2
@@ -150,12 +160,15 @@ class Generation(ComponentConfig):
 
     @model_validator(mode="after")
     def _prompts_have_their_parts(self) -> Generation:
+        if self.filters.round_trip and self.round_trip is None:
+            raise ValueError("filters.round_trip needs round_trip.prompt")
         for key, stage, parts in (
             ("pairs", self.pairs, (_CAPTION, "{kinds}")),
             ("one_stage", self.one_stage, ("{kinds}",)),
+            ("round_trip", self.round_trip, ("{question}",)),
         ):
             for part in parts:
-                if part not in stage.prompt:
+                if stage is not None and part not in stage.prompt:
                     raise ValueError(f"{key}.prompt lacks {part}, which is filled in for each image")
         return self
 

@@ -7,11 +7,11 @@ at its end follow the same steps, so a run that was killed gives the same table.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from muco.core.errors import DataError
 from muco.generate.curriculum import Curriculum, InvalidAnswerError, PairAnswer
-from muco.generate.filters import CleanPair, Dropped, filtered, is_refusal
+from muco.generate.filters import CleanPair, Dropped, agree, filtered, is_refusal
 from muco.generate.inputs import Item
 from muco.generate.requests import Answer, Body, ImageRef, Request
 from muco.generate.settings import Stage
@@ -37,6 +37,16 @@ class Usage:
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
         self.retries += answer.retries
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The pairs of an image as the model wrote them, before the filters."""
+
+    caption: str
+    pairs: list[PairAnswer]
+    usage: Usage
+    repaired: bool
 
 
 @dataclass(frozen=True)
@@ -73,18 +83,37 @@ class Steps:
         self._lookup = lookup
         self.one_stage = one_stage
 
-    def next(self, item: Item) -> Request | Generated | Skipped:
-        """Return the request that is to be asked now, or the result."""
-        usage = Usage()
-        if item.caption:
-            return self._pairs(item, clean(item.caption), None, usage)
+    def next(self, item: Item) -> Request | None:
+        """Return the next request of an image; None if all are answered."""
+        step = self.result(item) if self.settings.filters.round_trip else self._parsed(item)
+        return step if isinstance(step, Request) else None
+
+    def result(self, item: Item) -> Request | Generated | Skipped:
+        """Return what the answers give, or a request that has no answer."""
+        parsed = self._parsed(item)
+        if not isinstance(parsed, Parsed):
+            return parsed
+        result = self._filtered(parsed)
+        if self.settings.filters.round_trip and isinstance(result, Generated):
+            return self._checked(item, result)
+        return result
+
+    def _image(self, item: Item) -> ImageRef | Skipped:
         try:
             by_url = self.settings.images.send == "url"
-            image = ImageRef(item.image, 0 if by_url else self._image_size(item.image))
+            return ImageRef(item.image, 0 if by_url else self._image_size(item.image))
         except DataError as error:
             return Skipped("image", str(error))
+
+    def _parsed(self, item: Item) -> Request | Parsed | Skipped:
+        usage = Usage()
+        if item.caption:
+            return self._pairs(clean(item.caption), None, usage)
+        image = self._image(item)
+        if isinstance(image, Skipped):
+            return image
         if self.one_stage:
-            return self._pairs(item, "", image, usage)
+            return self._pairs("", image, usage)
         stage = self.settings.caption
         request = Request("caption", self._body(stage, self.curriculum.prompt(stage)), image)
         answer = self._lookup(request.key)
@@ -94,11 +123,9 @@ class Steps:
         caption = clean(without_thinking(answer.text))
         if problem := _problem(answer):
             return Skipped(f"caption_{problem}", caption or answer.refusal, usage)
-        return self._pairs(item, caption, None, usage)
+        return self._pairs(caption, None, usage)
 
-    def _pairs(
-        self, item: Item, caption: str, image: ImageRef | None, usage: Usage
-    ) -> Request | Generated | Skipped:
+    def _pairs(self, caption: str, image: ImageRef | None, usage: Usage) -> Request | Parsed | Skipped:
         """Ask for pairs; an answer of another form is shown its error and asked once more."""
         stage = self.settings.one_stage if self.one_stage and not caption else self.settings.pairs
         with_caption = image is not None
@@ -121,20 +148,44 @@ class Steps:
                 body = _repair_body(body, answer, error)
                 problem = str(error)
                 continue
-            repaired = name == "repair"
-            return self._filtered(clean(own) if with_caption else caption, pairs, usage, repaired=repaired)
+            return Parsed(clean(own) if with_caption else caption, pairs, usage, repaired=name == "repair")
         return Skipped("invalid", problem, usage)
 
-    def _filtered(
-        self, caption: str, answers: list[PairAnswer], usage: Usage, *, repaired: bool
-    ) -> Generated | Skipped:
-        turns = zip(self.curriculum.turns, answers, strict=True)
+    def _filtered(self, parsed: Parsed) -> Generated | Skipped:
+        turns = zip(self.curriculum.turns, parsed.pairs, strict=True)
         pairs = [_clean_pair(turn, kind, answer) for (turn, kind), answer in turns]
-        kept, dropped = filtered(pairs, self.settings)
-        if len(kept) < self.settings.filters.min_pairs:
-            reasons = ", ".join(f"{each.pair.turn}: {each.filter}" for each in dropped)
-            return Skipped("too_few_pairs", reasons, usage, dropped)
-        return Generated(caption, kept, dropped, usage, repaired)
+        passed, dropped = filtered(pairs, self.settings)
+        return self._with_enough(Generated(parsed.caption, passed, dropped, parsed.usage, parsed.repaired))
+
+    def _with_enough(self, result: Generated) -> Generated | Skipped:
+        if len(result.pairs) >= self.settings.filters.min_pairs:
+            return result
+        reasons = ", ".join(f"{each.pair.turn}: {each.filter}" for each in result.dropped)
+        return Skipped("too_few_pairs", reasons, result.usage, result.dropped)
+
+    def _checked(self, item: Item, result: Generated) -> Request | Generated | Skipped:
+        """Ask each question about the image again; drop the pairs whose two answers disagree."""
+        stage, image = self.settings.round_trip, self._image(item)
+        assert stage is not None, "the settings are validated"
+        if isinstance(image, Skipped):
+            return image
+        passed, dropped = [], list(result.dropped)
+        for pair in result.pairs:
+            if not self.settings.kinds[pair.kind].round_trip:
+                passed.append(pair)
+                continue
+            body = self._body(stage, self.curriculum.prompt(stage, question=pair.queries[0]))
+            request = Request("round_trip", body, image)
+            answer = self._lookup(request.key)
+            if answer is None:
+                return request
+            result.usage.add(answer)
+            second = "" if _problem(answer) else one_line(without_thinking(answer.text))
+            if agree(pair.answer, second, self.settings.filters.min_agreement):
+                passed.append(pair)
+            else:
+                dropped.append(Dropped("round_trip", pair, f"second answer: {second}"))
+        return self._with_enough(replace(result, pairs=passed, dropped=dropped))
 
     def _body(self, stage: Stage, prompt: str) -> Body:
         return {

@@ -56,7 +56,7 @@ def write_table(path: Path, items: Iterable[Item], steps: Steps, journal: Journa
     constants = _constants(steps, one_stage=steps.one_stage)
     with _writer(path) as write, atomic_file(beside(path, "skipped.jsonl")) as skipped:
         for item in items:
-            result = steps.next(item)
+            result = steps.result(item)
             if isinstance(result, Request):
                 result = _unanswered(result, journal)
             counts.add(item, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -28,6 +29,7 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=256)  # several filters read the words of one text
+def words(text: str) -> tuple[str, ...]:
     """Return the words of a text in small letters, without punctuation."""
-    return re.findall(r"\w+", text.lower())
+    return tuple(re.findall(r"\w+", text.lower()))

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
 from muco import __version__
 from muco.commands.main import main
+from muco.config.load import find_recipe
 from muco.data.shards.reader import ShardReader
 from tests.helpers.outside_data import image_bytes, write_jsonl, write_zip
 
@@ -97,6 +99,14 @@ def test_doctor_says_what_a_run_would_run_on(muco):
 def test_schema_is_json_schema(muco):
     out, _ = muco("schema")
     Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_the_schema_of_generate_accepts_the_shipped_file(muco):
+    shipped = yaml.safe_load(find_recipe("generate/m3t").read_text())
+    schema = json.loads(muco("schema", "generate")[0])
+    Draft202012Validator(schema).validate(shipped)
+    shipped["kinds"]["creative"]["max_word"] = 3
+    assert not Draft202012Validator(schema).is_valid(shipped)
 
 
 def test_make_scenes_writes_shards(muco, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from muco.generate.filters import CleanPair, filtered, has_other_script, is_refusal, repeats
+from muco.core import MucoError
+from muco.generate.filters import CleanPair, agree, filtered, has_other_script, is_refusal, repeats
+from muco.generate.language import check_language
 from muco.generate.settings import load_generation
 
 
@@ -51,6 +53,38 @@ def test_a_script_is_asked_for_by_its_name():
     assert reasons(("Was ist das?", "Ein Würfel")) == [""]
     assert reasons(("What is it?", "куб"), script="LATIN") == ["script"]
     assert not has_other_script("12 % café", "LATIN")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("Red", "It is red.", True),
+        ("a red cup", "The cup", True),
+        ("red", "blue", False),
+        ("two dogs", "three dogs", False),
+        ("on a wooden table", "a table of dark wood", False),
+        ("on a wooden table near the door", "on the grass in a park", False),
+        ("\N{FULLWIDTH DIGIT TWO}", "2", True),
+        ("red", "", False),
+        ("!", "?", True),
+    ],
+)
+def test_answers_agree_if_most_words_of_the_shorter_one_are_in_the_other(first, second, expected):
+    assert agree(first, second, 0.6) is expected
+    assert agree(second, first, 0.6) is expected
+
+
+def test_texts_in_another_language_are_dropped_if_they_are_long_enough():
+    pytest.importorskip("py3langid")
+    german = "Eine rote Tasse steht auf dem Tisch am Fenster."
+    english = "A red cup stands on the table near the window."
+    pairs = ("Describe it for a search.", german), ("Where is it?", english), ("What?", "Tasse")
+    assert reasons(*pairs, language="en") == ["language", "", ""]
+    assert reasons(*pairs, language="de") == ["", "language", ""]
+    assert reasons(*pairs) == ["", "", ""]
+    check_language("de")
+    with pytest.raises(MucoError, match=r"'xx' is not known\. Known: .*de, .*en, "):
+        check_language("xx")
 
 
 def test_a_filter_that_is_off_drops_nothing():

@@ -98,6 +98,30 @@ def test_new_filters_cost_nothing(server, photos, tmp_path):
     assert len(server.bodies) == number
 
 
+def test_questions_are_asked_again_and_pairs_with_another_answer_are_dropped(server, photos, tmp_path):
+    options = (photos, tmp_path / "table.jsonl", "--set", "filters.round_trip=true")
+    output = generate(server, *options)
+    assert "12 pairs dropped: round_trip" in output
+    rows = rows_of(tmp_path / "table.jsonl")
+    assert rows[0]["tasks"] == ["classification", "global_vqa_1", "global_vqa_2", "creative", "retrieval"]
+    assert rows[0]["prompt_tokens"] == 100 * (1 + 1 + 5)  # caption, pairs, five questions
+    assert len(server.bodies) == 6 * 7
+    data = (tmp_path / "table.jsonl").read_bytes()
+    assert "0 answers" in generate(server, *options)
+    assert (tmp_path / "table.jsonl").read_bytes() == data
+    assert "6 rows, 42 pairs" in generate(server, photos, tmp_path / "table.jsonl")
+    assert len(server.bodies) == 6 * 7
+
+
+def test_given_captions_are_checked_against_the_image(server, photos, tmp_path):
+    file = write_captions(tmp_path / "captions.jsonl", {"0/0.png": "a cup", "0/gone.png": "b"})
+    table = tmp_path / "table.jsonl"
+    generate(server, photos, table, "--captions", file, "--set", "filters.round_trip=true")
+    questions = [body["messages"][0]["content"] for body in server.bodies[1:]]
+    assert [part["type"] for content in questions for part in content] == ["image_url", "text"] * 5
+    assert len(rows_of(table)) == 1
+
+
 FAULTS = {
     "good": 1, "fenced": 1, "malformed": 2, "wrong_number": 2, "hopeless": 2, "refusal": 1,
     "marked_refusal": 1, "cut": 1, "rate_limit": 2, "server_error": 2, "down": 3, "too_long": 1, "dropped": 2,
@@ -219,6 +243,8 @@ def test_equal_captions_are_asked_once(server, tmp_path):
         (["server.base_url=http://user:pass@x/v1"], "must hold no user"),
         (["server.model=null"], "no model: --set server.model=NAME"),
         (["kinds.local_vqa_1={prompt: x}"], "two kinds give the turn local_vqa_1"),
+        (["filters.round_trip=true", "round_trip=null"], "filters.round_trip needs round_trip.prompt"),
+        (["round_trip.prompt=x"], r"round_trip.prompt lacks \{question\}"),
         (["pairs.prompt=x"], r"pairs.prompt lacks \{caption\}"),
     ],
 )

@@ -120,6 +120,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send(status, {"error": {"message": message, "type": "invalid_request_error"}})
         elif not self.path.endswith("/v1/chat/completions"):
             self.send(404, {"detail": "Not Found"})
+        elif question := re.search(r"Question: (\w+) (\d)", text):
+            kind, index = question.groups()
+            self.say("unknown" if kind == "local_vqa" else f"The {kind[:3].upper()} {index}.")
         elif url and "JSON" not in text:
             fault = self.server.caption_faults.get(digest_of(url), "")
             self.say(f"FAULT={fault} picture {digest_of(url)}")

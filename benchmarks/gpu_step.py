@@ -5,8 +5,8 @@
 
 The usual step has LoRA of rank 64 on the language model, a frozen vision tower, bfloat16 weights and cached
 gradients. The table has it for every packer and every attention kernel that runs on the device. The last rows
-differ from the usual step in one setting. FLOPs are the model FLOPs of `muco-run --flops`, counted on the real
-batch. Products that a step computes again are not counted, so they lower the utilisation.
+differ from the usual step in one setting. FLOPs are the model FLOPs of `muco-run --flops`, counted on the
+real batch. Products that a step computes again are not counted, so they lower the utilisation.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ _REPORTED = (
 _FREE_ON_RESUME = (
     "train.num_steps",
     "train.num_workers",
+    "train.gather_weights",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

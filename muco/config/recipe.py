@@ -115,6 +115,9 @@ class TrainSettings(ComponentConfig):
     gradient is the same. False: the activations of the whole batch are stored."""
     offload_image_features: bool = False
     """With `grad_cache` and a frozen vision tower: store its features in host memory between the passes."""
+    gather_weights: Literal["step", "layer"] = "step"
+    """Under FSDP, with several processes. step: gather all weights once a step. layer: gather each layer in
+    each pass, with less memory and more communication; needs `grad_cache`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device supports it, float32 on a CPU."""
     num_workers: NonNegativeInt = 0
@@ -154,6 +157,8 @@ class TrainSettings(ComponentConfig):
             raise ValueError("`chunk_tokens: auto` needs `grad_cache: true`")
         if self.offload_image_features and not self.grad_cache:
             raise ValueError("`offload_image_features` needs `grad_cache: true`")
+        if self.gather_weights == "layer" and not self.grad_cache:
+            raise ValueError("`gather_weights: layer` needs `grad_cache: true`")
         return self
 
     @model_validator(mode="after")

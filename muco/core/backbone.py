@@ -154,7 +154,8 @@ class Backbone(Component, nn.Module, ABC):
     def shardable_modules(self) -> Iterable[nn.Module]:
         """Return the modules whose weights may be sharded over processes, inner ones first; none by default.
 
-        All weights of a module must have one dtype. The weights of `encode_images` are not sharded.
+        The trained weights of a module must have one dtype. A step reaches the modules only by calling them,
+        within `encode`. The weights of `encode_images` are not sharded.
         """
         return ()
 

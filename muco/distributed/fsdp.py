@@ -1,7 +1,11 @@
 """Sharded weights (FSDP2): each process keeps a shard of the weights and of the optimizer's state.
 
-During a step every process holds the full weights, so no pass waits for another process, however many chunks
-each has. After the last chunk the gradients are summed and sharded once.
+`train.gather_weights: step`: during a step every process holds the full weights, so no pass waits for another
+process, however many chunks each has. After the last chunk the gradients are summed and sharded once.
+
+`train.gather_weights: layer`: each layer is gathered when a pass reaches it and sharded again after it. All
+processes must call the encoder equally often. Gradients stay whole until the last chunk, whose backward pass
+sums and shards them.
 """
 
 from __future__ import annotations
@@ -52,24 +56,64 @@ class Shards:
     """The modules whose weights are sharded, inner ones first; empty without FSDP."""
 
     modules: tuple[FSDPModule, ...] = ()
+    by_layer: bool = False
+    """Whether a step gathers one layer at a time, not all weights."""
 
     @classmethod
-    def of(cls, encoder: TurnEncoder, ranks: Ranks, device: torch.device) -> Shards:
+    def of(
+        cls, encoder: TurnEncoder, ranks: Ranks, device: torch.device, *, by_layer: bool = False
+    ) -> Shards:
         """Shard the modules that the backbone allows; all processes must hold the same weights."""
         modules = list(encoder.backbone.shardable_modules())
         if not modules:
             name = type(encoder.backbone).__name__
             raise MucoError(f"backbone {name} cannot be sharded; launch without FSDP")
+        if by_layer:
+            _refuse_frozen_layers(encoder, modules)
         mesh = init_device_mesh(device.type, (ranks.world_size,))
+        sharded = {weight for module in modules for weight in module.parameters()}
+        whole = set(encoder.parameters()) - sharded
         for module in modules:
-            sharded = fully_shard(module, mesh=mesh, reshard_after_forward=False)
-            sharded.set_requires_gradient_sync(False)
-            sharded.set_reshard_after_backward(False)
-        return cls(tuple(each for each in modules if isinstance(each, FSDPModule)))
+            each = fully_shard(module, mesh=mesh, reshard_after_forward=by_layer)
+            each.set_requires_gradient_sync(False)
+            each.set_reshard_after_backward(by_layer)
+            # Gradients are summed, not averaged.
+            each.set_gradient_divide_factor(1.0)
+            each.set_force_sum_reduction_for_comms(True)
+        # FSDP needs one root that is called first; it holds no shards of its own.
+        fully_shard(encoder, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
+        return cls(tuple(each for each in modules if isinstance(each, FSDPModule)), by_layer)
+
+    @contextmanager
+    def step(self, encoder: nn.Module) -> Iterator[None]:
+        """Hold the full weights within the block, then sum and shard the gradients; by layer, do neither."""
+        if self.by_layer:
+            yield
+            return
+        self.unshard()
+        yield
+        self.reshard(encoder)
+
+    @contextmanager
+    def reducing(self) -> Iterator[None]:
+        """By layer: sum and shard the gradients of each layer in the backward pass within the block."""
+        if not self.by_layer:
+            yield
+            return
+        for module in self.modules:
+            module.set_requires_gradient_sync(True, recurse=False)
+        yield
+        for module in self.modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+
+    def bytes_held(self, weight: Tensor) -> int:
+        """Return the bytes of a weight that this process holds during a whole step."""
+        return weight.to_local().nbytes if self.by_layer and isinstance(weight, DTensor) else weight.nbytes
 
     def unshard(self) -> None:
-        """Give every process the full weights."""
+        """Give every process the full weights until `reshard`."""
         for module in self.modules:
+            module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
 
     def reshard(self, encoder: nn.Module) -> None:
@@ -83,6 +127,7 @@ class Shards:
         for weight in encoder.parameters():
             weight.grad = None
         for module in self.modules:
+            module.set_reshard_after_forward(self.by_layer, recurse=False)
             module.reshard()
         sharded: dict[str, DTensor] = {}
         for name, weight in encoder.named_parameters():
@@ -160,6 +205,20 @@ def clip_gradients(weights: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     for each in full + shards:
         each.mul_(scale.to(each))
     return norm
+
+
+def _refuse_frozen_layers(encoder: TurnEncoder, modules: Sequence[nn.Module]) -> None:
+    """Raise MucoError if no weight of a layer is trained, and image features are.
+
+    Whether backward passes through that layer would depend on the images of a process's chunks.
+    """
+    layers = [module for module in modules if any(True for _ in module.children())]
+    is_frozen = any(not any(weight.requires_grad for weight in each.parameters()) for each in layers)
+    if is_frozen and any(weight.requires_grad for weight in encoder.backbone.image_parameters()):
+        raise MucoError(
+            "train.gather_weights: layer needs a trained weight in each layer of the language model, because "
+            "the vision tower is trained too; freeze it, or take `gather_weights: step`"
+        )
 
 
 def _is_set(name: str) -> bool:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from muco.core.errors import MucoError
 from muco.core.turns import TurnEmbeddings, TurnIds
+from muco.distributed.gradients import GradientSum
 
-_BUCKET_NUMEL = 1 << 25
-"""Elements of the gradients that are summed in one call."""
 _EXCHANGE_TIMEOUT = timedelta(minutes=10)
 _WAIT_TIMEOUT = timedelta(hours=12)
 """Of `wait`: another process may be preparing data or writing a checkpoint."""
@@ -102,24 +101,13 @@ class Ranks:
         rows = rows.to(_backend_device())
         return _all_rows(rows, self._sizes(len(rows), rows.device)).cpu()
 
-    def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Replace the gradient of every weight that is not sharded by its sum over the processes.
-
-        Where no process has a gradient, it stays None, as in a run of one process.
-        """
+    def gradient_sum(self, weights: Iterable[nn.Parameter]) -> GradientSum:
+        """Return the sum of the gradients of the trained weights that are not sharded, not yet started."""
         if self.world_size == 1:
-            return
+            return GradientSum(())
         from torch.distributed.tensor import DTensor  # slow to import, and only a step needs it
 
-        trained = [weight for weight in weights if weight.requires_grad and not isinstance(weight, DTensor)]
-        for bucket in _buckets(trained):
-            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
-            has_gradient = torch.tensor([float(each.grad is not None) for each in bucket])
-            flat = torch.cat([each.flatten() for each in gradients] + [has_gradient.to(gradients[0])])
-            dist.all_reduce(flat)
-            *sums, counts = flat.split([each.numel() for each in bucket] + [len(bucket)])
-            for weight, gradient, count in zip(bucket, sums, counts.tolist(), strict=True):
-                weight.grad = gradient.view_as(weight).clone() if count else None
+        return GradientSum(each for each in weights if each.requires_grad and not isinstance(each, DTensor))
 
     def share_weights(self, module: nn.Module) -> None:
         """Copy the main process's weights and buffers to every process."""
@@ -179,17 +167,3 @@ def _all_rows(rows: Tensor, sizes: list[int]) -> Tensor:
 
 def _backend_device() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
-
-
-def _buckets(weights: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Split weights into groups of one dtype and device, of at most `_BUCKET_NUMEL` elements."""
-    buckets: list[list[nn.Parameter]] = []
-    numel = 0
-    for weight in weights:
-        same = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (weight.dtype, weight.device)
-        if not same or numel + weight.numel() > _BUCKET_NUMEL:
-            buckets.append([])
-            numel = 0
-        buckets[-1].append(weight)
-        numel += weight.numel()
-    return buckets

@@ -99,6 +99,12 @@ class StepBatches(Dataset[StepInputs]):
         other.budget = _budget(chunk_tokens)
         return other
 
+    def of_rank(self, rank: int) -> StepBatches:
+        """Return another rank's share of the same batches."""
+        other = copy.copy(self)
+        other.rank = rank
+        return other
+
     def __getitem__(self, step: int) -> StepInputs:
         epoch, position = divmod(step, self.steps_per_epoch)
         plan = self.sampler.plan(

@@ -82,7 +82,7 @@ def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInpu
     longest = max(map(size_of, _chunks(singles)))
     full_batch = max(sum(map(size_of, side.chunks)) for side in _sides(singles))
     predicted = predict_memory(stepper, memory, singles, state_bytes)
-    weights = sum(weight.nbytes for weight in stepper.parameters())
+    weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
     other = predicted.total() - predicted.activations - weights
     room = _MEMORY_SHARE * available_bytes(stepper.device) - other
     if memory.of(longest) > room:
@@ -101,7 +101,7 @@ def predict_memory(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, st
     sizes = [size_of(chunk) for chunk in chunks]
     activations = memory.of(max(sizes) if stepper.grad_cache else sum(sizes))
     gradients = sum(weight.nbytes for weight in stepper.parameters() if weight.requires_grad)
-    weights = sum(weight.nbytes for weight in stepper.parameters())
+    weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
     vectors = 8 * sum(len(side.ids) for side in _sides(inputs)) * stepper.encoder.pooler.embedding_dim
     features = memory.image_features_per_patch * sum(chunk.num_patches for chunk in chunks)
     on_cpu = stepper.device.type == "cpu"

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from muco.core.dialogue import Dialogue, Message, Turn, TurnKey
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
+from muco.core.sample import Content
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
 from muco.distributed.fsdp import Shards
+from muco.distributed.gradients import backward_order
 from muco.distributed.ranks import Ranks
 from muco.training.batches import SideInputs, StepInputs
+
+LastBackward = Callable[[], AbstractContextManager[object]]
+"""Holds the last backward pass of a step, in which the exchange of gradients starts."""
+_FILLER = Dialogue("", (), (Turn((Message("user", Content("a")),), TurnKey(0, 0, 0, 0, 0)),))
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,25 @@ class Stepper:
 
     def __call__(self, inputs: StepInputs) -> StepLoss:
         """Add the batch's gradients to the weights; the caller clears them after the update."""
-        self.shards.unshard()
-        loss = self._backward_by_chunk(inputs) if self.grad_cache else self._backward(inputs)
-        self.shards.reshard(self.encoder)
-        self.ranks.sum_gradients(self.parameters())
+        is_sharded = bool(self.shards.modules)
+        exchange = self.ranks.gradient_sum(() if is_sharded else self._backward_order())
+        last_backward = self.shards.reducing if is_sharded else exchange.during_backward
+        with self.shards.step(self.encoder):
+            run = self._backward_by_chunk if self.grad_cache else self._backward
+            loss = run(inputs, last_backward)
+        if is_sharded:
+            exchange = self.ranks.gradient_sum(self._backward_order())  # of the weights that are not sharded
+        exchange.finish()
         return loss
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Yield the weights of the encoder and of the loss."""
         yield from self.encoder.parameters()
         yield from self.loss.parameters()
+
+    def _backward_order(self) -> list[nn.Parameter]:
+        """Return the weights as the last backward pass reaches them; the loss's are reached before."""
+        return [*backward_order(self.encoder), *self.loss.parameters()]
 
     def dry_run(self, chunk: EncoderInputs) -> int:
         """Run a step's passes over one chunk to measure their memory; its gradients are zero.
@@ -69,37 +85,53 @@ class Stepper:
         first = self._first_pass(chunk)
         images = first.images_on(self.device) if self.grad_cache else None
         vectors = self._encode(chunk, images)
-        vectors.backward(torch.zeros_like(vectors))
+        with self.shards.reducing():
+            vectors.backward(torch.zeros_like(vectors))
         for buffer, saved in buffers:
             buffer.copy_(saved)
         if not self.grad_cache or first.images is None or self.offload_images:
             return 0
         return sum(tensor.nbytes for tensor in first.images.tensors)
 
-    def _backward(self, inputs: StepInputs) -> StepLoss:
+    def _backward(self, inputs: StepInputs, last_backward: LastBackward) -> StepLoss:
         queries, targets = (
             self._in_order([self._encode(chunk) for chunk in side.chunks], side)
             for side in (inputs.queries, inputs.targets)
         )
-        return self._score(queries, targets)
+        return self._score(queries, targets, last_backward)
 
-    def _backward_by_chunk(self, inputs: StepInputs) -> StepLoss:
+    def _backward_by_chunk(self, inputs: StepInputs, last_backward: LastBackward) -> StepLoss:
         """Compute the gradient of the embeddings first, then of the weights, one chunk at a time (GradCache,
         Gao et al. 2021, arXiv:2101.06983).
         """
+        fillers = self._fillers(len(inputs.queries.chunks) + len(inputs.targets.chunks))
         passes, sides = [], []
         for side in (inputs.queries, inputs.targets):
             first_passes = [self._first_pass(chunk) for chunk in side.chunks]
             sides.append(self._in_order([each.vectors for each in first_passes], side))
             passes += zip(side.chunks, first_passes, strict=True)
+        passes += [(chunk, self._first_pass(chunk)) for chunk in fillers]
         loss = self._score(*sides)
-        for chunk, first in passes:
+        for number, (chunk, first) in enumerate(passes, start=1):
             cpu_state, device_states = first.random
             torch.set_rng_state(cpu_state)
             set_device_states(*device_states)
             vectors = self._encode(chunk, first.images_on(self.device))
-            vectors.backward(first.vectors.grad)
+            gradient = torch.zeros_like(vectors) if first.vectors.grad is None else first.vectors.grad
+            with last_backward() if number == len(passes) else nullcontext():
+                vectors.backward(gradient)
         return loss
+
+    def _fillers(self, num_chunks: int) -> list[EncoderInputs]:
+        """Return the chunks of one short text that this rank encodes beside its `num_chunks`, for nothing.
+
+        Where layers are gathered one by one, all ranks must call them equally often. No turn is scored, and
+        the gradient is zero.
+        """
+        if not self.shards.by_layer:
+            return []
+        num_missing = self.ranks.greatest(num_chunks) - num_chunks
+        return [self.encoder.backbone.processor.prepare([_FILLER])] * num_missing
 
     def _first_pass(self, chunk: EncoderInputs) -> _FirstPass:
         chunk = chunk.to(self.device)
@@ -131,14 +163,17 @@ class Stepper:
         dim = self.encoder.pooler.embedding_dim
         return torch.zeros(0, dim, dtype=dtype, device=self.device, requires_grad=True)
 
-    def _score(self, queries: TurnEmbeddings, targets: TurnEmbeddings) -> StepLoss:
-        """Run backward from this rank's part of the mean loss; return the mean over all ranks."""
+    def _score(
+        self, queries: TurnEmbeddings, targets: TurnEmbeddings, backward: LastBackward = nullcontext
+    ) -> StepLoss:
+        """Run backward, within `backward`, from this rank's part of the mean loss; return the mean of all."""
         num_turns = self.ranks.sums({"turns": len(queries)}, self.device)["turns"]
         terms = self.loss(queries, self.ranks.gather(targets))
         mean = terms.per_turn.sum() / max(num_turns, 1)
         if self.loss.symmetric:
             mean = (mean + self._mean_with_sides_exchanged(queries, targets)) / 2
-        mean.backward()
+        with backward():
+            mean.backward()
         sums = self.ranks.sums({**terms.counts, "mean": mean.detach()}, self.device)
         rates = self.ranks.sums(terms.rates, self.device)
         return StepLoss(sums.pop("mean"), int(num_turns), sums, rates)

@@ -105,7 +105,8 @@ class Trainer:
         self.ranks.share_weights(parts)
         self._shards = Shards()
         if fsdp_requested() and self.ranks.world_size > 1:
-            self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device)
+            by_layer = settings.gather_weights == "layer"
+            self._shards = Shards.of(self.model.encoder, self.ranks, accelerator.device, by_layer=by_layer)
         self._optimizers = make_optimizers(parts, settings)
         if self.optimizer_state is not None:
             self._optimizers.load_state_dict(self.optimizer_state)
@@ -163,16 +164,18 @@ class Trainer:
     def _choose_chunks(self, step: int) -> None:
         """Choose the size of a chunk and print the sizes of the first batch.
 
-        The main process measures for all: it always has samples, and measuring needs no other process.
+        The main process measures for all, because it always has samples. Where layers are gathered one by
+        one, the others encode its chunks with it.
         """
         stepper = self._stepper
         state_bytes = self._optimizers.state_bytes()
-        singles = self.batches.chunked(1)[step] if self.ranks.is_main else None
-        stepper.shards.unshard()
-        memory = None if singles is None else measure_chunks(stepper, self.batches, singles)
-        for weight in stepper.parameters():
-            weight.grad = None
-        stepper.shards.reshard(stepper.encoder)
+        measures = self.ranks.is_main or stepper.shards.by_layer
+        batches = self.batches.of_rank(0)
+        singles = batches.chunked(1)[step] if measures else None
+        with stepper.shards.step(stepper.encoder):
+            memory = None if singles is None else measure_chunks(stepper, batches, singles)
+            for weight in stepper.parameters():
+                weight.grad = None
         chunk_tokens = self.settings.chunk_tokens
         if chunk_tokens == "auto":
             if singles is not None and memory is not None and self.progress.chunk_tokens is None:

@@ -307,15 +307,18 @@ def sharded(version: str = "2") -> dict[str, str]:
 
 @pytest.mark.process
 def test_shards_and_whole_weights_go_on_from_each_others_checkpoints(one_process_of_adamw, tmp_path):
+    by_layer = ("--set", "train.gather_weights=layer")
+    chunks = (*ADAMW, "--set", "train.grad_cache=true", "--set", "train.chunk_tokens=256")
+
     def until(step: int, checkpoint: int, *arguments: str, **options) -> None:
-        process = start(tmp_path, *ADAMW, *arguments, start_new_session=True, **options)
+        process = start(tmp_path, *chunks, *arguments, start_new_session=True, **options)
         wait_for_step(process, tmp_path / "runs/quickstart", step, checkpoint=checkpoint)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
-    until(5, 4, launcher=TORCHRUN, env=sharded())
+    until(5, 4, *by_layer, launcher=TORCHRUN, env=sharded())
     until(9, 8, "--resume")
-    finish(tmp_path, *ADAMW, "--resume", launcher=TORCHRUN, env=sharded())
+    finish(tmp_path, *chunks, "--resume", launcher=TORCHRUN, env=sharded())
     near(weights(tmp_path), one_process_of_adamw)
 
 

@@ -79,7 +79,7 @@ def _rms_norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def gradients(
+def make_step(
     model: TurnEncoder,
     reader: ShardReader,
     *,
@@ -90,15 +90,17 @@ def gradients(
     ranks: Ranks = ONE_PROCESS,
     num_samples: int = 7,
     sharded: bool = False,
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return the loss and the gradients of a step by the names of the weights.
+    by_layer: bool = False,
+) -> tuple[Stepper, StepBatches]:
+    """Return what computes the gradients of a step, and the batches.
 
     Args:
         model: it is copied.
         dtype: of the copy's weights; None leaves each weight's dtype.
+        by_layer: with `sharded`: gather one layer at a time.
     """
     model = exact(copy.deepcopy(model).to(dtype))
-    shards = Shards.of(model, ranks, CPU) if sharded else Shards()
+    shards = Shards.of(model, ranks, CPU, by_layer=by_layer) if sharded else Shards()
     assert sharded == any(isinstance(weight, DTensor) for weight in model.parameters())
     packer = MultiTurn(MultiTurn.Config(context=context, order="per_sample", system=""))
     batches = StepBatches(
@@ -112,10 +114,18 @@ def gradients(
         rank=ranks.rank,
         num_ranks=ranks.world_size,
     )
-    torch.manual_seed(7)
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
-    step_loss = Stepper(model, loss, CPU, ranks, shards, grad_cache=cached)(batches[0])
-    by_name = {n: w.grad for n, w in model.named_parameters() if w.grad is not None}
+    return Stepper(model, loss, CPU, ranks, shards, grad_cache=cached), batches
+
+
+def gradients(
+    model: TurnEncoder, reader: ShardReader, **options: Any
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss and the gradients of a step by the names of the weights; `options` of `make_step`."""
+    stepper, batches = make_step(model, reader, **options)
+    torch.manual_seed(7)
+    step_loss = stepper(batches[0])
+    by_name = {n: w.grad for n, w in stepper.encoder.named_parameters() if w.grad is not None}
     return step_loss.mean, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in by_name.items()}
 
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from muco.core import TurnEncoder
 from muco.data.shards.reader import ShardReader
 from muco.distributed.fsdp import Shards
+from muco.distributed.gradients import GradientSum
 from muco.distributed.ranks import Ranks
 from muco.plugins.backbones.qwen_vl import QwenVL
 from tests.helpers.gradients import CPU, encoder, gradients, ragged, same
@@ -120,29 +121,35 @@ CASES = [
     {"cached": True, "budget": 90, "context": "causal", "num_samples": 2},
 ]
 """With seven samples the shares of the ranks are uneven; with two, the third of three ranks has none."""
+MODES = [{}, {"sharded": True}, {"sharded": True, "by_layer": True}]
 ADAPTED = {"cached": True, "budget": 90}
 """A step of LoRA on frozen weights, without dropout."""
 
 
+def cases_of(mode: dict) -> list[dict]:
+    """Return the cases of a mode: layers are gathered one by one with cached gradients only."""
+    return [case for case in CASES if case["cached"] or "by_layer" not in mode]
+
+
 def rank_gradients(ranks: Ranks, shards: Path) -> list:
-    """Return the gradients of all cases, with full weights, then with sharded ones."""
+    """Return the gradients of all cases: full weights, sharded ones, and sharded ones gathered by layer."""
     num_exchanges = []
-    sum_gradients = Ranks.sum_gradients
+    finish = GradientSum.finish
 
-    def counted(self, weights):
+    def counted(self):
         num_exchanges.append(1)
-        sum_gradients(self, weights)
+        finish(self)
 
-    Ranks.sum_gradients = counted
+    GradientSum.finish = counted
     model, adapted, reader = encoder(), encoder(lora=True).eval(), ShardReader(shards)
     torch.manual_seed(100 + ranks.rank)  # ranks whose generators differ
     results = []
-    for sharded in (False, True):
-        for case in CASES:
+    for mode in MODES:
+        for case in cases_of(mode):
             num_exchanges.clear()
-            results.append(gradients(model, reader, ranks=ranks, sharded=sharded, **case))
+            results.append(gradients(model, reader, ranks=ranks, **mode, **case))
             assert len(num_exchanges) == 1, "gradients are exchanged once a step"
-        results.append(gradients(adapted, reader, ranks=ranks, sharded=sharded, **ADAPTED))
+        results.append(gradients(adapted, reader, ranks=ranks, **mode, **ADAPTED))
     return results
 
 
@@ -151,10 +158,13 @@ def rank_gradients(ranks: Ranks, shards: Path) -> list:
 def test_ranks_equal_one_process(tmp_path, shards, reader, world_size):
     group = Group(tmp_path, world_size, rank_gradients, shards)
     model = encoder()
-    expected = [gradients(model, reader, **{**case, "cached": False, "budget": None}) for case in CASES]
-    expected.append(gradients(encoder(lora=True).eval(), reader, **ADAPTED))
+    of_case = cache(lambda i: gradients(model, reader, **{**CASES[i], "cached": False, "budget": None}))
+    adapted = gradients(encoder(lora=True).eval(), reader, **ADAPTED)
+    expected = []
+    for mode in MODES:
+        expected += [*(of_case(CASES.index(case)) for case in cases_of(mode)), adapted]
     for results in group.results():
-        for of_rank, of_one_process in zip(results, 2 * expected, strict=True):
+        for of_rank, of_one_process in zip(results, expected, strict=True):
             same(of_rank, of_one_process, 1e-10)
 
 
@@ -164,11 +174,11 @@ def shard_mixed_dtypes(ranks: Ranks, folder: Path) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data += 0.05 * torch.randn_like(weight)
-    full, sharded = (
-        gradients(model, reader, cached=True, budget=90, dtype=None, ranks=ranks, sharded=each)
-        for each in (False, True)
+    full, sharded, by_layer = (
+        gradients(model, reader, cached=True, budget=90, dtype=None, ranks=ranks, **mode) for mode in MODES
     )
     same(sharded, full, 1e-5)
+    same(by_layer, full, 1e-5)
     for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
         assert any(part in name and gradient.any() for name, gradient in sharded[1].items())
     sharded_model = copy.deepcopy(model)

@@ -164,12 +164,6 @@ def merge(module: nn.Module) -> None:
         vars(each).pop("peft_config", None)  # or peft warns of a second adapter
 
 
-def adapter_modules(module: nn.Module) -> list[nn.Module]:
-    """Return the modules that hold the adapters' weights, which may have another dtype than the others."""
-    parts = [getattr(layer, name) for layer in _adapted_layers(module).values() for name in _PARTS]
-    return [part[_NAME] for part in parts if _NAME in part]
-
-
 def split_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a module's weights, named as without adapters, and the weights of its adapters."""
     base, adapters = dict[str, Tensor](), dict[str, Tensor]()

@@ -31,7 +31,7 @@ def scored(name: str, settings: dict, ranks: Ranks) -> dict[str, object]:
     shares = [share(side, ranks) for side in (query, target)]
     stepper: Stepper = Stepper(torch.nn.Module(), loss, torch.device("cpu"), ranks)  # type: ignore[arg-type]
     done = stepper._score(*shares)
-    ranks.sum_gradients(loss.parameters())
+    ranks.gradient_sum(loss.parameters()).finish()
     return {
         "mean": done.mean,
         "counts": {**done.counts, **done.rates},

@@ -42,7 +42,6 @@ from muco.plugins.backbones.lora import (
     AdaptedSettings,
     AdapterSettings,
     TokenRows,
-    adapter_modules,
     linear_layers,
 )
 from muco.plugins.backbones.lora_backbone import AdaptedBackbone
@@ -198,10 +197,7 @@ class DecoderBackbone(AdaptedBackbone):
 
     def shardable_modules(self) -> Iterable[nn.Module]:
         language = self.language
-        adapters = adapter_modules(language)
-        # The weights of a module are sharded together, so they need one dtype.
-        mixed = len({weight.dtype for weight in language.parameters()}) > 1
-        return [*(adapters if mixed else ()), *language.layers, language]
+        return [*language.layers, language.get_input_embeddings(), language]
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.vision.parameters()

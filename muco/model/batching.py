@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from muco.core.backbone import Cost
 
 
-def plan_chunks(costs: Sequence[Cost], budget: Cost | None, *, padded: bool) -> list[list[int]]:
+def plan_chunks(
+    costs: Sequence[Cost],
+    budget: Cost | None,
+    *,
+    padded: bool,
+    groups: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
     """Return the indices of the dialogues of each chunk, the longest dialogue first; no chunk is empty.
 
-    A dialogue above `budget`, a chunk's limit, is a chunk of its own; None: all are one chunk, in order.
-    `padded`: dialogues are padded to the longest one of their chunk, and padding counts.
+    Args:
+        costs: of the dialogues.
+        budget: a chunk's limit; a dialogue above it is a chunk of its own. None: all are one chunk, in order.
+        padded: whether dialogues are padded to the longest one of their chunk; padding counts.
+        groups: of each dialogue, what it shares with others; without padding, dialogues of one group follow
+            one another, the group with the longest dialogue first.
     """
     if budget is None:
         return [list(range(len(costs)))] if costs else []
     chunks: list[list[int]] = []
     tokens = patches = 0
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index].tokens):
+    for index in _longest_first(costs, None if padded else groups):
         cost = costs[index]
         # Dialogues come longest first, so the first dialogue of a chunk decides the length of padded rows.
         row = costs[chunks[-1][0]].tokens if chunks and padded else cost.tokens
@@ -29,3 +39,13 @@ def plan_chunks(costs: Sequence[Cost], budget: Cost | None, *, padded: bool) -> 
         tokens += row
         patches += cost.patches
     return chunks
+
+
+def _longest_first(costs: Sequence[Cost], groups: Sequence[Hashable] | None) -> list[int]:
+    order = sorted(range(len(costs)), key=lambda index: -costs[index].tokens)
+    if groups is None:
+        return order
+    rank: dict[Hashable, int] = {}
+    for index in order:
+        rank.setdefault(groups[index], len(rank))
+    return sorted(order, key=lambda index: rank[groups[index]])

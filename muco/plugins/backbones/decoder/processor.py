@@ -21,7 +21,7 @@ from muco.plugins.backbones.decoder.attention import AttentionDirection, RowSett
 from muco.plugins.backbones.decoder.chat import EMB, MASK, Markup, Piece, Pieces, UserText
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.packing import packed_row, padded_rows
-from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSequence, distinct_images
 
 _Part = Markup | UserText | Visual | tuple[int, ...]
 """One special token of the template, plain text, an image, or tokens."""
@@ -82,8 +82,8 @@ class DecoderProcessor(Processor):
         """
 
     @abstractmethod
-    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        """Return the tensors for `encode_images` by name; the sequences have at least one image.
+    def pixels(self, images: Sequence[SequenceImage]) -> dict[str, Tensor]:
+        """Return the tensors for `encode_images` by name, of one or more images.
 
         Pixels are uint8, a quarter of the size of float32; `colors` converts them on the device.
 
@@ -138,14 +138,14 @@ class DecoderProcessor(Processor):
             rows = padded_rows(rendered, padding_id=padding_id, causal=self.attention_direction == "causal")
         else:
             rows = packed_row(rendered)
-        has_images = any(sequence.images for sequence in rendered)
+        images = distinct_images(rendered)
         return EncoderInputs(
-            tensors={**rows.tensors, **(self.pixels(rendered) if has_images else {})},
+            tensors={**rows.tensors, **(self.pixels(images) if images else {})},
             spans=rows.spans,
             ids=TurnIds.of([key for sequence in rendered for key in sequence.keys]),
             num_tokens=rows.num_tokens,
             num_padding_tokens=rows.num_padding_tokens,
-            num_patches=sum(sequence.num_patches for sequence in rendered),
+            num_patches=sum(image.num_patches for image in images),
         )
 
     def save(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,24 @@ PREFIX = 0
 
 
 @dataclass
+class SequenceImage:
+    """An image or a video of a sequence."""
+
+    visual: Visual
+    num_patches: int
+    """Patches that enter the vision tower."""
+    num_tiles: int
+    """The number of pictures for the vision tower: the tiles of an image, or the frames of a video."""
+    num_tokens: int = 0
+    """Tokens whose embeddings are features of it."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Images with an equal key have equal features."""
+        return self.visual.content_id, self.num_tiles
+
+
+@dataclass
 class TokenSequence:
     """The tokens of one dialogue. A processor fills it in reading order, turn by turn."""
 
@@ -27,11 +45,8 @@ class TokenSequence:
     """One list per axis."""
     image_index: list[int] = field(default_factory=list)
     """Indices of the tokens whose embeddings are image features."""
-    images: list[Visual] = field(default_factory=list)
-    tiles: list[int] = field(default_factory=list)
-    """The number of pictures for the vision tower of each image: its tiles; of a video: its frames."""
-    num_patches: int = 0
-    """Patches of all images that enter the vision tower."""
+    images: list[SequenceImage] = field(default_factory=list)
+    """In the order of their tokens."""
     keys: list[TurnKey] = field(default_factory=list)
     token: list[int] = field(default_factory=list)
     start: list[int] = field(default_factory=list)
@@ -51,8 +66,8 @@ class TokenSequence:
 
     @property
     def cost(self) -> Cost:
-        """The number of tokens and patches."""
-        return Cost(len(self), self.num_patches)
+        """The number of tokens, and of patches of distinct images."""
+        return Cost(len(self), sum(image.num_patches for image in distinct_images([self])))
 
     def put_text(self, ids: Sequence[int]) -> None:
         """Append tokens, one position each."""
@@ -64,9 +79,7 @@ class TokenSequence:
 
     def add_image(self, image: Visual, *, num_patches: int, num_tiles: int = 1) -> None:
         """Add an image or a video. Its tokens follow by `put_features`, in one run or in several."""
-        self.images.append(image)
-        self.tiles.append(num_tiles)
-        self.num_patches += num_patches
+        self.images.append(SequenceImage(image, num_patches, num_tiles))
 
     def put_features(self, token_id: int, offsets: NDArray[np.int64], extent: int) -> None:
         """Append a run of tokens whose embeddings are image features.
@@ -81,6 +94,7 @@ class TokenSequence:
             axis.extend(steps)
         self._put([token_id] * offsets.shape[1])
         self.image_index.extend(range(first, len(self)))
+        self.images[-1].num_tokens += offsets.shape[1]
         self.next_position += extent
 
     def end_prefix(self) -> None:
@@ -107,3 +121,28 @@ class TokenSequence:
     def _put(self, ids: Sequence[int]) -> None:
         self.input_ids.extend(ids)
         self.segment_ids.extend([self.segment] * len(ids))
+
+
+def distinct_images(sequences: Iterable[TokenSequence]) -> list[SequenceImage]:
+    """Return the images of all sequences, equal ones once, in the order of their first tokens."""
+    images: dict[tuple[int, int], SequenceImage] = {}
+    for sequence in sequences:
+        for image in sequence.images:
+            images.setdefault(image.key, image)
+    return list(images.values())
+
+
+def feature_index(sequences: Iterable[TokenSequence]) -> NDArray[np.int64] | None:
+    """Return the row of each image token's feature, int64 [T], in the features of `distinct_images`.
+
+    None if no image is repeated: the features are in the order of the tokens.
+    """
+    first_row: dict[tuple[int, int], int] = {}
+    num_rows = 0
+    indices: list[NDArray[np.int64]] = []
+    for image in (image for sequence in sequences for image in sequence.images):
+        row = first_row.setdefault(image.key, num_rows)
+        num_rows += image.num_tokens if row == num_rows else 0
+        indices.append(np.arange(row, row + image.num_tokens))
+    index = np.concatenate(indices)
+    return None if len(index) == num_rows else index

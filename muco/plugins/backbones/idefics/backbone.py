@@ -68,8 +68,8 @@ class Idefics(DecoderBackbone):
         embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
         if features is not None:
-            features_TH = self.model.connector(features.tensors[0]).flatten(0, 1)
-            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features_TH)
+            connected = self.model.connector(features.tensors[0]).flatten(0, 1)
+            embeds_RLH = place_features(embeds_RLH, tensors, connected)
         return self.decode(inputs, embeds_RLH)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from muco.core.compatibility import no_video
 from muco.core.dialogue import Dialogue
-from muco.core.video import Video, Visual
+from muco.core.video import Video, Visual, stills
 from muco.plugins.backbones.aspect_ratio import refuse_elongated
 from muco.plugins.backbones.decoder.attention import RowSettings
 from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
-from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSequence
 
 _FAKE, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 _IMAGE, _END = "<image>", "<end_of_utterance>"
@@ -92,9 +92,9 @@ class IdeficsProcessor(DecoderProcessor):
         side = self.image_processor.max_image_size["longest_edge"]
         return tile_grid(height, width, side=side, longest_edge=self.image_processor.size["longest_edge"])
 
-    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        images: Any = chain.from_iterable(sequence.images for sequence in sequences)
-        nested = [[image.decode()] for image in images]
+    def pixels(self, images: Sequence[SequenceImage]) -> dict[str, Tensor]:
+        # `put_image` refuses videos.
+        nested = [[image.decode()] for image in stills(image.visual for image in images)]
         made = self.image_processor(nested, do_rescale=False, do_normalize=False, do_pad=False)
         return {"pixel_values": torch.from_numpy(np.stack(list(chain(*made["pixel_values"])))).byte()}
 

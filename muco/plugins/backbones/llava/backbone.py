@@ -102,8 +102,8 @@ class Llava(DecoderBackbone):
         embeds_RLH = self.embed(tensors["input_ids"])
         features = images or self.encode_images(inputs)
         if features is not None:
-            features_TH = self._project(features.tensors[0], tensors)
-            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], features_TH)
+            projected = self._project(features.tensors[0], tensors)
+            embeds_RLH = place_features(embeds_RLH, tensors, projected)
         return self.decode(inputs, embeds_RLH)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:
@@ -128,7 +128,10 @@ class Llava(DecoderBackbone):
         return [*self.model.multi_modal_projector.parameters(), *newline]
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the image tokens [T, H]: tiles joined, padding cut off, rows and videos ended by a token."""
+        """Return the features of all images, [features, H].
+
+        Tiles are joined, padding is cut off, and rows and videos end with a token.
+        """
         projected = self.model.multi_modal_projector(features)
         if "image_tiles" not in tensors:
             return projected.flatten(0, 1)

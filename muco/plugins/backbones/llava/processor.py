@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress, groupby
+from itertools import compress
 from operator import not_
 from typing import Any
 
@@ -22,7 +22,7 @@ from muco.plugins.backbones.decoder.chat import Pieces
 from muco.plugins.backbones.decoder.chat_templates import Template, pieces_of
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
-from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSequence
 from muco.plugins.backbones.llava.tiling import Tiling
 from muco.plugins.backbones.llava.transformers_processor import transformers_processor
 
@@ -105,15 +105,15 @@ class LlavaProcessor(DecoderProcessor):
         sequence.add_image(image, num_patches=num_patches, num_tiles=num_tiles)
         sequence.put_features(token_id, np.arange(size)[None], size)
 
-    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        visuals = [image for sequence in sequences for image in sequence.images]
-        tiles = [number for sequence in sequences for number in sequence.tiles]
+    def pixels(self, images: Sequence[SequenceImage]) -> dict[str, Tensor]:
+        visuals = [image.visual for image in images]
+        tiles = [image.num_tiles for image in images]
         are_videos = [isinstance(image, Video) for image in visuals]
-        images = [image.decode() for image in visuals if isinstance(image, EncodedImage)]
+        decoded = [image.decode() for image in visuals if isinstance(image, EncodedImage)]
         if not self.tiling.grids:
-            made = self.image_processor(images, do_rescale=False, do_normalize=False)
+            made = self.image_processor(decoded, do_rescale=False, do_normalize=False)
             return {"pixel_values": _bytes(np.stack(made["pixel_values"]))}
-        cut = iter(self._cut(images, list(compress(tiles, map(not_, are_videos)))))
+        cut = iter(self._cut(decoded, list(compress(tiles, map(not_, are_videos)))))
         pictures = [self._frames(image) if isinstance(image, Video) else next(cut) for image in visuals]
         return {
             "pixel_values": _bytes(np.concatenate(pictures)),
@@ -126,8 +126,17 @@ class LlavaProcessor(DecoderProcessor):
         """Return the pictures of each image, [tiles, channels, height, width]."""
         if not images:
             return ()
-        nested = _nested(images, tiles) if self.tiling.splits_only_single else images
-        made = self.image_processor(nested, do_pad=False, do_rescale=False, do_normalize=False)
+        if not self.tiling.splits_only_single:
+            return self._tiles(images)
+        # The image processor splits the only image of a list, so a list of whole images needs two.
+        split = [image for image, number in zip(images, tiles, strict=True) if number > 1]
+        whole = [image for image, number in zip(images, tiles, strict=True) if number == 1]
+        made = self._tiles([[image] for image in split] + ([[*whole, whole[0]]] if whole else []))
+        split_tiles, whole_tiles = iter(made[: len(split)]), iter(made[len(split) :])
+        return [next(whole_tiles if number == 1 else split_tiles) for number in tiles]
+
+    def _tiles(self, images: Sequence[Any]) -> Sequence[NDArray[Any]]:
+        made = self.image_processor(images, do_pad=False, do_rescale=False, do_normalize=False)
         return made["pixel_values"]
 
     def _frames(self, video: Video) -> NDArray[np.uint8]:
@@ -140,15 +149,3 @@ class LlavaProcessor(DecoderProcessor):
 
 def _bytes(pixels: NDArray[Any]) -> Tensor:
     return torch.from_numpy(pixels).byte()
-
-
-def _nested(images: Sequence[Any], tiles: Sequence[int]) -> list[list[Any]]:
-    """Return the images in lists for the image processor, which splits the only image of a list.
-
-    Images that are not split were shown with others, so they come in runs of at least two.
-    """
-    nested: list[list[Any]] = []
-    for whole, run in groupby(zip(images, tiles, strict=True), key=lambda each: each[1] == 1):
-        members = [image for image, _ in run]
-        nested.extend([members] if whole else [[image] for image in members])
-    return nested

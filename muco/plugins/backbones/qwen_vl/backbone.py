@@ -13,7 +13,12 @@ from muco.core.component import Feature
 from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import load_image_processor
-from muco.plugins.backbones.decoder.backbone import DecoderBackbone, DecoderSettings, place_features
+from muco.plugins.backbones.decoder.backbone import (
+    DecoderBackbone,
+    DecoderSettings,
+    features_of_tokens,
+    place_features,
+)
 from muco.plugins.backbones.decoder.chat import TemplateName
 from muco.plugins.backbones.qwen_vl.layers import qwen_vl_layers
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor, SmallImages
@@ -114,11 +119,12 @@ class QwenVL(DecoderBackbone):
         deep: dict[str, Any] = {}
         if features is not None:
             first, *others = features.tensors
-            embeds_RLH = place_features(embeds_RLH, tensors["image_index"], first)
+            embeds_RLH = place_features(embeds_RLH, tensors, first)
             if others:
+                deep_features = [features_of_tokens(tensors, each) for each in others]
                 is_image = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
                 is_image.view(-1)[tensors["image_index"]] = True
-                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": others}
+                deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": deep_features}
         return self.decode(inputs, embeds_RLH, **deep)
 
     def encode_images(self, inputs: EncoderInputs) -> ImageFeatures | None:

@@ -26,7 +26,7 @@ from muco.plugins.backbones.decoder.chat import (
 from muco.plugins.backbones.decoder.chat_templates import layout
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
-from muco.plugins.backbones.decoder.token_sequence import TokenSequence
+from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSequence
 from muco.plugins.backbones.qwen_vl.transformers_processor import transformers_processor
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
@@ -90,10 +90,10 @@ class QwenVLProcessor(DecoderProcessor):
         sequence.add_image(image, num_patches=grid_h * grid_w)
         sequence.put_features(self.image_id, _steps(1, height, width), max(height, width))
 
-    def pixels(self, sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        visuals = [image for sequence in sequences for image in sequence.images]
-        images = iter(self._images([image for image in visuals if isinstance(image, EncodedImage)]))
-        made = [self._video(each) if isinstance(each, Video) else next(images) for each in visuals]
+    def pixels(self, images: Sequence[SequenceImage]) -> dict[str, Tensor]:
+        visuals = [image.visual for image in images]
+        stills = iter(self._images([each for each in visuals if isinstance(each, EncodedImage)]))
+        made = [self._video(each) if isinstance(each, Video) else next(stills) for each in visuals]
         patches, grids = zip(*made, strict=True)
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
 

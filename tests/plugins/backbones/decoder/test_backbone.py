@@ -50,3 +50,21 @@ def test_missing_and_unexpected_weights_are_errors(saved, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"missing: .*q_proj.weight; unexpected: .*stray"):
         started(backbone, settings)
+
+
+@pytest.mark.parametrize("family", [*small.FAMILIES, *LLAVA_FAMILIES, "idefics"])
+def test_an_image_of_several_dialogues_is_encoded_once(family):
+    name, settings = BACKBONES[family]
+    cls = REGISTRY.component("backbone", name)
+    torch.manual_seed(0)
+    backbone = cls.build(cls.Config.model_validate(settings), texts=TEXTS).eval()
+    red, blue = picture("red", (56, 56)), picture("blue", (61, 149))
+    shown = [(red, blue), (blue, red), (red,), (blue, blue)]
+    dialogues = [dialogue_of([f"what is {row}?"], images) for row, images in enumerate(shown)]
+    inputs = backbone.processor.prepare(dialogues)
+    both = backbone.processor.prepare([dialogues[0]])
+    if not hasattr(backbone.processor, "tiling"):  # a LLaVA image beside others may have fewer tiles
+        assert inputs.num_patches == both.num_patches
+        assert inputs.tensors["pixel_values"].shape == both.tensors["pixel_values"].shape
+    apart = torch.cat([states(backbone, [dialogue]) for dialogue in dialogues])
+    torch.testing.assert_close(states(backbone, dialogues), apart, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,19 @@
+"""Chunks of dialogues."""
+
+from __future__ import annotations
+
+from muco.core.backbone import Cost
+from muco.model.batching import plan_chunks
+
+COSTS = [Cost(tokens, 0) for tokens in (3, 9, 5, 8, 4)]
+
+
+def test_the_longest_dialogues_come_first_and_chunks_keep_to_the_budget():
+    assert plan_chunks(COSTS, Cost(17, 17), padded=False) == [[1, 3], [2, 4, 0]]
+    assert plan_chunks(COSTS, Cost(17, 17), padded=True) == [[1], [3, 2], [4, 0]]
+
+
+def test_dialogues_of_a_group_follow_one_another_unless_rows_are_padded():
+    groups = ["a", "b", "a", "c", "b"]
+    assert plan_chunks(COSTS, Cost(17, 17), padded=False, groups=groups) == [[1, 4], [3, 2, 0]]
+    assert plan_chunks(COSTS, Cost(17, 17), padded=True, groups=groups) == [[1], [3, 2], [4, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,15 +19,22 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 LogFormat = Literal["text", "json"]
 
+_PIPE_WIDTH = 100_000
+"""Characters of a line where the output is not a terminal: rows of tables stay whole."""
+_SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of progress where the output is not a terminal."""
+
 
 class Terminal(Console):
     """Print text as it is: no markup, no highlights, and control characters as escapes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
+        if not self.is_terminal and "width" not in options:
+            self.width = _PIPE_WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; a line of text is not wrapped, a table is fitted to the terminal."""
+        """Print; a line of text is not wrapped, a table is fitted to the terminal, if there is one."""
         is_text = all(isinstance(each, str) for each in objects)
         super().print(*objects, **{"soft_wrap": is_text, **options})
 
@@ -91,7 +99,7 @@ def progress_bar(items: Iterable[Item], number: int, what: str, /, console: Cons
 
 
 def items_bar(ranges: Iterable[range], number: int, what: str, console: Console) -> Iterator[range]:
-    """Yield ranges of items while a bar shows their number and items a second; on a terminal only."""
+    """Yield ranges of items while a bar, or a line now and then, shows their number and items a second."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -106,11 +114,18 @@ def items_bar(ranges: Iterable[range], number: int, what: str, console: Console)
             return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    start = last = time.monotonic()
+    done = 0
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=number)
         for items in ranges:
             yield items
             progress.advance(bar, len(items))
+            done += len(items)
+            now = time.monotonic()
+            if not console.is_terminal and now - last >= _SECONDS_BETWEEN_LINES:
+                last = now
+                console.print(f"{what}: {done:,} of {number:,}, {done / (now - start):,.1f}/s")
 
 
 def quiet_libraries() -> None:

@@ -49,3 +49,11 @@ def test_no_output_carries_a_foreign_escape(terminal, show):
     assert r"\x1b]0;owned\x07\x1b[2Jb\r\x9b31m\u202e[red]c[/x]" in printed(terminal)
     assert "\x1b]0" not in printed(terminal)
     assert "\x1b[2J" not in printed(terminal)
+
+
+def test_a_table_keeps_its_lines_where_no_terminal_is():
+    pipe = Terminal(file=io.StringIO())
+    table = Table("name", box=None, show_header=False)
+    table.add_row("word " * 100)
+    pipe.print(table)
+    assert len(printed(pipe).splitlines()) == 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from muco.commands.options import LogFormat, Quiet, console_of
 from muco.console import Terminal, progress_bar
 from muco.core.errors import DataError, MucoError
 
@@ -41,7 +42,7 @@ def make_scenes(to: To, settings: Settings = None) -> None:
 
     if to.exists():
         raise DataError(f"{to} exists; name a folder to be made")
-    _write(conversion_of("scenes", to, settings or []), "local", 0)
+    _write(conversion_of("scenes", to, settings or []), "local", 0, console)
 
 
 @app.command()
@@ -66,11 +67,14 @@ def prepare(
     repeat_images: Annotated[
         bool, typer.Option("--repeat-images", help="Write an image into every sample that uses it.")
     ] = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Convert a data set into shards. Started again after a kill, it continues where it stopped."""
     from muco.data.prepare.convert import Layout
     from muco.data.prepare.from_cli import conversion_of
 
+    console = console_of(quiet, log_format)
     if engine not in ("local", "ray"):
         raise MucoError(f"--engine {engine}: choose local or ray")
     if enlarge and max_shorter_side is None:
@@ -81,15 +85,15 @@ def prepare(
     )
     conversion.check_folder()
     if not to.exists():
-        _estimate(conversion)
-    _write(conversion, engine, workers)
+        _estimate(conversion, console)
+    _write(conversion, engine, workers, console)
 
 
-def _estimate(conversion: Conversion) -> None:
+def _estimate(conversion: Conversion, console: Terminal) -> None:
     """Print an estimate of the shards' size, and stop if the disk has no room for it."""
     from muco.data.prepare.convert import format_size
 
-    estimate = conversion.estimate(_progress)
+    estimate = conversion.estimate(partial(progress_bar, console=console))
     message = f"{len(conversion.source):,} records, about {format_size(estimate.num_bytes)} of shards"
     if estimate.num_missing:
         message += f"; {estimate.num_missing:,} records lack an image"
@@ -99,10 +103,11 @@ def _estimate(conversion: Conversion) -> None:
     conversion.check_disk(estimate)
 
 
-def _write(conversion: Conversion, engine: Any, workers: int) -> None:
+def _write(conversion: Conversion, engine: Any, workers: int, console: Terminal) -> None:
     from muco.data.prepare.convert import SKIPPED_FILE
 
-    converted = conversion.run(engine=engine, workers=workers, progress=_progress)
+    progress = partial(progress_bar, console=console)
+    converted = conversion.run(engine=engine, workers=workers, progress=progress)
     console.print(f"{converted.num_samples:,} samples in {conversion.folder}")
     if converted.num_skipped:
         path = conversion.folder / SKIPPED_FILE
@@ -129,6 +134,8 @@ def generate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the requests of three images and stop.")
     ] = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Let a model write captions and question-answer pairs for images; started again, it continues."""
     from muco.commands.generate import generate as run_generation
@@ -141,8 +148,9 @@ def generate(
     )
     loaded = load_generation(source, settings or [])
     run_generation(
-        loaded, inputs, part_path(to, chosen), one_stage=one_stage, dry_run=dry_run, console=console
-    )
+        loaded, inputs, part_path(to, chosen), one_stage=one_stage, dry_run=dry_run,
+        console=console_of(quiet, log_format),
+    )  # fmt: skip
 
 
 @app.command()
@@ -159,11 +167,14 @@ def download(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A host that may have a private address. Repeatable.")
     ] = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Download the images that tables name by URL. Started again, it downloads what is missing."""
     from muco.data.prepare.download import FAILURES_FILE, DownloadLimits, download
     from muco.data.prepare.from_cli import conversion_of
 
+    console = console_of(quiet, log_format)
     opened = conversion_of(source, to, settings or [], path=path).source
     limits = DownloadLimits(
         concurrency=concurrency,
@@ -173,7 +184,7 @@ def download(
         max_shorter_side_pixels=max_shorter_side,
         allowed_hosts=frozenset(allow_host or ()),
     )
-    records = _progress(opened.records(), len(opened), "fetching images of records")
+    records = progress_bar(opened.records(), len(opened), "fetching images of records", console=console)
     fetched = download(chain.from_iterable(_urls(opened, record) for record in records), to, limits)
     if not (fetched.num_new or fetched.num_had or fetched.num_failed):
         raise MucoError(

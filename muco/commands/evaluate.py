@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from muco.commands.only_command import only_command
 from muco.config.recipe import Evaluation
 from muco.console import Terminal, print_metrics
 from muco.core.errors import MucoError
-from muco.distributed.ranks import Ranks
+from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
-from muco.evaluation.suite import make_suites
+from muco.evaluation.suite import NamedSuite, make_suites
 from muco.job import verify_data
 from muco.model.source import ModelSource, find_model
 from muco.report.page import write_report
@@ -43,6 +44,23 @@ def evaluate(
     suites = make_suites(evaluation.evaluate)
     verify_data(title, {}, suites)
     run_folder = RunFolder(to or source.run or Path("runs") / evaluation.name)
+    with explain_failed_exchange(ranks), only_command(run_folder.path, ranks):
+        metrics = _score(suites, evaluation, source, run_folder, console, ranks)
+    if metrics is not None:
+        print_metrics(metrics, console)
+        console.print(f"Report: {run_folder.path / 'report.html'}")
+    return metrics
+
+
+def _score(
+    suites: Sequence[NamedSuite],
+    evaluation: Evaluation,
+    source: ModelSource,
+    run_folder: RunFolder,
+    console: Console,
+    ranks: Ranks,
+) -> dict[str, float] | None:
+    """Score the model and write result and report; return averages and tasks, in the main process."""
     loaded = source.load(evaluation.model)
     if ranks.is_main:
         for each in suites:
@@ -56,8 +74,7 @@ def evaluate(
     summary = run_folder.summary()
     if summary is not None:
         run_folder.write_summary(replace(summary, metrics=with_scores(summary.metrics, metrics)))
-    print_metrics(metrics, console)
-    console.print(f"Report: {write_report(run_folder.path)}")
+    write_report(run_folder.path)
     return metrics
 
 

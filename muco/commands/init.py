@@ -18,7 +18,7 @@ from muco.commands.init_recipe import ImageSizes, Machine, OwnRecipe, measure_im
 from muco.config.load import load_recipe
 from muco.core.errors import DataError, MucoError
 from muco.core.registry import default_registry
-from muco.data.own.guess import Column, describe_columns, guess_parts
+from muco.data.own.guess import VIDEO_HINT, Column, describe_columns, guess_parts
 from muco.data.own.layout import OwnData, exists_in, find_data
 from muco.data.own.split import Split, split_rows
 from muco.io.atomic import write_text
@@ -55,7 +55,7 @@ def init(
         MucoError: something that the user can fix; a file that is in the way among it.
     """
     data = find_data(path, images)
-    known = describe_columns(data.sample(), exists_in(data.files))
+    known = describe_columns(data.sample(), exists_in(data.files), lambda name: (data.root / name).is_dir())
     parts = guess_parts(known, columns)
     name = _name_of(path) if to is None else _name_of(to)
     recipe = to or Path(f"{name}.yaml")
@@ -172,6 +172,8 @@ def _print(
         if column.kind == "URL":
             note = f"note: {column.name} holds URLs: `muco data download` downloads the images"
             console.print(note, markup=False)
+        if column.kind == "video":
+            console.print(f"note: {column.name} holds videos. {VIDEO_HINT}", markup=False)
 
 
 def _held_out_text(split: Split) -> str:

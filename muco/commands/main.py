@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 
 from muco.commands.data import app as data_app
-from muco.console import Terminal, make_terminal
+from muco.commands.options import LogFormat, Quiet, console_of
+from muco.console import Terminal
 from muco.core.errors import MucoError, RecipeError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
@@ -68,10 +69,8 @@ def run_command(
         list[str] | None,
         typer.Option("--assume", metavar="KEY=VALUE", help="An assumption about the batch, for --flops."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    log_format: Annotated[
-        str, typer.Option("--log-format", help="text, or json: one object a line.")
-    ] = "text",
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Train and evaluate a model as a recipe says, and write a report, in ./runs/NAME."""
     from muco.config.load import load_recipe
@@ -80,11 +79,8 @@ def run_command(
         raise MucoError(f"--only {only}: choose train or evaluate")
     if resume and fresh:
         raise MucoError("--resume continues a run and --fresh starts again: choose one")
-    if log_format not in ("text", "json"):
-        raise MucoError(f"--log-format {log_format}: choose text or json")
+    console = console_of(quiet, log_format)
     loaded = load_recipe(recipe, overrides or [])
-    chosen: Any = log_format
-    console = make_terminal(quiet=quiet, log_format=chosen)
     if flops:
         from muco.commands.flops import print_flops
 
@@ -157,11 +153,14 @@ def evaluate(
         Path | None, typer.Option("--to", help="The folder for the results; by default runs/NAME.")
     ] = None,
     overrides: Overrides = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Score a model on a suite. --set evaluate.suites.0.KEY=VALUE changes a setting of the suite."""
     from muco.commands.evaluate import evaluate as run_evaluation
 
-    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=Terminal())
+    console = console_of(quiet, log_format)
+    run_evaluation(model, suite, data=data, overrides=overrides or [], to=to, console=console)
 
 
 @app.command()
@@ -231,13 +230,15 @@ def mine(
         int, typer.Option(min=0, help="Also write new shards with this many hard negatives per pair.")
     ] = 0,
     overrides: Overrides = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Rank similar samples by a teacher: a neighbour graph for the sampler `mined`, and hard negatives."""
     from muco.commands.mine import mine as run_mining
 
     run_mining(
         model, to=to, shards=shards, range_min=range_min, range_max=range_max, num_negatives=negatives,
-        overrides=overrides or [], console=Terminal(),
+        overrides=overrides or [], console=console_of(quiet, log_format),
     )  # fmt: skip
 
 
@@ -297,6 +298,8 @@ def encode(
     append: Annotated[
         bool, typer.Option("--append", help="Add the items that are not in the store.")
     ] = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Encode a folder of images, or a table, into a store of vectors. If killed, start it again."""
     from muco.commands.encode import encode as run_encoding
@@ -307,7 +310,7 @@ def encode(
     kind: Any = dtype
     run_encoding(
         model, inputs, to, columns=Columns(id_, text, image), images=images, instruction=instruction, dim=dim,
-        dtype=kind, batch_tokens=batch_tokens, append=append, console=Terminal(),
+        dtype=kind, batch_tokens=batch_tokens, append=append, console=console_of(quiet, log_format),
     )  # fmt: skip
 
 
@@ -438,6 +441,14 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno not in _DISK_ERRORS:
             raise
         _fail(f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for every command
+            raise
+        _fail(
+            f"{error}\nThe device has too little memory. To train with less: train.grad_cache=true and "
+            "train.chunk_tokens=auto, backbone.gradient_checkpointing=true or a smaller backbone.max_pixels. "
+            "To evaluate: a smaller evaluate.batch_tokens; to encode: --batch-tokens"
+        )
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

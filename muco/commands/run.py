@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from muco.commands.only_command import only_command
 from muco.config.recipe import Recipe
 from muco.console import Terminal, print_metrics, quiet_libraries
 from muco.core.errors import MucoError
 from muco.distributed.fsdp import check_launch
 from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
-from muco.io.atomic import atomic_folder, remove_leftovers, remove_leftovers_below
-from muco.io.lock import locked
+from muco.io.atomic import atomic_folder
 from muco.job import assemble
 from muco.model.folder import load_encoder, load_model
 from muco.report.page import write_report
@@ -61,7 +59,7 @@ def run(
     run_folder = RunFolder(folder or Path("runs") / recipe.name)
     check_launch(recipe)
     ranks = Ranks.join()
-    with explain_failed_exchange(ranks), _only_command(run_folder, ranks):
+    with explain_failed_exchange(ranks), only_command(run_folder.path, ranks):
         console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)
         if fresh and ranks.is_main:
             run_folder.clear()
@@ -82,26 +80,6 @@ def run(
                 f"Report: {run_folder.path / 'report.html'}"
             )
         return None if summary is None else asdict(summary)
-
-
-@contextmanager
-def _only_command(run_folder: RunFolder, ranks: Ranks) -> Generator[None]:
-    """Hold the folder's lock, which is beside it, in the main process; raise MucoError if another does."""
-    if not ranks.is_main:
-        yield
-        return
-    folder = run_folder.path.absolute()
-    is_new = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent)
-    try:
-        with locked(folder.parent / f".{folder.name}.lock", wait=False):
-            remove_leftovers_below(folder)
-            yield
-    finally:
-        if is_new:
-            with suppress(OSError):  # it stays if the command wrote something there
-                folder.parent.rmdir()
 
 
 def _run(

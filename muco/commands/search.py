@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from muco.core.errors import MucoError
 from muco.embedder.load import load_for_store
@@ -45,12 +44,9 @@ def search(
     embedder = load_for_store(store, model)
     query = {"text": text, "image": image}
     hits = embedder.search(store, query, k, instruction=instruction)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("score", justify="right")
-    table.add_column("item", overflow="fold")
+    console.print("score  item", style="bold")
     for hit in hits:
-        table.add_row(f"{hit.score:.3f}", hit.text if hit.text and not hit.image else hit.image or hit.id)
-    console.print(table)
+        console.print(f"{hit.score:.3f}  {hit.text if hit.text and not hit.image else hit.image or hit.id}")
     if html is not None:
         write_page(html, text, image, hits, store)
         console.print(f"Page: {html}")

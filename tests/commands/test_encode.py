@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_search_prints_the_nearest_and_writes_a_page(query, store, model, pictur
     hits = muco.load(model).search(store, item, 3)
     assert [f"{hit.score:.3f}" in output for hit in hits] == [True] * 3
     assert page.read_text().count('<img src="data:image/png') == 3 + (item["image"] is not None)
+
+
+def test_a_long_path_stays_on_one_line(store, model, pictures, tmp_path):
+    folder = tmp_path / "a" / ("long name " * 12)
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes((pictures / "0/00.png").read_bytes())
+    invoke("encode", model, tmp_path / "a", "--to", tmp_path / "a.parquet")
+    printed = CliRunner().invoke(app, ["search", str(tmp_path / "a.parquet"), "a red disc"]).output
+    assert [line.partition("  ")[2] for line in printed.splitlines()] == ["item", str(folder / "1.png")]
+
+
+def test_quiet_and_json_lines(model, pictures, tmp_path):
+    assert invoke("encode", model, pictures, "--to", tmp_path / "a.parquet", "--quiet") == ""
+    line = json.loads(
+        invoke("encode", model, pictures, "--to", tmp_path / "b.parquet", "--log-format", "json")
+    )
+    assert (line["event"], "24 vectors" in line["text"]) == ("message", True)
 
 
 def test_a_page_escapes_what_it_shows(model, tmp_path):

@@ -22,6 +22,7 @@ from muco.commands.main import app
 from muco.core.errors import MucoError
 from muco.evaluation.results import Coherence, Gallery, SuiteScores, TaskScore, write_results
 from muco.evaluation.suite import _warnings
+from muco.io.lock import locked
 from muco.model.folder import save_encoder
 from muco.model.source import find_model
 from muco.report.page import write_report
@@ -91,6 +92,13 @@ def test_a_backbone_is_evaluated_by_its_name_and_a_partial_average_is_no_average
     assert all(task["data"] for task in found["tasks"].values())
     page = (files / "whole/report.html").read_text()
     assert "6 of 36" in page
+
+
+def test_a_folder_that_another_command_writes_is_refused(files, monkeypatch):
+    monkeypatch.chdir(files)
+    with locked(Path(".busy.lock")), pytest.raises(MucoError, match=r"\.busy\.lock is held by host"):
+        muco(*mmeb(files, "busy"), "--quiet")
+    assert not Path("busy").exists()
 
 
 @pytest.mark.process

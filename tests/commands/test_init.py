@@ -205,6 +205,29 @@ def test_what_cannot_be_guessed_is_said(table, options, message):
         init("t.jsonl", *options)
 
 
+@pytest.mark.parametrize("value", ["v{0}.mp4", "frames/v{0}", ["v{0}/1.png", "v{0}/2.png"]])
+def test_a_column_of_videos_is_named_and_not_taken_for_a_text(folder, value):
+    for number in range(4):
+        (folder / f"frames/v{number}").mkdir(parents=True)
+    table = [
+        {"clip": json.loads(json.dumps(value).format(number)), "title": f"clip {number}"}
+        for number in range(4)
+    ]
+    write_table(Path("t.jsonl"), table)
+    with pytest.raises(MucoError, match=r"clip \(video\).*query_video"):
+        init("t.jsonl")
+    write_table(Path("t.jsonl"), [row | {"answer": f"it is {row['title']}"} for row in table])
+    assert "note: clip holds videos" in init("t.jsonl")
+    assert columns_of("t.yaml") == {"query_text": "title", "target_text": "answer"}
+
+
+def test_a_folder_of_videos_says_what_to_do(folder):
+    (folder / "clips").mkdir()
+    (folder / "clips/a.MP4").write_bytes(b"")
+    with pytest.raises(MucoError, match=r"there are 1 videos\. .*ffmpeg"):
+        init("clips")
+
+
 def test_no_file_is_overwritten(folder):
     names = write_photos(folder / "photos")
     write_table(Path("t.jsonl"), [{"photo": name, "caption": f"{name} is it"} for name in names])

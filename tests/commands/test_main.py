@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from jsonschema import Draft202012Validator
 
@@ -242,6 +243,16 @@ def test_a_disk_that_cannot_be_written_is_reported_in_words(refused, monkeypatch
     monkeypatch.setattr("muco.io.atomic.os.open", full)
     message = refused("run", "quickstart", "--only", "train")
     assert message == f"runs/quickstart: cannot be read or written: {os.strerror(code)}\n"
+
+
+def test_a_device_without_memory_is_reported_with_what_helps(refused, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("muco.commands.run.Ranks.join", full)
+    message = refused("run", "quickstart")
+    assert message.startswith("CUDA out of memory.\nThe device has too little memory.")
+    assert "train.grad_cache=true" in message
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,20 @@ from muco.io.columns import embedded_image, has_image, image_name
 from muco.io.image_files import is_image
 from muco.io.table_text import is_missing, parsed_list
 
-Kind = Literal["image", "missing image", "URL", "text", "number", "id", "other"]
+Kind = Literal["image", "missing image", "video", "URL", "text", "number", "id", "other"]
 
 _IDS = {"id", "ids", "uuid", "guid", "sku", "key", "index", "idx", "unnamed", "split", "width", "height"}
 _QUERY = {"query", "qry", "question", "anchor", "search", "prompt", "source", "src", "before", "reference"}
 _TARGET = {"target", "tgt", "positive", "pos", "answer", "response", "document", "doc", "passage", "after"}
 _NEGATIVE = {"negative", "negatives", "neg", "wrong", "distractor", "distractors"}
+_VIDEO = {"video", "videos", "clip", "clips", "frames"}
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_HINT = (
+    "`muco init` does not set up videos. Write the frames of each video as images into a folder of its own "
+    "(ffmpeg -i v1.mp4 -vf fps=2 frames/v1/%05d.jpg). Give the table a column with these folders, and name "
+    "the column in the recipe: `columns: {query_video: COLUMN}`, or target_video. See the source `pairs`"
+)
+"""What to do with a column or a folder of videos."""
 _LABELS = {"label", "class", "category", "species", "breed"}
 _PARTS = tuple(f"{side}_{kind}" for side in ("query", "target", "negative") for kind in ("text", "image"))
 _TEXTS = ("caption", "title", "label", "class", "category", "description", "text", "name", "sentence")
@@ -49,10 +57,23 @@ class Column:
         return bool(self.words & _LABELS) or self.distinct_share < 0.5
 
 
-def describe_columns(rows: Sequence[Mapping[str, Any]], exists: Callable[[str], bool]) -> list[Column]:
-    """Return what each column of some rows holds; `exists` says whether an image of a name is there."""
+def describe_columns(
+    rows: Sequence[Mapping[str, Any]], exists: Callable[[str], bool], is_folder: Callable[[str], bool]
+) -> list[Column]:
+    """Return what each column of some rows holds.
+
+    Args:
+        rows: values by name.
+        exists: says whether an image of a name is there.
+        is_folder: says whether a name is that of a folder.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
-    return [_describe(name, [row.get(name) for row in rows], exists) for name in names]
+    return [_describe(name, [row.get(name) for row in rows], exists, is_folder) for name in names]
+
+
+def is_video(name: str) -> bool:
+    """Return whether a file of that name is a video."""
+    return name.lower().endswith(_VIDEO_SUFFIXES) and not name.startswith(".")
 
 
 def image_names(value: Any) -> Iterator[str]:
@@ -95,7 +116,7 @@ def guess_parts(columns: Sequence[Column], chosen: Mapping[str, str]) -> dict[st
             seen = ", ".join(f"{column.name} ({column.kind})" for column in columns)
             raise MucoError(
                 f"no column for the {side} was found. Name it: --{side}-text or --{side}-image. "
-                f"Columns: {seen}"
+                f"Columns: {seen}" + (f". {VIDEO_HINT}" if any(map(_is_video_column, columns)) else "")
             )
     return found
 
@@ -148,13 +169,19 @@ class _Parts:
             free.remove(column)
 
 
+def _is_video_column(column: Column) -> bool:
+    return column.kind == "video"
+
+
 def _text_rank(column: Column) -> tuple[int, float]:
     """Order the likeliest name first, then the longest texts."""
     ranks = [rank for rank, name in enumerate(_TEXTS) if name in column.words]
     return (ranks[0] if ranks else len(_TEXTS)), -column.mean_length
 
 
-def _describe(name: str, values: Sequence[Any], exists: Callable[[str], bool]) -> Column:
+def _describe(
+    name: str, values: Sequence[Any], exists: Callable[[str], bool], is_folder: Callable[[str], bool]
+) -> Column:
     present = [value for value in values if not is_missing(value) and value not in ("", [], {})]
     items = [item for value in present for item in _items(value)]
     texts = [str(item) for item in items if not isinstance(item, bytes | Mapping)]
@@ -162,7 +189,18 @@ def _describe(name: str, values: Sequence[Any], exists: Callable[[str], bool]) -
     length = sum(map(len, texts)) / len(texts) if texts else 0.0
     column = Column(name, "other", distinct, length, "")
     kind, why = _kind(column, items, exists)
+    if _are_videos(column, values, texts, is_folder):
+        kind, why = "video", "videos, which need a recipe of their own"
     return Column(name, kind, distinct, length, why)
+
+
+def _are_videos(
+    column: Column, values: Sequence[Any], texts: Sequence[str], is_folder: Callable[[str], bool]
+) -> bool:
+    """Return whether values are video files, folders of frames, or lists of frames."""
+    if any(len(_items(value)) > 1 for value in values):
+        return bool(column.words & _VIDEO)
+    return bool(texts) and sum(is_video(text) or is_folder(text) for text in texts) > 0.8 * len(texts)
 
 
 def _kind(column: Column, items: Sequence[Any], exists: Callable[[str], bool]) -> tuple[Kind, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from muco.core.errors import DataError
-from muco.data.own.guess import image_names
+from muco.data.own.guess import VIDEO_HINT, image_names, is_video
 from muco.io.image_files import ImageFiles, is_image
 from muco.io.tables import Row, rows, tables_below
 
@@ -60,9 +60,9 @@ def find_data(path: Path, images: Path | None) -> OwnData:
     if not tables:
         names = _image_names_below(path)
         if not any("/" in name for name in names):
-            what = f"{len(names):,} images, but no folder of them is a class" if names else "none of both"
             raise DataError(
-                f"{path}: give a table, or a folder with a folder of images for each class; there are {what}"
+                f"{path}: give a table, or a folder with a folder of images for each class; "
+                f"{_what_is_there(path, len(names))}"
             )
         return OwnData(path, (), path)
     values = _sample(row for table in tables for row in rows(table))
@@ -106,9 +106,20 @@ def _root_of(values: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     return max(roots, key=lambda root: sum(map(exists_in(ImageFiles([root])), names)))
 
 
+def _what_is_there(folder: Path, num_images: int) -> str:
+    if num_images:
+        return f"there are {num_images:,} images, but no folder of them is a class"
+    num_videos = len(_names_below(folder, is_video))
+    return f"there are {num_videos:,} videos. {VIDEO_HINT}" if num_videos else "there are none of both"
+
+
 def _image_names_below(folder: Path) -> list[str]:
+    return _names_below(folder, is_image)
+
+
+def _names_below(folder: Path, is_one: Callable[[str], bool]) -> list[str]:
     names: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if is_image(name)]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if is_one(name)]
     return sorted(names)

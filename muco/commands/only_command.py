@@ -1,0 +1,35 @@
+"""Let one command at a time write into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from muco.distributed.ranks import Ranks
+from muco.io.atomic import remove_leftovers, remove_leftovers_below
+from muco.io.lock import locked
+
+
+@contextmanager
+def only_command(path: Path, ranks: Ranks) -> Generator[None]:
+    """Hold the lock of a run folder, a file beside it, in the main process.
+
+    Raises:
+        MucoError: another command holds it.
+    """
+    if not ranks.is_main:
+        yield
+        return
+    folder = path.absolute()
+    is_new = not folder.parent.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    try:
+        with locked(folder.parent / f".{folder.name}.lock", wait=False):
+            remove_leftovers_below(folder)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it stays if the command wrote something there
+                folder.parent.rmdir()

@@ -211,12 +211,14 @@ def test_recipes_that_pages_run_are_shipped_and_their_overrides_fit(page):
         load_recipe(words[1], [each for each in overrides if "projected" not in each])
 
 
-def test_the_recipe_shown_is_valid():
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "recipes.md"], ids=page_id)
+def test_the_recipe_shown_is_valid(page):
     from muco.config.load import validate_settings
     from muco.config.recipe import Recipe
 
-    block = next(text for info, text in code_blocks(DOCS / "recipes.md") if info == "yaml")
-    validate_settings(Recipe, yaml.safe_load(block), title="recipes.md")
+    block = next(text for info, text in code_blocks(page) if info == "yaml")
+    recipe = validate_settings(Recipe, yaml.safe_load(block), title=page.name)
+    assert recipe.train.learning_rate == 0.001
 
 
 def test_the_errors_that_recipes_md_shows_are_those_one_gets(ours):
@@ -283,6 +285,16 @@ def test_the_errors_that_plugins_md_quotes_are_those_one_gets(example, ours, cha
     with pytest.raises(PluginError) as caught:
         example(change=change, into=ours).component("pooler", "projected")
     assert str(caught.value) in (DOCS / "plugins.md").read_text(encoding="utf-8")
+
+
+def test_the_example_loss_keeps_the_contract(example):
+    hook, test = (
+        next(text for _, text in code_blocks(DOCS / "plugins.md") if part in text)
+        for part in ("def muco_losses", "check_loss(")
+    )
+    names: dict[str, Any] = {"registry": example(change=("@hookimpl", f"{hook}\n\n@hookimpl"))}
+    exec(test.replace("default_registry()", "registry"), names)
+    names["test_keeps_the_contract"]()
 
 
 def test_the_example_packer_keeps_the_contract_and_writes_the_task(example):

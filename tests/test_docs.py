@@ -112,6 +112,7 @@ def commands(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8")
     spans = [*re.findall(r"`(muco(?:-run)? [^`\n]+)`", text)]
     for _, block in code_blocks(page):
+        block = block.replace("\\\n", "")  # a command may go over several lines
         spans += re.findall(r"^\s*(?:\$ )?(muco(?:-run)? [^#\n]+)", block, re.MULTILINE)
     return [shlex.split(span) for span in spans]
 

@@ -101,6 +101,11 @@ class PairsSuite(Suite):
 
     def _task_of_two_tables(self) -> Task:
         config = self.config
+        if self.folder.is_file():
+            raise DataError(
+                f"{self.folder} is a table of pairs: set `columns` to say what its columns are, for example "
+                "{query_text: caption, target_image: photo}"
+            )
         self._unseen = self._named_columns()
         pool, indices, num_empty = self._read_pool(self.folder / config.candidates)
         path = self.folder / config.queries

@@ -75,6 +75,12 @@ def test_a_row_without_a_pair_is_named(tmp_path, row, message):
         PairsSuite(suite).verify_data()
 
 
+def test_a_table_without_the_names_of_its_columns_is_an_error(tmp_path):
+    write_lines(tmp_path / "t.jsonl", [{"title": "x", "photo": "a.png"}])
+    with pytest.raises(DataError, match=r"t\.jsonl is a table of pairs: set `columns`"):
+        suite_of(tmp_path / "t.jsonl").verify_data()
+
+
 def test_settings_of_both_layouts_are_refused():
     columns = {"query_image": "photo", "target_text": "caption"}
     with pytest.raises(ValidationError, match="`relevant` and `columns` are for different layouts"):

@@ -202,13 +202,14 @@ class RunFolder:
         check_same_recipe(f"{self.path}", old, recipe)
         if only != "evaluate":
             check_same_data(f"{self.path}", self.read("data.json") or {}, data)
-        same = not differences(old, recipe.dump())
-        if same and only is None and (summary := self.summary()) and self.is_done(summary, recipe):
+        changes = differences(old, recipe.dump())
+        if not changes and only is None and (summary := self.summary()) and self.is_done(summary, recipe):
             return summary
         if not resume and only != "evaluate":
+            what = "an unfinished run of this recipe" if not changes else "this recipe's run with other settings"
             raise MucoError(
-                f"{self.path} holds an unfinished run of this recipe, or one with other suites. "
-                "Go on with --resume, or start over with --fresh."
+                "\n  ".join([f"{self.path} holds {what}", *changes])
+                + "\nGo on with --resume, or start over with --fresh."
             )
         return None
 

@@ -79,6 +79,9 @@ def test_a_run_is_not_done_without_its_model(tmp_path):
     assert folder.check(recipe, {}, resume=True, only=None) is None
     with pytest.raises(MucoError, match="unfinished run"):
         folder.check(recipe, {}, resume=False, only=None)
+    changed = load_recipe("quickstart", [*SHORT, "train.log_every=7"])
+    with pytest.raises(MucoError, match=r"other settings\n  train\.log_every: \d+ -> 7\nGo on with --resume"):
+        folder.check(changed, {}, resume=False, only=None)
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**31, "four", None, True])

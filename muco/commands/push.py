@@ -37,6 +37,10 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by muco"))
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:
+        known = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError)
+        # The package raises the errors of its HTTP client as they are, and the client has changed its name.
+        if not isinstance(error, known) and not type(error).__module__.startswith("httpx"):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MucoError(f"{name}: the hub did not take the model: {first}") from error

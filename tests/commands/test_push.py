@@ -52,6 +52,12 @@ def test_a_pushed_model_is_loaded_by_its_name(exported, hub, public):
     np.testing.assert_array_equal(muco.load("someone/photos").encode("a"), expected)
 
 
+def test_a_hub_that_cannot_be_reached_is_an_error_in_words(exported, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(MucoError, match="someone/photos: the hub did not take the model"):
+        push(exported, "someone/photos")
+
+
 def test_what_is_no_exported_model_is_refused(exported, hub, tmp_path):
     with pytest.raises(MucoError, match="no exported model here"):
         push(tmp_path, "someone/photos")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muco.console import print_record
-from muco.io.atomic import open_append, write_text
+from muco.io.atomic import open_append, write_bytes
 from muco.io.json_text import parse_json
 from muco.training.early_stopping import Best
 from muco.training.trackers import Trackers
@@ -94,13 +94,13 @@ def cut_lines(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if parse_json(line)["step"] <= step:
-                lines.append(line + "\n")
+            if parse_json(line.decode())["step"] <= step:
+                lines.append(line + b"\n")
         except (ValueError, KeyError, TypeError):  # the run was killed while it wrote this line
             break
-    write_text(path, "".join(lines))
+    write_bytes(path, b"".join(lines))
 
 
 class TrainLog:

@@ -54,6 +54,13 @@ def test_a_killed_cut_leaves_the_log_whole(tmp_path, monkeypatch):
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_a_line_that_is_not_utf8_ends_the_log(tmp_path):
+    log = tmp_path / "train.jsonl"
+    log.write_bytes(b'{"step": 1}\n{"step": 1, "x": "\xff"}\n{"step": 1}\n')
+    cut_lines(log, 1)
+    assert log.read_text() == '{"step": 1}\n'
+
+
 @pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl", "unreadable.jsonl", "tensorboard"])
 def test_no_log_is_written_through_a_link(tmp_path, name):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"

@@ -163,7 +163,7 @@ class Conversion:
                 "Name another folder, or remove that one."
             )
         skipped = self.folder / SKIPPED_FILE
-        num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0
+        num_skipped = len(skipped.read_bytes().splitlines()) if skipped.is_file() else 0
         return Converted(len(index), num_skipped)
 
     def _write(self, engine: Engine, workers: int, progress: ShowProgress) -> None:

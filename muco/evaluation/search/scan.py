@@ -80,6 +80,7 @@ class Scorer:
         self._norm = float(query_QD.norm(dim=1).max())
         self._space = query_QD.new_empty(len(query_QD) * BLOCK_ROWS)
         self._mask_space = torch.empty(len(self._space), dtype=torch.bool, device=query_QD.device)
+        self._most_hit = True
 
     def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
         """Return float32 [Q, B], and the most that one may differ from the true score rounded to float32.
@@ -101,23 +102,33 @@ class Scorer:
 
     def hits(self, score_QB: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and rows of the scores that are at least `least_Q`, int64 [N], by query and row."""
-        (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
-        if len(hit_H) * 4 > len(score_QB):  # a copy of so many rows takes longer than to search all
-            mask_QB = self._mask_space[: score_QB.numel()].view(score_QB.shape)
-            return marked(at_least(score_QB, least_Q[:, None], out=mask_QB))
-        hits_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
-        return hit_H[hits_N], rows_N
+        if not self._most_hit:
+            (hit_H,) = (score_QB.amax(1) >= least_Q).nonzero(as_tuple=True)
+            if len(hit_H) * 4 <= len(score_QB):  # a copy of more rows takes longer than to search all
+                hits_N, rows_N = marked(at_least(score_QB[hit_H], least_Q[hit_H, None]))
+                return hit_H[hits_N], rows_N
+        mask_QB = self._mask_space[: score_QB.numel()].view(score_QB.shape)
+        queries_N, rows_N = marked(at_least(score_QB, least_Q[:, None], out=mask_QB))
+        self._most_hit = len(queries_N) * 4 > len(score_QB)  # probably in the next block too
+        return queries_N, rows_N
 
     def exactly(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor) -> Tensor:
         """Return the true scores of pairs of a query and a row of the block, float32 [N]."""
         if len(rows_N) > _DENSE * len(block_BD) * len(self.query_QD):
             return scores_of(self.query_QD, block_BD)[queries_N, rows_N]
-        size = max(1, _NUMBERS // self.query_QD.shape[1])
-        parts = [
-            (self.query_QD[queries].double() * block_BD[rows].double()).sum(1).float()
-            for queries, rows in zip(queries_N.split(size), rows_N.split(size), strict=True)
-        ]
-        return torch.cat(parts)
+        return scores_of_pairs(self.query_QD, block_BD.__getitem__, queries_N, rows_N)
+
+
+def scores_of_pairs(
+    query_QD: Tensor, take: Callable[[Tensor], Tensor], queries_N: Tensor, rows_N: Tensor
+) -> Tensor:
+    """Return the true scores of pairs of a query and a row, float32 [N]; `take` reads rows."""
+    size = max(1, _NUMBERS // query_QD.shape[1])
+    parts = [
+        (query_QD[queries].double() * take(rows).double()).sum(1).float()
+        for queries, rows in zip(queries_N.split(size), rows_N.split(size), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def at_least(score_QB: Tensor, least_Q1: Tensor, out: Tensor | None = None) -> Tensor:

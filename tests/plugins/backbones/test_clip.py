@@ -358,6 +358,7 @@ def change(folder: Path, **values: Any) -> None:
     [
         ({"preprocess_cfg": {"mean": [0, 0, 0]}}, "mean and std"),
         ({"preprocess_cfg": None}, "mean and std"),
+        ({"preprocess_cfg__interpolation": "x"}, "preprocess_cfg of open_clip_config.json"),
         ({"model_cfg": "ViT-B-32"}, "must hold model_cfg"),
         ({"model_cfg__text_cfg": None}, "must be objects"),
         ({"model_cfg__multimodal_cfg": {}}, "CoCa"),

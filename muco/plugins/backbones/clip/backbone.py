@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
+from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from muco.core.component import Feature
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, library_errors
 from muco.core.exported import Exported, PooledState
 from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
@@ -31,6 +32,7 @@ from muco.plugins.backbones.clip.processor import ClipProcessor
 from muco.plugins.backbones.clip.random_init import RandomInitSettings, scratch_config
 from muco.plugins.backbones.clip.texts import TextReader
 from muco.plugins.backbones.clip.towers import (
+    CONFIG_FILE,
     EXPORTED_FUSION,
     FUSION_FILE,
     ImageTowerSettings,
@@ -275,8 +277,10 @@ def _processor(towers: Towers, config: Clip.Config) -> ClipProcessor:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     visual, text = towers.model.visual, towers.model.text
-    preprocess = PreprocessCfg(**{**towers.preprocess, "size": visual.image_size})
-    transform: Any = image_transform_v2(preprocess, is_train=False)
+    with library_errors(f"preprocess_cfg of {CONFIG_FILE} cannot be used"):
+        preprocess = PreprocessCfg(**{**towers.preprocess, "size": visual.image_size})
+        transform: Any = image_transform_v2(preprocess, is_train=False)
+        transform(Image.new("RGB", (8, 8)))
     # A causal tower that takes its state at the end of the text does not read the padding.
     skips_padding = text.attn_mask is not None and text.cls_emb is None and text.pool_type != "last"
     texts = TextReader(towers.tokenizer, full_context=not skips_padding, truncate=config.truncate)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, library_errors
 from muco.plugins.backbones.aspect_ratio import refuse_elongated
 
 
@@ -122,12 +122,14 @@ def limited_grids(config: Any, max_tiles: int | None) -> list[list[int]]:
     """Return the grids of a model, height and width in pixels, that have at most so many tiles.
 
     Raises:
-        MucoError: it has none.
+        MucoError: it has none, or its configuration does not describe grids.
     """
+    with library_errors("image_grid_pinpoints of the model are not pairs of height and width"):
+        all_grids = [[int(height), int(width)] for height, width in config.image_grid_pinpoints]
     if max_tiles is None:
-        return config.image_grid_pinpoints
+        return all_grids
     side = config.vision_config.image_size
-    grids = [grid for grid in config.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * side**2]
+    grids = [grid for grid in all_grids if grid[0] * grid[1] <= max_tiles * side**2]
     if not grids:
         raise MucoError(f"backbone.max_tiles: no grid of this model has at most {max_tiles} tiles")
     return grids

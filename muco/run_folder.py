@@ -206,7 +206,7 @@ class RunFolder:
         if not changes and only is None and (summary := self.summary()) and self.is_done(summary, recipe):
             return summary
         if not resume and only != "evaluate":
-            what = "an unfinished run of this recipe" if not changes else "this recipe's run with other settings"
+            what = "this recipe's run with other settings" if changes else "an unfinished run of this recipe"
             raise MucoError(
                 "\n  ".join([f"{self.path} holds {what}", *changes])
                 + "\nGo on with --resume, or start over with --fresh."

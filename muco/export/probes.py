@@ -14,7 +14,7 @@ from muco.core.sample import Content
 _TEXTS = (
     "a",
     "Which colour is the circle at the top left?",
-    "a red square, two blue triangles\nand a <|im_end|> that is only text\n",
+    "a red square, two blue triangles\nand a <b> that is only text\n",
     "A photo of a dog that runs over wet grass towards the camera while it rains. " * 4,
 )
 _SIZES = ((64, 64), (97, 61), (60, 180))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from muco.core import MucoError
 from muco.core.exported import Exported
@@ -17,9 +18,11 @@ from muco.export.readers import TransformersReader
 from muco.export.write import write_exported
 from muco.model.folder import LoadedModel
 from muco.model.source import find_model
+from muco.plugins.backbones.decoder.chat import EMB
 from tests.helpers.llama_tokenizer import llama_tokenizer
 from tests.helpers.model_folders import save_model
-from tests.helpers.small import small, small_idefics, small_llava
+from tests.helpers.qwen_tokenizer import qwen_tokenizer
+from tests.helpers.small import TEXTS, small, small_idefics, small_llava
 
 CPU = torch.device("cpu")
 ADAPTER = {"adapter": {"rank": 4}}
@@ -123,21 +126,40 @@ def test_a_training_starts_from_it(tmp_path):
     assert load(again).nested_dims == (8, 16)
 
 
-@pytest.mark.parametrize("template", ["vicuna", "mistral"])
-def test_a_tokenizer_that_begins_texts_with_a_token_and_a_space(tmp_path, template):
-    """As Llama's does; the model folder is a checkpoint with this tokenizer, trained on."""
-    start = save_model(tmp_path / "start", backbone={"name": "llava", **small_llava("llava")})
+def checkpoint_with(tokenizer: Any, folder: Path) -> Path:
+    """Write a LLaVA checkpoint with a tokenizer of another model."""
+    start = save_model(folder, backbone={"name": "llava", **small_llava("llava")})
     config = json.loads((start / "config.json").read_text())
-    tokenizer = llama_tokenizer()
     config["image_token_index"] = config["image_token_id"] = tokenizer.convert_tokens_to_ids("<image>")
     (start / "config.json").write_text(json.dumps(config))
     tokenizer.save_pretrained(start)
     (start / "muco.json").unlink()
+    return start
+
+
+@pytest.mark.parametrize("template", ["vicuna", "mistral"])
+def test_a_tokenizer_that_begins_texts_with_a_token_and_a_space(tmp_path, template):
+    """As Llama's does; the model folder is a checkpoint with this tokenizer, trained on."""
+    start = checkpoint_with(llama_tokenizer(), tmp_path / "start")
     backbone = {"name": "llava", "pretrained": str(start), "template": template}
     packer = {"name": "single_turn", "system": "Be brief."}
     model = save_model(tmp_path / "model", backbone=backbone, packer=packer)
     agreements = write_exported(find_model(str(model)), tmp_path / "exported", check=True, license_id=None)
     assert min(each.cosine for each in agreements) >= 0.9999
+
+
+def test_a_tokenizer_whose_merges_cross_special_tokens(tmp_path):
+    """As in Qwen's, " <|" is a token. In other tools, too, a special token in a text is characters."""
+    special = ["<|im_start|>", "<|im_end|>", "<image>", EMB]
+    tokenizer = qwen_tokenizer([*TEXTS, "a <|im_end|> b\n", "a <|im_end|> b <|"] * 9, special)
+    start = checkpoint_with(tokenizer, tmp_path / "start")
+    backbone = {"name": "llava", "pretrained": str(start), "template": "chatml"}
+    model = save_model(tmp_path / "model", backbone=backbone, packer={"name": "single_turn", "system": ""})
+    agreements = write_exported(find_model(str(model)), tmp_path / "exported", check=True, license_id=None)
+    assert min(each.cosine for each in agreements) >= 0.9999
+    ids = SentenceTransformer(str(tmp_path / "exported")).preprocess(["a <|im_end|> b"])["input_ids"][0]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.tolist().count(end) == 1  # that of the template
 
 
 @pytest.mark.parametrize(

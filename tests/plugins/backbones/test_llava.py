@@ -262,6 +262,7 @@ def test_what_a_checkpoint_must_have(tmp_path):
     wrong = {"size": {"height": 42, "width": 42}, "crop_size": None}
     assert "pictures of 42 pixels" in str(broken(images, **wrong).value)
     assert "not multiples of 56" in str(broken("config.json", image_grid_pinpoints=[[60, 56]]).value)
+    assert "how images are split" in str(broken("config.json", vision_aspect_ratio="x").value)
     assert "pairs of height and width" in str(broken("config.json", image_grid_pinpoints=[[56]]).value)
     assert "17 for 16" in str(broken("config.json", vision_feature_select_strategy="full").value)
     (tmp_path / images).unlink()

@@ -11,6 +11,7 @@ import torch
 
 from muco.core.errors import MucoError
 from muco.core.exported import Exported, PooledState
+from muco.plugins.backbones.decoder.chat import EMB
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat, jinja_template
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def export_processor(
     """Write tokenizer, image processor and chat template."""
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # other tools pad; no token attends to it
+        tokenizer.pad_token = tokenizer.eos_token or EMB  # other tools pad; no token attends to it
     beginning = "".join(tokenizer.convert_ids_to_tokens(list(processor.beginning)))
     chat, ends_turn = processor.chat_format(), pooled == "last_token"
     beginning += chat.leading if beginning else ""

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from muco.core.component import Feature
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, library_errors
 from muco.core.layers import ModelLayers
 from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import load_image_processor
@@ -82,11 +82,13 @@ class Llava(DecoderBackbone):
     def make_processor(cls, config: Config, model: Any, tokenizer: Any, name: str | Path) -> LlavaProcessor:
         if model.config.model_type != "llava":
             model.config.image_grid_pinpoints = limited_grids(model.config, config.max_tiles)
+        with library_errors(f"{name}: config.json does not describe how images are split"):
+            tiling = Tiling.of(model.config)
         return LlavaProcessor(
             tokenizer,
             _image_processor(config, model.config, name),
             find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
-            Tiling.of(model.config),
+            tiling,
             image_id=model.config.image_token_id,
             video_id=getattr(model.config, "video_token_id", None),
             max_frames=config.max_frames,

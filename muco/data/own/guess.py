@@ -200,7 +200,9 @@ def _are_videos(
     """Return whether values are video files, folders of frames, or lists of frames."""
     if any(len(_items(value)) > 1 for value in values):
         return bool(column.words & _VIDEO)
-    return bool(texts) and sum(is_video(text) or is_folder(text) for text in texts) > 0.8 * len(texts)
+    repeats = column.distinct_share <= 0.5  # a class, whose pictures may lie in a folder of its name
+    videos = [text for text in texts if is_video(text) or (is_folder(text) and not repeats)]
+    return len(videos) > 0.8 * len(texts)
 
 
 def _kind(column: Column, items: Sequence[Any], exists: Callable[[str], bool]) -> tuple[Kind, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from pathlib import Path
@@ -430,6 +432,7 @@ def report(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run `muco` and exit: with 2 for errors that the user can fix, with 130 on Ctrl-C."""
+    atexit.register(gc.freeze)  # else Python visits every object of the imported libraries as it exits
     try:
         app(arguments, prog_name="muco")
     except RecipeError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -99,7 +101,8 @@ class Registry:
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"
         module, _, attribute = entry.target.partition(":")
         try:
-            cls = getattr(importlib.import_module(module), attribute)
+            with _no_collection():
+                cls = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise PluginError(f"{blame} cannot be imported: {error}") from error
         if not (isinstance(cls, type) and issubclass(cls, Component) and getattr(cls, "kind", None) == kind):
@@ -117,6 +120,18 @@ class Registry:
         if missing:
             raise PluginError(f"{blame} does not implement {', '.join(missing)}; the interface requires it")
         return cls
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Pause garbage collection: torch makes a million objects that stay, and each pass would visit them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _hooks_of(plugin: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from muco.config.yaml_lines import read_yaml
+import yaml
 
 
 def public_model(name: str) -> dict[str, Any] | None:
@@ -23,4 +23,5 @@ def peak_flops(device: str) -> float | None:
 
 
 def _read(name: str) -> Any:
-    return read_yaml(name, (files("muco.costs") / name).read_text(encoding="utf-8"))[0]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+    return yaml.load((files("muco.costs") / name).read_text(encoding="utf-8"), Loader=loader)

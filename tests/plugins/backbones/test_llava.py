@@ -245,6 +245,14 @@ def test_another_family_is_refused(tmp_path):
         Llava.build(pretrained(tmp_path), texts=())
 
 
+def test_a_configuration_must_say_how_images_are_split(tmp_path):
+    build("llava_onevision").save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vision_aspect_ratio": "x"}))
+    with pytest.raises(MucoError, match="how images are split"):
+        Llava.build(pretrained(tmp_path), texts=())
+
+
 def test_what_a_checkpoint_must_have(tmp_path):
     backbone = build("llava_next")
     backbone.save(tmp_path)
@@ -262,7 +270,6 @@ def test_what_a_checkpoint_must_have(tmp_path):
     wrong = {"size": {"height": 42, "width": 42}, "crop_size": None}
     assert "pictures of 42 pixels" in str(broken(images, **wrong).value)
     assert "not multiples of 56" in str(broken("config.json", image_grid_pinpoints=[[60, 56]]).value)
-    assert "how images are split" in str(broken("config.json", vision_aspect_ratio="x").value)
     assert "pairs of height and width" in str(broken("config.json", image_grid_pinpoints=[[56]]).value)
     assert "17 for 16" in str(broken("config.json", vision_feature_select_strategy="full").value)
     (tmp_path / images).unlink()

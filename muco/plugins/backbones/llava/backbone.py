@@ -82,11 +82,12 @@ class Llava(DecoderBackbone):
     def make_processor(cls, config: Config, model: Any, tokenizer: Any, name: str | Path) -> LlavaProcessor:
         if model.config.model_type != "llava":
             model.config.image_grid_pinpoints = limited_grids(model.config, config.max_tiles)
+        images = _image_processor(config, model.config, name)
         with library_errors(f"{name}: config.json does not describe how images are split"):
             tiling = Tiling.of(model.config)
         return LlavaProcessor(
             tokenizer,
-            _image_processor(config, model.config, name),
+            images,
             find_template(config.template, tokenizer, decoder=model.config.text_config.model_type),
             tiling,
             image_id=model.config.image_token_id,

@@ -335,6 +335,7 @@ def _zip_members(number: int, path: Path) -> Iterator[Member]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+    # zipfile raises NotImplementedError for an archive of a version that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise MucoError(f"{path}: no zip archive that can be read: {error}. Download it again.") from error
     by_offset = sorted(entries, key=lambda it: it.header_offset)

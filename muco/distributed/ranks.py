@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class Ranks:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=_EXCHANGE_TIMEOUT)
+        atexit.register(_end_exchanges)
         # Gloo on GPUs too: it notices at once that a process has ended.
         wait_group = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
         assert isinstance(wait_group, dist.ProcessGroup)
@@ -132,7 +134,7 @@ def explain_failed_exchange(ranks: Ranks) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
         if dist.get_backend() == "gloo":
-            dist.destroy_process_group()  # threads of gloo that are left abort the interpreter's exit
+            _end_exchanges()
         raise MucoError(
             f"process {ranks.rank} of {ranks.world_size}: another process ended or did not answer in time:\n"
             f"  {str(error).splitlines()[0]}\n"
@@ -163,6 +165,12 @@ def _all_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(gathered, padded)
     return torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
+
+
+def _end_exchanges() -> None:
+    """End the threads of the exchanges: those that are left may abort the interpreter's exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _backend_device() -> str:

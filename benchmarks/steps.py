@@ -101,7 +101,8 @@ def step_of(
     inputs = batches[0]
     device = next(encoder.parameters()).device
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
-    compute_gradients = Stepper(encoder, loss, device, ranks, grad_cache=grad_cache, **stepper)
+    stepper = {"grad_cache": grad_cache, "held_tokens": chunk_tokens or 0, **stepper}
+    compute_gradients = Stepper(encoder, loss, device, ranks, **stepper)
 
     def step() -> None:
         encoder.zero_grad()

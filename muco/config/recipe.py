@@ -111,8 +111,8 @@ class TrainSettings(ComponentConfig):
     at once; dialogues of similar length are grouped. auto: what fits in the device's memory, measured on the
     first batch. None: each side of a batch is encoded at once."""
     grad_cache: bool = False
-    """Encode every chunk of `chunk_tokens` twice and store the activations of one chunk at a time. The
-    gradient is the same. False: the activations of the whole batch are stored."""
+    """Store the activations of at most `chunk_tokens` tokens at a time, and encode the other chunks twice.
+    The gradient is the same. False: the activations of the whole batch are stored."""
     offload_image_features: bool = False
     """With `grad_cache` and a frozen vision tower: store its features in host memory between the passes."""
     gather_weights: Literal["step", "layer"] = "step"

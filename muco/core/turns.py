@@ -104,6 +104,11 @@ class EncoderInputs:
     num_cut_texts: int = 0
     """Turns whose text was cut to the backbone's context, if the recipe allows that."""
 
+    @property
+    def size(self) -> int:
+        """What `chunk_tokens` limits: tokens with padding, or patches if there are more."""
+        return max(self.num_tokens + self.num_padding_tokens, self.num_patches)
+
     def to(self, device: torch.device | str) -> EncoderInputs:
         """Return the chunk on `device`."""
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from muco.config.recipe import Recipe
+from muco.config.recipe import Recipe, TrainSettings
 from muco.core.backbone import Backbone
 from muco.core.component_ref import ComponentRef
 from muco.core.errors import MucoError
-from muco.core.layers import ModelLayers, join_lengths, repeat_lengths
+from muco.core.layers import Lengths, ModelLayers, join_lengths, repeat_lengths
 from muco.core.packer import Packer
 from muco.core.pooler import Pooler
 from muco.costs.assumptions import Assumptions, assumed_sides
-from muco.costs.step import StepFlops, count_loss, count_step
+from muco.costs.step import Chunks, StepFlops, count_loss, count_step
 from muco.costs.tables import public_model
+from muco.model.batching import held_chunks
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,43 @@ def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any
     known = known_layers(recipe.backbone, sizes_of)
     packer: Packer = recipe.packer.make()
     sides = assumed_sides(packer, assumed)
-    lengths = [repeat_lengths(known.layers.lengths_for(side.dialogues), assumed.images) for side in sides]
-    tokens = [sum(each.of.get("tokens", ())) for each in lengths]
+    of_image = [known.layers.lengths_for(side.dialogues) for side in sides]
+    tokens = [assumed.images * sum(each.of.get("tokens", ())) for each in of_image]
     queries, targets = (side.num_turns * assumed.images for side in sides)
     loss = recipe.loss.make()
     pooler = cast("type[Pooler]", recipe.pooler.cls)
     dim = pooler.embedding_dim_of(recipe.pooler.config, known.layers.hidden_dim)
-    chunk = recipe.train.chunk_tokens
-    calls = sum(-(-each // chunk) for each in tokens) if isinstance(chunk, int) else len(tokens)
+    chunks, twice = _count_chunks(recipe.train, tokens)
+    num_twice = [assumed.images * again // max(every, 1) for again, every in zip(twice, chunks, strict=True)]
     step = count_step(
         known.layers.parts,
-        join_lengths(lengths),
-        calls=calls,
-        grad_cache=recipe.train.grad_cache,
+        Chunks(_of_images(of_image, [assumed.images] * len(sides)), sum(chunks)),
         loss=count_loss(queries, targets, dim or known.layers.hidden_dim, symmetric=loss.symmetric),
+        twice=Chunks(_of_images(of_image, num_twice), sum(twice)),
     )
     return Estimate(step, known.source, queries, targets, *tokens)
+
+
+def _count_chunks(settings: TrainSettings, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the number of chunks of each side in one process, and how many of them are encoded twice.
+
+    `chunk_tokens: auto` is not known before a run: each side is one chunk, which is encoded twice.
+    """
+    limit = settings.chunk_tokens
+    if not isinstance(limit, int):
+        chunks = [1] * len(tokens)
+        return chunks, chunks if settings.grad_cache else [0] * len(tokens)
+    chunks = [-(-each // limit) for each in tokens]
+    side_of = [side for side, number in enumerate(chunks) for _ in range(number)]
+    held = held_chunks([tokens[side] // chunks[side] for side in side_of], limit)
+    num_held = Counter(side_of[index] for index in held)
+    twice = [number - num_held[side] for side, number in enumerate(chunks)]
+    return chunks, twice if settings.grad_cache else [0] * len(tokens)
+
+
+def _of_images(of_image: Sequence[Lengths], numbers: Sequence[int]) -> Lengths:
+    """Return the lengths of so many images of each side, from those of one image."""
+    return join_lengths(list(map(repeat_lengths, of_image, numbers)))
 
 
 def known_layers(backbone: ComponentRef[Any], sizes_of: ComponentRef[Any] | None = None) -> KnownLayers:

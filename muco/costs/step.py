@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from muco.core.layers import Lengths, Part
 from muco.costs.count import Flops, count_part
@@ -25,7 +25,7 @@ class StepFlops:
 
     @property
     def hardware(self) -> int:
-        """What is computed: `model`, the first pass of cached gradients, and gradient checkpointing."""
+        """What is computed: `model`, what cached gradients and gradient checkpointing compute again."""
         return self.model + sum(self.twice.values()) + sum(each.recomputed for each in self.once.values())
 
     @property
@@ -39,27 +39,34 @@ class StepFlops:
         return self.model - sum(each.masked for each in self.once.values())
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """What some chunks have together."""
+
+    lengths: Lengths = field(default_factory=lambda: Lengths({}))
+    number: int = 0
+
+
 def count_step(
-    parts: Sequence[Part], lengths: Lengths, *, calls: int, grad_cache: bool, loss: Flops
+    parts: Sequence[Part], chunks: Chunks, *, loss: Flops, twice: Chunks | None = None
 ) -> StepFlops:
     """Return the FLOPs of a step.
 
     Args:
         parts: of the backbone.
-        lengths: of all chunks, queries and targets.
-        calls: the number of chunks.
-        grad_cache: whether each chunk is encoded twice. Image features are then kept between the passes if
-            nothing of what computes them is trained.
+        chunks: of queries and targets.
         loss: see `count_loss`.
+        twice: the chunks that cached gradients encode twice. Image features are kept between the passes if
+            nothing of what computes them is trained.
     """
-    once = {part.name: count_part(part, lengths, calls=calls) for part in parts}
+    once = {part.name: count_part(part, chunks.lengths, calls=chunks.number) for part in parts}
     keeps_images = not any(part.trained for part in parts if part.computes_images)
-    twice = {
-        part.name: 0 if part.computes_images and keeps_images else once[part.name].forward
+    again = {
+        part.name: count_part(part, twice.lengths, calls=twice.number).forward
         for part in parts
-        if grad_cache
+        if twice is not None and not (part.computes_images and keeps_images)
     }
-    return StepFlops({**once, "loss": loss}, twice)
+    return StepFlops({**once, "loss": loss}, again)
 
 
 def count_loss(num_queries: int, num_targets: int, embedding_dim: int, *, symmetric: bool) -> Flops:

@@ -41,6 +41,19 @@ def plan_chunks(
     return chunks
 
 
+def held_chunks(sizes: Sequence[int], held_tokens: int) -> list[int]:
+    """Return the indices of the chunks whose activations are held between the passes of cached gradients.
+
+    The largest come first. Together they have at most `held_tokens`; the largest chunk is always held.
+    """
+    held, total = list[int](), 0
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        if not held or total + sizes[index] <= held_tokens:
+            held.append(index)
+            total += sizes[index]
+    return held
+
+
 def _longest_first(costs: Sequence[Cost], groups: Sequence[Hashable] | None) -> list[int]:
     order = sorted(range(len(costs)), key=lambda index: -costs[index].tokens)
     if groups is None:

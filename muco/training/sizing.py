@@ -41,7 +41,7 @@ class StepMemory:
     weights: int
     """Weights, gradients and optimizer states."""
     activations: int
-    """Of one chunk with cached gradients, else of all chunks."""
+    """Of the chunks that are held at once."""
     rest: int
     """Embeddings, image features, and on a CPU the batch's pixels."""
 
@@ -54,17 +54,12 @@ class StepMemory:
         return f"predicted peak memory {_gib(self.total())}: {parts}, the rest {_gib(self.rest)}"
 
 
-def size_of(chunk: EncoderInputs) -> int:
-    """Return the size that `chunk_tokens` limits: tokens with padding, or patches if there are more."""
-    return max(chunk.num_tokens + chunk.num_padding_tokens, chunk.num_patches)
-
-
 def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
     """Measure the memory of a small and a large chunk of a batch. Weights do not change.
 
     In `singles` each dialogue of the batch is a chunk of its own. Return None if no sample can be read.
     """
-    longest = max(map(size_of, _chunks(singles)), default=0)
+    longest = max((chunk.size for chunk in _chunks(singles)), default=0)
     if not longest:
         return None
     large = batches.chunked(4 * longest)[singles.step]
@@ -79,8 +74,8 @@ def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInpu
     In `singles` each dialogue of a batch is a chunk of its own; `state_bytes` is the size of the optimizers'
     states. Raise MucoError if the longest dialogue does not fit.
     """
-    longest = max(map(size_of, _chunks(singles)))
-    full_batch = max(sum(map(size_of, side.chunks)) for side in _sides(singles))
+    sizes = [chunk.size for chunk in _chunks(singles)]
+    longest, full_batch = max(sizes), sum(sizes)
     predicted = predict_memory(stepper, memory, singles, state_bytes)
     weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
     other = predicted.total() - predicted.activations - weights
@@ -98,8 +93,7 @@ def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInpu
 def predict_memory(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> StepMemory:
     """Return the memory that a step on these inputs will take."""
     chunks = _chunks(inputs)
-    sizes = [size_of(chunk) for chunk in chunks]
-    activations = memory.of(max(sizes) if stepper.grad_cache else sum(sizes))
+    activations = memory.of(sum(chunks[index].size for index in stepper.held(chunks)))
     gradients = sum(weight.nbytes for weight in stepper.parameters() if weight.requires_grad)
     weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
     vectors = 8 * sum(len(side.ids) for side in _sides(inputs)) * stepper.encoder.pooler.embedding_dim
@@ -122,10 +116,11 @@ def describe_step(inputs: StepInputs, stepper: Stepper, ranks: Ranks) -> list[st
     negatives = total["targets"] - total["positives"] / max(total["pairs"], 1)
     processes = f", over {ranks.world_size} processes" if ranks.world_size > 1 else ""
     chunks = _chunks(inputs)
-    largest = max(map(size_of, chunks), default=0)
+    largest = max((chunk.size for chunk in chunks), default=0)
     tokens = sum(chunk.num_tokens for chunk in chunks)
     padding = sum(chunk.num_padding_tokens for chunk in chunks)
-    passes = "each encoded twice" if stepper.grad_cache else "activations kept for all"
+    num_twice = len(chunks) - len(stepper.held(chunks))
+    passes = f"{num_twice} encoded twice" if stepper.grad_cache else "activations kept for all"
     return [
         f"a step: {total['samples']:,.0f} samples, {total['pairs']:,.0f} pairs, "
         f"{negatives:,.0f} negatives a query{processes}",
@@ -144,9 +139,9 @@ def _fit(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
     """Fit a line to the memory of the largest chunk of each."""
     sizes, peaks = [], []
     feature_bytes = 0
-    for chunk in (max(side.chunks, key=size_of) for side in (small, large)):
+    for chunk in (max(side.chunks, key=lambda chunk: chunk.size) for side in (small, large)):
         feature_bytes = stepper.dry_run(chunk)  # and what is allocated once is allocated now
-        sizes.append(size_of(chunk))
+        sizes.append(chunk.size)
         peaks.append(peak_bytes(stepper.device, lambda c=chunk: stepper.dry_run(c)))
     per_patch = feature_bytes / max(chunk.num_patches, 1)
     if sizes[0] == sizes[1]:

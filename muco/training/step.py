@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from muco.core.turns import EncoderInputs, ImageFeatures, TurnEmbeddings
 from muco.distributed.fsdp import Shards
 from muco.distributed.gradients import backward_order
 from muco.distributed.ranks import Ranks
+from muco.model.batching import held_chunks
 from muco.training.batches import SideInputs, StepInputs
 
 LastBackward = Callable[[], AbstractContextManager[object]]
@@ -50,7 +51,9 @@ class Stepper:
     shards: Shards = field(default_factory=Shards)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     grad_cache: bool = False
-    """Hold the activations of one chunk at a time and encode every chunk twice."""
+    """Hold the activations of at most `held_tokens` at a time, and encode the other chunks twice."""
+    held_tokens: int = 0
+    """Tokens, or patches where a chunk has more of them; see `held_chunks`."""
     offload_images: bool = False
     """Between the two passes, hold a frozen vision tower's features on the host, not on the device."""
 
@@ -75,6 +78,13 @@ class Stepper:
     def _backward_order(self) -> list[nn.Parameter]:
         """Return the weights as the last backward pass reaches them; the loss's are reached before."""
         return [*backward_order(self.encoder), *self.loss.parameters()]
+
+    def held(self, chunks: Sequence[EncoderInputs]) -> list[int]:
+        """Return the indices of the chunks of a step whose activations are held until their backward pass."""
+        if not self.grad_cache:
+            return list(range(len(chunks)))
+        # Where layers are gathered one by one, all ranks must encode equally often.
+        return held_chunks([chunk.size for chunk in chunks], 0 if self.shards.by_layer else self.held_tokens)
 
     def dry_run(self, chunk: EncoderInputs) -> int:
         """Run a step's passes over one chunk to measure their memory; its gradients are zero.
@@ -102,24 +112,32 @@ class Stepper:
 
     def _backward_by_chunk(self, inputs: StepInputs, last_backward: LastBackward) -> StepLoss:
         """Compute the gradient of the embeddings first, then of the weights, one chunk at a time (GradCache,
-        Gao et al. 2021, arXiv:2101.06983).
+        Gao et al. 2021, arXiv:2101.06983). The chunks that fit into `held_tokens` are encoded once.
         """
-        fillers = self._fillers(len(inputs.queries.chunks) + len(inputs.targets.chunks))
-        passes, sides = [], []
-        for side in (inputs.queries, inputs.targets):
-            first_passes = [self._first_pass(chunk) for chunk in side.chunks]
-            sides.append(self._in_order([each.vectors for each in first_passes], side))
-            passes += zip(side.chunks, first_passes, strict=True)
-        passes += [(chunk, self._first_pass(chunk)) for chunk in fillers]
-        loss = self._score(*sides)
-        for number, (chunk, first) in enumerate(passes, start=1):
-            cpu_state, device_states = first.random
-            torch.set_rng_state(cpu_state)
-            set_device_states(*device_states)
-            vectors = self._encode(chunk, first.images_on(self.device))
-            gradient = torch.zeros_like(vectors) if first.vectors.grad is None else first.vectors.grad
-            with last_backward() if number == len(passes) else nullcontext():
-                vectors.backward(gradient)
+        queries, targets = inputs.queries, inputs.targets
+        chunks = [*queries.chunks, *targets.chunks]
+        chunks += self._fillers(len(chunks))
+        held = self.held(chunks)
+        graphs, first_passes, vectors = dict[int, Tensor](), dict[int, _FirstPass](), list[Tensor]()
+        for i, chunk in enumerate(chunks):  # in the order of a plain step, which decides the dropout masks
+            if i in held:
+                graphs[i] = self._encode(chunk)
+                vectors.append(graphs[i].detach().requires_grad_())
+            else:
+                first_passes[i] = self._first_pass(chunk)
+                vectors.append(first_passes[i].vectors)
+        num_queries, num_targets = len(queries.chunks), len(targets.chunks)
+        loss = self._score(
+            self._in_order(vectors[:num_queries], queries),
+            self._in_order(vectors[num_queries:][:num_targets], targets),
+        )
+        # The graphs first: their memory is free before a chunk is encoded again.
+        order = [*held, *first_passes]
+        for i in order:
+            graph = graphs.pop(i) if i in graphs else self._second_pass(chunks[i], first_passes[i])
+            gradient = torch.zeros_like(graph) if vectors[i].grad is None else vectors[i].grad
+            with last_backward() if i == order[-1] else nullcontext():
+                graph.backward(gradient)
         return loss
 
     def _fillers(self, num_chunks: int) -> list[EncoderInputs]:
@@ -145,6 +163,13 @@ class Stepper:
         if images is not None and self.offload_images:
             images = images.to("cpu")
         return _FirstPass(vectors.requires_grad_(), random, images)
+
+    def _second_pass(self, chunk: EncoderInputs, first: _FirstPass) -> Tensor:
+        """Return the chunk's embeddings again, with gradient and with the dropout masks of the first pass."""
+        cpu_state, device_states = first.random
+        torch.set_rng_state(cpu_state)
+        set_device_states(*device_states)
+        return self._encode(chunk, first.images_on(self.device))
 
     def _encode(self, chunk: EncoderInputs, images: ImageFeatures | None = None) -> Tensor:
         """Return the embeddings of a chunk's turns, float32 or float64."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,7 @@ class Trainer:
             chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
             self.console.print(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
+        self._stepper = stepper = replace(stepper, held_tokens=chunk_tokens or 0)
         inputs = self.batches[step]
         for line in describe_step(inputs, stepper, self.ranks):
             self.console.print(line)

@@ -14,7 +14,7 @@ from muco.core.component import ComponentConfig
 from muco.core.layers import join_lengths
 from muco.core.turns import EncoderInputs
 from muco.costs.count import Flops
-from muco.costs.step import count_step
+from muco.costs.step import Chunks, count_step
 from muco.training.batches import SideInputs, StepInputs
 from muco.training.step import Stepper
 from tests.helpers.backbones import BACKBONES, REGISTRY
@@ -60,7 +60,9 @@ def test_hardware_flops_are_what_a_step_computes(name: str, grad_cache: bool, se
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stepper(inputs)
     layers = cls.layers_of(config, backbone.sizes)
-    lengths = join_lengths([layers.lengths_of(chunk) for chunk in chunks])
-    step = count_step(layers.parts, lengths, calls=2, grad_cache=grad_cache, loss=Flops())
+    lengths = [layers.lengths_of(chunk) for chunk in chunks]
+    # The chunk with the image is the larger one, whose activations are held.
+    twice = Chunks(lengths[1], 1) if grad_cache else None
+    step = count_step(layers.parts, Chunks(join_lengths(lengths), 2), loss=Flops(), twice=twice)
     assert step.hardware == counter.get_total_flops()
     assert step.unmasked < step.model <= step.hardware

@@ -114,6 +114,7 @@ def make_step(
     num_samples: int = 7,
     sharded: bool = False,
     by_layer: bool = False,
+    held_tokens: int = 0,
 ) -> tuple[Stepper, StepBatches]:
     """Return what computes the gradients of a step, and the batches.
 
@@ -138,7 +139,7 @@ def make_step(
         num_ranks=ranks.world_size,
     )
     loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config(temperature=0.1, duplicates="mask"))
-    return Stepper(model, loss, CPU, ranks, shards, grad_cache=cached), batches
+    return Stepper(model, loss, CPU, ranks, shards, grad_cache=cached, held_tokens=held_tokens), batches
 
 
 def gradients(

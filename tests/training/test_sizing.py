@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
@@ -73,7 +76,8 @@ def test_the_predicted_activations_are_those_of_a_step(batches, grad_cache):
     step(batches.chunked(60)[0])  # gradients exist from now on
     for chunk_tokens in (60, 150, 400):
         inputs = batches.chunked(chunk_tokens)[0]
-        peak = peak_bytes(CPU, lambda inputs=inputs: step(inputs))
+        step = replace(step, held_tokens=chunk_tokens)
+        peak = peak_bytes(CPU, partial(step, inputs))
         assert predict_memory(step, memory, inputs, 0).activations == pytest.approx(peak, rel=0.35)
 
 
@@ -91,7 +95,7 @@ def test_auto_takes_what_fits_and_no_more_than_the_batch(batches, monkeypatch):
     step = stepper(grad_cache=True)
     memory = measure_chunks(step, batches, batches.chunked(1)[0])
     singles = batches.chunked(1)[0]
-    full_batch = max(sum(map(sizing.size_of, side.chunks)) for side in (singles.queries, singles.targets))
+    full_batch = sum(chunk.size for side in (singles.queries, singles.targets) for chunk in side.chunks)
     assert full_batch <= choose_chunk_tokens(step, memory, singles, 0) < full_batch + 256
     predicted = predict_memory(step, memory, singles, 0)
     other = predicted.total() - predicted.activations
@@ -117,5 +121,6 @@ def test_describes_a_step(batches):
     ]
     assert f"7 samples, {pairs} pairs, {sum(others) / pairs:.0f} negatives a query" in text
     chunks = inputs.queries.chunks + inputs.targets.chunks
-    assert f"{len(chunks)} chunks, the largest of {max(map(sizing.size_of, chunks))} tokens" in text
+    assert f"{len(chunks)} chunks, the largest of {max(chunk.size for chunk in chunks)} tokens" in text
+    assert f"{len(chunks) - 1} encoded twice" in text
     assert "0% padding" in text

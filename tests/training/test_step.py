@@ -53,10 +53,12 @@ def whole(reader):
     rows=st.sampled_from(["packed", "padded"]),
     budget=st.integers(1, 400),
     cached=st.booleans(),
+    held=st.sampled_from([0, 300]),
     context=st.sampled_from(["isolated", "causal"]),
 )
-def test_any_chunking_of_any_rows_equals_the_whole_batch(reader, whole, rows, budget, cached, context):
-    chunked = gradients(encoder_of(rows), reader, cached=cached, budget=budget, context=context)
+def test_any_chunking_of_any_rows_equals_the_whole_batch(reader, whole, rows, budget, cached, held, context):
+    options = {"cached": cached, "budget": budget, "held_tokens": held}
+    chunked = gradients(encoder_of(rows), reader, **options, context=context)
     same(chunked, whole(context), 1e-10)
 
 
@@ -88,6 +90,8 @@ def test_with_dropout_cached_equals_plain_through_the_same_chunks(reader, contex
     plain = gradients(adapted, reader, cached=False, budget=120, context=context)
     assert plain[1].keys() == {n for n, w in adapted.named_parameters() if w.requires_grad}
     same(gradients(adapted, reader, cached=True, budget=120, context=context), plain, 1e-10)
+    several_held = gradients(adapted, reader, cached=True, budget=120, held_tokens=300, context=context)
+    same(several_held, plain, 1e-10)
     other = gradients(adapted, reader, cached=True, budget=60, context=context)
     assert abs(other[0] - plain[0]) > 1e-6, "dropout drew nothing: the test shows nothing"
     if context == "isolated":
@@ -119,6 +123,7 @@ CASES = [
     {"cached": False, "budget": 90, "context": "isolated", "num_samples": 2},
     {"cached": True, "budget": 90, "context": "isolated", "num_samples": 7},
     {"cached": True, "budget": 90, "context": "causal", "num_samples": 2},
+    {"cached": True, "budget": 90, "context": "causal", "num_samples": 7, "held_tokens": 200},
 ]
 """With seven samples the shares of the ranks are uneven; with two, the third of three ranks has none."""
 MODES = [{}, {"sharded": True}, {"sharded": True, "by_layer": True}]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from muco.core import MucoError
 from muco.plugins.backbones.decoder.attention import choose_kernel, layout_of
-from muco.plugins.backbones.decoder.attention.flash_varlen import segments_of
+from muco.plugins.backbones.decoder.attention.flash_varlen import VarlenLayout
 from muco.plugins.backbones.decoder.backbone import DecoderBackbone
 from muco.plugins.backbones.llava import Llava
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -92,12 +92,12 @@ def test_sdpa_in_buckets_equals_one_dense_mask_with_gradient(dialogues, causal):
 def test_the_segments_of_flash_varlen_equal_one_dense_mask(dialogues, causal):
     cu_seqlens, segment_ids = row_of(dialogues)
     query, key, value = heads(int(cu_seqlens[-1]))
-    isolated = segment_ids[0].tolist() if (segment_ids > 0).any() else None
-    segments = segments_of(cu_seqlens.tolist(), isolated)
-    index = range(int(cu_seqlens[-1])) if segments.key_index is None else segments.key_index
-    keys, values = key[:, :, list(index)], value[:, :, list(index)]
+    isolated = segment_ids if (segment_ids > 0).any() else None
+    layout = VarlenLayout(cu_seqlens, isolated, causal=causal)
+    index = slice(None) if layout.key_index is None else layout.key_index
+    keys, values = key[:, :, index], value[:, :, index]
     parts = []
-    spans = zip(pairwise(segments.query_ends), pairwise(segments.key_ends), strict=True)
+    spans = zip(pairwise(layout.query_ends.tolist()), pairwise(layout.key_ends.tolist()), strict=True)
     for (q_start, q_stop), (k_start, k_stop) in spans:
         queries, own = q_stop - q_start, k_stop - k_start
         # The kernel's causal mask ends with the sequences' last tokens.

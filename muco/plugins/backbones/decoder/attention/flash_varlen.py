@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from muco.core.errors import MucoError
-from muco.plugins.backbones.decoder.token_sequence import PREFIX
-
-
-@dataclass(frozen=True)
-class Segments:
-    """A row as S sequences of queries and keys; the keys of a sequence end with its queries.
-
-    A dialogue is one sequence. With isolated turns, the prefix and each turn are sequences: the queries of a
-    turn are its tokens, and its keys are the prefix and its tokens.
-    """
-
-    query_ends: list[int]
-    """S + 1 ends, from 0. The queries of all sequences are the row's tokens in order."""
-    key_ends: list[int]
-    """S + 1 ends among the keys, from 0."""
-    key_index: list[int] | None
-    """The index in the row of each key; None if the keys are the tokens in order."""
-
-
-def segments_of(cu_seqlens: list[int], segment_ids: list[int] | None) -> Segments:
-    """Return the sequences of a row of T tokens.
-
-    Args:
-        cu_seqlens: B + 1, the start of each dialogue, and T.
-        segment_ids: one per token; None if no turn is isolated.
-    """
-    if segment_ids is None:
-        return Segments(cu_seqlens, cu_seqlens, None)
-    query_ends, key_ends, key_index = [0], [0], list[int]()
-    for start, stop in pairwise(cu_seqlens):
-        prefix = range(start, start)
-        for first, last in _runs(segment_ids, start, stop):
-            own = range(first, last)
-            if segment_ids[first] == PREFIX:
-                prefix = own
-            else:
-                key_index.extend(prefix)
-            key_index.extend(own)
-            query_ends.append(last)
-            key_ends.append(len(key_index))
-    return Segments(query_ends, key_ends, key_index)
-
-
-def _runs(segment_ids: list[int], start: int, stop: int) -> list[tuple[int, int]]:
-    """Return the runs of equal segments between two indices."""
-    changes = [index for index in range(start + 1, stop) if segment_ids[index] != segment_ids[index - 1]]
-    return list(pairwise([start, *changes, stop]))
+from muco.plugins.backbones.decoder.attention.segments import segments_of
 
 
 class VarlenLayout:
@@ -64,17 +17,16 @@ class VarlenLayout:
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.window = (-1, 0) if causal else (-1, -1)
-        ids = None if segment_ids is None else segment_ids[0].tolist()
-        segments = segments_of(cu_seqlens.tolist(), ids)
-        device = cu_seqlens.device
-        self.query_ends = torch.tensor(segments.query_ends, dtype=torch.int32, device=device)
+        segments = segments_of(cu_seqlens, segment_ids)
+        queries, keys = [len(each.own) for each in segments], [each.num_keys for each in segments]
+        self.query_ends, self.key_ends = (_ends(each, cu_seqlens.device) for each in (queries, keys))
+        """int32 [S + 1] each, for S segments. The queries are the row's tokens in order."""
         self.key_index = None
-        self.key_ends = self.query_ends
-        if segments.key_index is not None:
-            self.key_ends = torch.tensor(segments.key_ends, dtype=torch.int32, device=device)
-            self.key_index = torch.tensor(segments.key_index, device=device)
-        self.longest_query = max(stop - start for start, stop in pairwise(segments.query_ends))
-        self.longest_key = max(stop - start for start, stop in pairwise(segments.key_ends))
+        """int64 [number of keys]: the index in the row of each key; None if they are the tokens in order."""
+        if queries != keys:
+            index = [token for each in segments for token in (*each.prefix, *each.own)]
+            self.key_index = torch.tensor(index, device=cu_seqlens.device)
+        self.longest_query, self.longest_key = max(queries), max(keys)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
@@ -105,6 +57,10 @@ class VarlenLayout:
             enable_gqa=True,
         )
         return out.to(query.dtype)[None]  # type: ignore[union-attr]
+
+
+def _ends(sizes: list[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)
 
 
 def _half(query: Tensor) -> torch.dtype:

@@ -1,49 +1,46 @@
-"""The kernel `sdpa`: attention of torch over dialogues of similar lengths, on any device."""
+"""The kernel `sdpa`: attention of torch over segments of similar lengths, on any device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from muco.plugins.backbones.decoder.packing import PADDING, segment_mask
-from muco.plugins.backbones.decoder.token_sequence import PREFIX
+from muco.plugins.backbones.decoder.attention.segments import Segment, segments_of
 
 _MIN_SHARE = 0.5
-"""A bucket takes dialogues of at least this share of its longest dialogue's length."""
+"""A bucket takes segments with at least this share of the longest one's keys, and of its queries."""
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """R dialogues of similar lengths, gathered from the row and padded to the longest, L tokens."""
+    """R segments of similar lengths, gathered from the row and padded to Q queries and K keys."""
 
-    index: Tensor
-    """int64 [R, L], indices into the row; padding has the index of the dialogue's first token."""
-    valid: Tensor
-    """bool [R, L]"""
+    queries: Tensor
+    """int64 [R, Q], indices into the row; padding has the index of a segment's first token."""
+    is_query: Tensor
+    """bool [R, Q]; false for padding."""
+    keys: Tensor
+    """int64 [R, K], indices into the row."""
     mask: Tensor | None
-    """bool [R, 1, L, L]; None if plain causal or full attention is correct."""
+    """bool [R, 1, Q, K]; None if plain causal or full attention is correct."""
 
 
 class BucketLayout:
-    """Only attention is padded, and dialogues at most double in length."""
+    """Only attention is padded. A turn's tokens meet the keys of its prefix and of its own, and no others."""
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.causal = causal
-        ends = cu_seqlens.tolist()
-        spans = sorted(pairwise(ends), key=lambda span: span[0] - span[1])
-        groups: list[list[tuple[int, int]]] = []
-        for start, stop in spans:
-            longest = groups[-1][0][1] - groups[-1][0][0] if groups else 0
-            if not groups or stop - start < _MIN_SHARE * longest:
-                groups.append([])
-            groups[-1].append((start, stop))
-        self.buckets = [_bucket(group, segment_ids, cu_seqlens.device, causal=causal) for group in groups]
-        order = torch.cat([bucket.index[bucket.valid] for bucket in self.buckets])
-        valid = torch.cat([bucket.valid.flatten() for bucket in self.buckets]).nonzero()[:, 0]
+        self.buckets = [
+            _bucket(bucket, cu_seqlens.device, causal=causal)
+            for similar in _similar(segments_of(cu_seqlens, segment_ids), lambda each: each.num_keys)
+            for bucket in _similar(similar, lambda each: len(each.own))
+        ]
+        order = torch.cat([bucket.queries[bucket.is_query] for bucket in self.buckets])
+        valid = torch.cat([bucket.is_query.flatten() for bucket in self.buckets]).nonzero()[:, 0]
         self.back = torch.empty_like(order).scatter_(0, order, valid)
         """int64 [T]: the index of each token's result in the concatenated results of the buckets."""
 
@@ -55,12 +52,11 @@ class BucketLayout:
 
         parts = []
         for bucket in self.buckets:
-            own_query, own_key, own_value = (_gather(each, bucket.index) for each in (query, key, value))
             out, _ = sdpa_attention_forward(
                 module,
-                own_query,
-                own_key,
-                own_value,
+                _gather(query, bucket.queries),
+                _gather(key, bucket.keys),
+                _gather(value, bucket.keys),
                 bucket.mask,
                 dropout=dropout,
                 scaling=scaling,
@@ -70,19 +66,34 @@ class BucketLayout:
         return torch.cat(parts).index_select(0, self.back)[None]
 
 
-def _bucket(
-    spans: list[tuple[int, int]], segment_ids: Tensor | None, device: torch.device, *, causal: bool
-) -> _Bucket:
-    starts, stops = torch.tensor(spans, device=device).T
-    sizes = (stops - starts)[:, None]
-    steps = torch.arange(int(sizes.max()), device=device)
-    valid = steps < sizes
-    index = starts[:, None] + torch.where(valid, steps, 0)
-    own = torch.full_like(index, PREFIX) if segment_ids is None else segment_ids[0][index]
-    # Causal queries do not see the padding, which comes after them.
-    masked = (own > PREFIX).any() or not (causal or valid.all())
-    mask = segment_mask(own.masked_fill(~valid, PADDING), causal=causal) if masked else None
-    return _Bucket(index, valid, mask)
+def _similar(segments: Sequence[Segment], size: Callable[[Segment], int]) -> list[list[Segment]]:
+    """Return the segments in groups of similar sizes, the largest first."""
+    groups: list[list[Segment]] = []
+    for segment in sorted(segments, key=size, reverse=True):
+        if not groups or size(segment) < _MIN_SHARE * size(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(segment)
+    return groups
+
+
+def _bucket(segments: list[Segment], device: torch.device, *, causal: bool) -> _Bucket:
+    rows = [(each.prefix.start, len(each.prefix), each.own.start, len(each.own)) for each in segments]
+    prefix_R1, shared_R1, own_R1, sizes_R1 = torch.tensor(rows, device=device).T[..., None]
+    query_Q = torch.arange(int(sizes_R1.max()), device=device)
+    key_K = torch.arange(max(each.num_keys for each in segments), device=device)
+    is_query, is_key = query_Q < sizes_R1, key_K < shared_R1 + sizes_R1
+    keys = torch.where(key_K < shared_R1, prefix_R1 + key_K, own_R1 + key_K - shared_R1)
+    mask = None
+    if causal and shared_R1.any():
+        mask = is_key[:, None] & (key_K <= (shared_R1 + query_Q)[..., None])
+    elif not causal and not is_key.all():
+        mask = is_key[:, None].expand(-1, len(query_Q), -1)
+    return _Bucket(
+        own_R1 + query_Q.where(is_query, 0),
+        is_query,
+        keys.where(is_key, own_R1),
+        None if mask is None else mask[:, None],
+    )
 
 
 def _gather(heads: Tensor, index: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from muco.core.turns import EncoderInputs, ImageFeatures, TurnStates
 from muco.plugins.backbones.checkpoint import check_fit, dtype_of, read_weights
 from muco.plugins.backbones.clip.export import export_towers
 from muco.plugins.backbones.clip.fusion import FusionName, make_fusion
+from muco.plugins.backbones.clip.image_cache import ImageCache
 from muco.plugins.backbones.clip.layers import clip_layers
 from muco.plugins.backbones.clip.lora_attention import (
     called_layers,
@@ -87,6 +88,9 @@ class Clip(AdaptedBackbone):
         whole tower is trained."""
         freeze_text: bool = False
         """Freeze the text tower."""
+        image_cache: PositiveInt | None = None
+        """With a frozen image tower: compute the features of this many images once, and keep them in memory.
+        Further images are encoded at each use. null: every image is."""
 
         @model_validator(mode="after")
         def _settings_fit(self) -> Clip.Config:
@@ -100,7 +104,17 @@ class Clip(AdaptedBackbone):
                 raise ValueError(
                     "`adapter` puts adapters on a frozen text tower; leave `freeze_text` at false"
                 )
+            if self.image_cache is not None and not self.image_features_are_fixed:
+                raise ValueError(
+                    "`image_cache` keeps the features of a frozen image tower: set `freeze_vision: true`, "
+                    "without `adapter.vision`"
+                )
             return self
+
+        @property
+        def image_features_are_fixed(self) -> bool:
+            """Whether no weight of the image tower is trained, adapters included."""
+            return self.vision_is_frozen and not (self.adapter is not None and self.adapter.vision)
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:
@@ -130,6 +144,7 @@ class Clip(AdaptedBackbone):
             config.fusion, dim=self.hidden_dim, hidden_dim=config.fusion_dim, image_weight=config.image_weight
         )
         self.processor: ClipProcessor = _processor(towers, config)
+        self.image_cache = None if config.image_cache is None else ImageCache(config.image_cache)
         if not self.processor.texts.full_context:
             self.model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
         if config.gradient_checkpointing:
@@ -216,8 +231,7 @@ class Clip(AdaptedBackbone):
         """
         super().train(mode)
         fixed = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        has_adapters = self.config.adapter is not None and self.config.adapter.vision
-        fixed += [self._trunk] if self.config.vision_is_frozen and not has_adapters else []
+        fixed += [self._trunk] if self.config.image_features_are_fixed else []
         fixed += [self.model.text] if self.config.freeze_text else []
         for module in fixed:
             module.eval()
@@ -248,7 +262,10 @@ class Clip(AdaptedBackbone):
         if "pixel_values" not in inputs.tensors:
             return None
         pixels = inputs.tensors["pixel_values"].to(self._image_dtype)
-        return ImageFeatures(tensors=(self._trunk(pixels),))
+        if self.image_cache is None:
+            return ImageFeatures(tensors=(self._trunk(pixels),))
+        features = self.image_cache.encode(self._trunk, pixels, inputs.tensors["image_ids"])
+        return ImageFeatures(tensors=(features,))
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self._trunk.parameters()

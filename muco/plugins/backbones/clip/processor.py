@@ -67,7 +67,8 @@ class ClipProcessor(Processor):
     def collate(self, rendered: Sequence[_Rendered]) -> EncoderInputs:
         """Return one chunk.
 
-        Its tensors are `input_ids` int64 [texts, L] and `pixel_values` float32 [images, 3, height, width].
+        Its tensors are `input_ids` int64 [texts, L], `pixel_values` float32 [images, 3, height, width], and
+        `image_ids` int64 [images], hashes of the images' contents.
         Row `text_row[i]` belongs to turn `text_turn[i]`, and `image_row[i]` to `image_turn[i]`, all int64.
         `both` lists the turns that have text and image.
         """
@@ -83,6 +84,7 @@ class ClipProcessor(Processor):
             tensors["text_turn"], tensors["text_row"] = _links(texts, [turn.texts for turn in turns])
         if images:
             tensors["pixel_values"] = torch.stack([self._pixels(image) for image in images.values()])
+            tensors["image_ids"] = torch.tensor(list(images))
             tensors["image_turn"], tensors["image_row"] = _links(
                 list(images), [[image.content_id for image in turn.images] for turn in turns]
             )

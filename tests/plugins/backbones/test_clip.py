@@ -85,6 +85,9 @@ TOWERS = {
 
 # The contract
 
+EMBEDDING_64 = {"random_init": {**SMALL_CLIP["random_init"], "embedding_dim": 64}}
+"""As the features of timm's `test_vit` and `test_convnext`."""
+
 
 @pytest.mark.parametrize(
     "changes",
@@ -95,6 +98,7 @@ TOWERS = {
         {"image_tower": {"name": "test_vit"}},
         {"image_tower": {"name": "test_resnet"}, "fusion": "mlp", "freeze_vision": True},
         {"adapter": {"rank": 4}, "image_tower": {"name": "test_resnet"}, "fusion": "mlp"},
+        {"image_tower": {"name": "test_vit", "projection": "none"}, **EMBEDDING_64},
         {"adapter": {"rank": 4, "vision": True}},
     ],
     ids=str,
@@ -446,6 +450,25 @@ def test_a_timm_tower_that_does_not_fit_is_named(saved, timm_folder):
     (timm_folder / "config.json").unlink()
     with pytest.raises(MucoError, match=r"config\.json cannot be read"):
         pretrained(saved, image_tower=tower)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_without_a_projection_the_embedding_is_what_the_tower_pools(tmp_path, name):
+    backbone = build(image_tower={"name": name, "projection": "none"}, **EMBEDDING_64, freeze_vision=True)
+    pixels = backbone.processor.prepare([dialogue_of([""], IMAGES[:1])]).tensors["pixel_values"]
+    tower = timm.create_model(name, num_classes=0).eval()
+    tower.load_state_dict(backbone.model.visual.trunk.state_dict())
+    expected = torch.nn.functional.normalize(tower(pixels))
+    assert not any(each.startswith("model.visual") for each in trained(backbone))
+    backbone.save(tmp_path / "saved")
+    for each in (backbone, Clip.load(backbone.config, tmp_path / "saved").eval()):
+        found = states(each, [dialogue_of([""], IMAGES[:1])])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_tower_of_another_size_needs_a_projection():
+    with pytest.raises(MucoError, match=r"projection: none: .* 96 features.*embedding_dim: 96"):
+        build(image_tower={"name": "test_resnet", "projection": "none"}, **EMBEDDING_64)
 
 
 def test_an_embedding_in_training_does_not_depend_on_its_neighbours():

@@ -57,6 +57,7 @@ class Clip(AdaptedBackbone):
     References:
         Radford et al. 2021, arXiv:2103.00020: CLIP.
         Wei et al. 2023, arXiv:2311.17136: one embedding of image and text from two towers.
+        Zhai et al. 2022, arXiv:2111.07991: LiT, a frozen image tower and a trained text tower.
     """
 
     class Config(AdaptedSettings):
@@ -65,7 +66,7 @@ class Clip(AdaptedBackbone):
         random_init: RandomInitSettings | None = None
         """Instead of `pretrained`: random weights, and a tokenizer trained on the training texts."""
         image_tower: ImageTowerSettings | None = None
-        """Replace the image tower by one of timm, with a new linear layer to the embedding."""
+        """Replace the image tower by one of timm."""
         fusion: FusionName = "sum"
         """How a turn's image and text, as unit vectors, are combined. sum: weighted sum. learned_sum: the
         weight is learned. mlp: the weighted sum plus the output of a small network."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class ImageTowerSettings(ComponentConfig):
     pretrained: str | None = None
     """Folder with timm's `config.json` and `model.safetensors`. null: random weights, allowed with
     `random_init` only."""
+    projection: Literal["linear", "none"] = "linear"
+    """linear: a new linear layer, which is trained, maps the tower's features to the embedding. none: the
+    features are the embedding, which must have their size."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,11 @@ def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
 
 
 def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
-    """Return the towers with an image tower of timm and a new linear layer to the embedding.
+    """Return the towers with an image tower of timm and, by default, a new linear layer to the embedding.
 
     Raises:
-        MucoError: timm has no such tower, or the folder is not in timm's layout.
+        MucoError: timm has no such tower, its features are not of the embedding's size and there is no linear
+            layer, or the folder is not in timm's layout.
         DataError: a weight of the folder is missing, unexpected or of another shape.
     """
     from open_clip.timm_model import TimmModel
@@ -147,6 +151,10 @@ def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
         visual: Any = TimmModel(settings.name, embed_dim=dim, pool="", proj="linear")
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise MucoError(f"backbone.image_tower.name: timm cannot build {settings.name!r}: {error}") from error
+    if settings.projection == "none":
+        # Without a layer, open_clip drops the tower's own pooling unless it is named.
+        vision |= {"timm_pool": _pooling(visual.trunk, dim), "timm_proj": "none"}
+        visual.head = nn.Sequential()
     info, preprocess = dict(visual.trunk.pretrained_cfg), towers.preprocess
     if settings.pretrained is not None:
         folder = Path(expanduser(settings.pretrained))
@@ -156,6 +164,17 @@ def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
     visual.image_size = vision["image_size"] = tuple(info["input_size"][1:])
     towers.model.visual = visual
     return replace(towers, model_config={**towers.model_config, "vision_cfg": vision}, preprocess=preprocess)
+
+
+def _pooling(trunk: Any, dim: int) -> str:
+    """Return timm's name of the tower's pooling; raise MucoError unless its features have this size."""
+    if trunk.num_features != dim:
+        raise MucoError(
+            f"backbone.image_tower.projection: none: the tower has {trunk.num_features} features, the "
+            f"embedding has {dim}. Set `random_init.embedding_dim: {trunk.num_features}`, or `projection: linear`"
+        )
+    pool = getattr(trunk, "global_pool", None) or getattr(trunk.head, "global_pool", None)
+    return getattr(pool, "pool_type", pool)
 
 
 def load_weights(

@@ -171,7 +171,8 @@ def _pooling(trunk: Any, dim: int) -> str:
     if trunk.num_features != dim:
         raise MucoError(
             f"backbone.image_tower.projection: none: the tower has {trunk.num_features} features, the "
-            f"embedding has {dim}. Set `random_init.embedding_dim: {trunk.num_features}`, or `projection: linear`"
+            f"embedding has {dim}. Set `random_init.embedding_dim: {trunk.num_features}`, or "
+            "`projection: linear`"
         )
     pool = getattr(trunk, "global_pool", None) or getattr(trunk.head, "global_pool", None)
     return getattr(pool, "pool_type", pool)

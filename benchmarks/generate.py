@@ -1,9 +1,10 @@
 """CPU time of `muco data generate` per image, beside that of the requests alone.
 
-    python benchmarks/generate.py [NUM_IMAGES]
+    python benchmarks/generate.py [NUM_IMAGES] [CONCURRENCY]
 
-A server in another process answers at once. Each round makes a table of captioned images, one request each,
-and then sends as many equal requests with the client alone.
+A server in another process answers at once. Each round makes a table of captioned images, one request each;
+a table of images that the server finds by their URL, two requests each; and sends as many requests as there
+are images with the client alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CAPTION = "A red cup stands on a wooden table beside an open book. The light com
 
 
 def serve(pipe: Connection) -> None:
-    """Answer all requests with the pairs of the shipped kinds; send the port through the pipe."""
+    """Answer all requests with captions or the pairs of the shipped kinds; send the port through the pipe."""
     from aiohttp import web
 
     kinds = load_generation("m3t").kinds
@@ -44,12 +45,14 @@ def serve(pipe: Connection) -> None:
         ]
         for name, kind in kinds.items()
     }
-    choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(pairs)}}
-    answer = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 900, "completion_tokens": 400}})
+    answer, captions = json.dumps(pairs), (f"{n}. {CAPTION}" for n in count())
 
     async def reply(request: web.Request) -> web.Response:
-        await request.read()
-        return web.Response(text=answer, content_type="application/json")
+        content = next(captions) if b'"image_url"' in await request.read() else answer
+        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        return web.json_response(
+            {"choices": [choice], "usage": {"prompt_tokens": 900, "completion_tokens": 400}}
+        )
 
     async def run() -> None:
         app = web.Application()
@@ -64,22 +67,23 @@ def serve(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def write_captions(path: Path, number: int, start: int) -> Path:
-    """Write a table of images that are never read, because their captions are given."""
+def write_images(path: Path, number: int, start: int, caption: str) -> Path:
+    """Write a table of images that are never read: a caption is given or the server reads them."""
     lines = (
-        json.dumps({"image": f"{n:07}.png", "caption": f"{n}. {CAPTION}"}) + "\n"
+        json.dumps({"image": f"http://host/{n:07}.png", "caption": f"{n}. {caption}" if caption else ""})
+        + "\n"
         for n in range(start, start + number)
     )
     path.write_text("".join(lines))
     return path
 
 
-def make_table(settings: Generation, folder: Path, number: int, start: int) -> None:
+def make_table(settings: Generation, folder: Path, number: int, start: int, caption: str = CAPTION) -> None:
     """Generate a table of images that have not been asked about."""
-    captions = write_captions(folder / f"{start}.jsonl", number, start)
+    images = write_images(folder / f"{start}.jsonl", number, start, caption)
     console = Console(quiet=True)
     table = folder / f"table{start}.jsonl"
-    generate(settings, Inputs(captions), table, one_stage=False, dry_run=False, console=console)
+    generate(settings, Inputs(images), table, one_stage=False, dry_run=False, console=console)
 
 
 def send_requests(settings: Generation, number: int) -> None:
@@ -108,25 +112,27 @@ def cpu_ms(work: Callable[[], None], number: int) -> float:
 
 
 def main() -> None:
-    """Print the medians of both."""
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    """Print the medians of all three."""
+    number, concurrency = [*map(int, sys.argv[1:]), *(1000, 32)[len(sys.argv) - 1 :]]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    overrides = [f"server.base_url=http://127.0.0.1:{ours.recv()}/v1", "server.model=m"]
-    settings = load_generation("m3t", overrides)
+    base_url = f"http://127.0.0.1:{ours.recv()}/v1"
+    overrides = [f"server.base_url={base_url}", f"server.concurrency={concurrency}", "images.send=url"]
+    settings = load_generation("m3t", [*overrides, "server.model=m"])
     starts = count(0, number)
     with tempfile.TemporaryDirectory() as folder:
         rounds = [
             (
                 cpu_ms(lambda: make_table(settings, Path(folder), number, next(starts)), number),
+                cpu_ms(lambda: make_table(settings, Path(folder), number, next(starts), caption=""), number),
                 cpu_ms(lambda: send_requests(settings, number), number),
             )
             for _ in range(NUM_ROUNDS + 1)
         ][1:]
-    table, requests = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"CPU ms per image: {table:.2f}; requests {requests:.2f}, the rest {table - requests:.2f}")
+    one, two, alone = (statistics.median(column) for column in zip(*rounds, strict=True))
+    print(f"CPU ms per image: {one:.2f} with one request, {two:.2f} with two; the client alone {alone:.2f}")
     server.terminate()
 
 

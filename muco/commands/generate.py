@@ -26,7 +26,7 @@ from muco.generate.pictures import image_url
 from muco.generate.requests import Request
 from muco.generate.run import Progress, Run
 from muco.generate.settings import Generation
-from muco.generate.steps import Steps
+from muco.generate.steps import Steps, follow
 from muco.generate.table import beside, check_suffix, write_table
 
 _DRY_IMAGES = 3
@@ -71,7 +71,7 @@ def generate(
     client = Client(settings.server)
     start = time.perf_counter()
     with Journal.open(beside(to, "journal.sqlite")) as journal:
-        steps = Steps(curriculum, inputs.images.size, journal.answer, one_stage=one_stage)
+        steps = Steps(curriculum, inputs.images.size, one_stage=one_stage)
         with _bar(number, settings, console) as show:
             run = Run(
                 steps, client, journal, lambda name: image_url(name, inputs.images, settings.images),
@@ -103,10 +103,10 @@ def _check_models(settings: Generation, inputs: Inputs, *, one_stage: bool) -> N
 def _print_requests(curriculum: Curriculum, inputs: Inputs, *, one_stage: bool, console: Console) -> None:
     """Print what would be sent for the first images; of the image data only the length."""
     settings = curriculum.settings
-    steps = Steps(curriculum, inputs.images.size, lambda key: None, one_stage=one_stage)
+    steps = Steps(curriculum, inputs.images.size, one_stage=one_stage)
     for item in islice(inputs, _DRY_IMAGES):
         for each in (item, Item(item.image, f"(caption of {item.image})")):
-            request = steps.result(each)
+            request = follow(steps.result(each), lambda key: None)
             if not isinstance(request, Request):
                 console.print(f"{item.image}: skipped, {request}")
                 break

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+import gc
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +20,7 @@ _MOST_FAILURES_AT_FIRST = 3
 """Requests in a row that may fail before the first answer of a table; then the run stops."""
 _MOST_FAILURES = 50
 """Requests in a row that may fail later."""
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 ReadImage = Callable[[str], str]
 """Returns the URL of an image by its name; runs in a thread."""
@@ -64,15 +67,16 @@ class Run:
             MucoError: the settings of the server are wrong, or it fails again and again. Answers that were
                 under way are waited for and kept.
         """
-        async with self._client:
-            waiting = iter(items)
-            while not self._stop and not self._is_tried:
-                item = next(waiting, None)
-                if item is None:
-                    break
-                await self._item(item)
-            workers = [self._worker(waiting) for _ in range(self._concurrency)]
-            await asyncio.gather(*workers)
+        with _rare_collections():
+            async with self._client:
+                waiting = iter(items)
+                while not self._stop and not self._is_tried:
+                    item = next(waiting, None)
+                    if item is None:
+                        break
+                    await self._item(item)
+                workers = [self._worker(waiting) for _ in range(self._concurrency)]
+                await asyncio.gather(*workers)
         if self._stop:
             raise self._stop
 
@@ -83,26 +87,31 @@ class Run:
             await self._item(item)
 
     async def _item(self, item: Item) -> None:
-        while request := self._steps.next(item):
-            if self._stop or not await self._asked(request):
-                return
-        self.progress.rows += 1
+        steps = self._steps.requests(item)
+        try:
+            request = next(steps)
+            while answer := self._journal.answer(request.key) or await self._asked(request):
+                request = steps.send(answer)
+            return
+        except StopIteration:
+            self.progress.rows += 1
         self._show(self.progress)
         if self.progress.rows % 64 == 0:
             await asyncio.sleep(0)  # rows of an earlier run leave time to those that wait for the server
 
-    async def _asked(self, request: Request) -> bool:
-        """Ask a request, or wait for an equal one; return whether there is an answer."""
+    async def _asked(self, request: Request) -> Answer | None:
+        """Ask a request, or wait for an equal one; return its answer, or None if there is none."""
         key = request.key
         if key in self._open:
             await self._open[key]
-            return self._journal.answer(key) is not None
-        if self._journal.failure(key) is not None:
-            return False
+            return self._journal.answer(key)
+        if self._stop or self._journal.failure(key) is not None:
+            return None
         done = self._open[key] = asyncio.get_running_loop().create_future()
         try:
-            self._keep(key, await self._answer(request))
-            return True
+            answer = await self._answer(request)
+            self._keep(key, answer)
+            return answer
         except (DataError, RefusedRequestError, UnansweredError) as error:
             self._fail(request, error)
         except MucoError as error:
@@ -110,7 +119,7 @@ class Run:
         finally:
             del self._open[key]
             done.set_result(None)
-        return False
+        return None
 
     async def _answer(self, request: Request) -> Answer:
         url = None
@@ -140,3 +149,14 @@ class Run:
             if request.image is not None and not isinstance(error, UnreachableError):
                 message += ". If the model sees no images, give captions: --captions FILE"
             self._stop = MucoError(message)
+
+
+@contextmanager
+def _rare_collections() -> Generator[None]:
+    """Let Python search for garbage less often: each search visits all objects of all open requests."""
+    before = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

@@ -1,13 +1,14 @@
-"""The way of one image to its pairs: the next request, or the result, given the answers so far.
+"""The steps from one image to its pairs, as generators: they yield requests and are sent the answers.
 
-It asks nothing itself and depends on the journal alone. The requests of a run and the table that is written
-at its end follow the same steps, so a run that was killed gives the same table.
+They ask nothing themselves and depend on the answers alone. The requests of a run and the table that is
+written at its end follow the same steps, so a run that was killed gives the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from muco.core.errors import DataError
 from muco.generate.curriculum import Curriculum, InvalidAnswerError, PairAnswer
@@ -17,8 +18,9 @@ from muco.generate.requests import Answer, Body, ImageRef, Request
 from muco.generate.settings import Stage
 from muco.generate.text import clean, one_line, without_thinking
 
-Lookup = Callable[[bytes], Answer | None]
-"""Returns the answer of a request by its key; None if there is none yet."""
+T = TypeVar("T")
+Asking = Generator[Request, Answer, T]
+"""Yields requests, is sent the answer of each, and returns a result."""
 _REPAIR = "This is not the JSON that was asked for: {error}. Answer again, with the whole JSON object only."
 
 
@@ -71,31 +73,43 @@ class Skipped:
     dropped: list[Dropped] = field(default_factory=list)
 
 
-class Steps:
-    """What comes next for an image."""
+def follow(steps: Asking[T], lookup: Callable[[bytes], Answer | None]) -> T | Request:
+    """Return the result of steps, or their first request without an answer.
 
-    def __init__(
-        self, curriculum: Curriculum, image_size: Callable[[str], int], lookup: Lookup, *, one_stage: bool
-    ) -> None:
+    Args:
+        steps: of an image.
+        lookup: returns the answer of a request by its key; None if there is none yet.
+    """
+    try:
+        request = next(steps)
+        while (answer := lookup(request.key)) is not None:
+            request = steps.send(answer)
+    except StopIteration as end:
+        return end.value
+    return request
+
+
+class Steps:
+    """The steps of all images."""
+
+    def __init__(self, curriculum: Curriculum, image_size: Callable[[str], int], *, one_stage: bool) -> None:
         self.curriculum = curriculum
         self.settings = curriculum.settings
         self._image_size = image_size
-        self._lookup = lookup
         self.one_stage = one_stage
 
-    def next(self, item: Item) -> Request | None:
-        """Return the next request of an image; None if all are answered."""
-        step = self.result(item) if self.settings.filters.round_trip else self._parsed(item)
-        return step if isinstance(step, Request) else None
+    def requests(self, item: Item) -> Asking[object]:
+        """Yield all requests of an image. The result may lack the filters."""
+        return self.result(item) if self.settings.filters.round_trip else self._parsed(item)
 
-    def result(self, item: Item) -> Request | Generated | Skipped:
-        """Return what the answers give, or a request that has no answer."""
-        parsed = self._parsed(item)
-        if not isinstance(parsed, Parsed):
+    def result(self, item: Item) -> Asking[Generated | Skipped]:
+        """Yield all requests of an image and return what the answers give."""
+        parsed = yield from self._parsed(item)
+        if isinstance(parsed, Skipped):
             return parsed
         result = self._filtered(parsed)
         if self.settings.filters.round_trip and isinstance(result, Generated):
-            return self._checked(item, result)
+            return (yield from self._checked(item, result))
         return result
 
     def _image(self, item: Item) -> ImageRef | Skipped:
@@ -105,27 +119,24 @@ class Steps:
         except DataError as error:
             return Skipped("image", str(error))
 
-    def _parsed(self, item: Item) -> Request | Parsed | Skipped:
+    def _parsed(self, item: Item) -> Asking[Parsed | Skipped]:
         usage = Usage()
         if item.caption:
-            return self._pairs(clean(item.caption), None, usage)
+            return (yield from self._pairs(clean(item.caption), None, usage))
         image = self._image(item)
         if isinstance(image, Skipped):
             return image
         if self.one_stage:
-            return self._pairs("", image, usage)
+            return (yield from self._pairs("", image, usage))
         stage = self.settings.caption
-        request = Request("caption", self._body(stage, self.curriculum.prompt(stage)), image)
-        answer = self._lookup(request.key)
-        if answer is None:
-            return request
+        answer = yield Request("caption", self._body(stage, self.curriculum.prompt(stage)), image)
         usage.add(answer)
         caption = clean(without_thinking(answer.text))
         if problem := _problem(answer):
             return Skipped(f"caption_{problem}", caption or answer.refusal, usage)
-        return self._pairs(caption, None, usage)
+        return (yield from self._pairs(caption, None, usage))
 
-    def _pairs(self, caption: str, image: ImageRef | None, usage: Usage) -> Request | Parsed | Skipped:
+    def _pairs(self, caption: str, image: ImageRef | None, usage: Usage) -> Asking[Parsed | Skipped]:
         """Ask for pairs; an answer of another form is shown its error and asked once more."""
         stage = self.settings.one_stage if self.one_stage and not caption else self.settings.pairs
         with_caption = image is not None
@@ -135,10 +146,7 @@ class Steps:
             body["response_format"] = response_format
         problem = ""
         for name in ("pairs", "repair"):
-            request = Request(name, body, image)
-            answer = self._lookup(request.key)
-            if answer is None:
-                return request
+            answer = yield Request(name, body, image)
             usage.add(answer)
             if problem := _problem(answer):
                 return Skipped(problem, answer.refusal or clean(answer.text)[:500], usage)
@@ -163,7 +171,7 @@ class Steps:
         reasons = ", ".join(f"{each.pair.turn}: {each.filter}" for each in result.dropped)
         return Skipped("too_few_pairs", reasons, result.usage, result.dropped)
 
-    def _checked(self, item: Item, result: Generated) -> Request | Generated | Skipped:
+    def _checked(self, item: Item, result: Generated) -> Asking[Generated | Skipped]:
         """Ask each question about the image again; drop the pairs whose two answers disagree."""
         stage, image = self.settings.round_trip, self._image(item)
         assert stage is not None, "the settings are validated"
@@ -175,10 +183,7 @@ class Steps:
                 passed.append(pair)
                 continue
             body = self._body(stage, self.curriculum.prompt(stage, question=pair.queries[0]))
-            request = Request("round_trip", body, image)
-            answer = self._lookup(request.key)
-            if answer is None:
-                return request
+            answer = yield Request("round_trip", body, image)
             result.usage.add(answer)
             second = "" if _problem(answer) else one_line(without_thinking(answer.text))
             if agree(pair.answer, second, self.settings.filters.min_agreement):

@@ -14,7 +14,7 @@ from muco.generate.inputs import Item
 from muco.generate.journal import Journal
 from muco.generate.requests import Request
 from muco.generate.settings import Generation
-from muco.generate.steps import Generated, Skipped, Steps
+from muco.generate.steps import Generated, Skipped, Steps, follow
 from muco.io.atomic import atomic_file
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -56,7 +56,7 @@ def write_table(path: Path, items: Iterable[Item], steps: Steps, journal: Journa
     constants = _constants(steps, one_stage=steps.one_stage)
     with _writer(path) as write, atomic_file(beside(path, "skipped.jsonl")) as skipped:
         for item in items:
-            result = steps.result(item)
+            result = follow(steps.result(item), journal.answer)
             if isinstance(result, Request):
                 result = _unanswered(result, journal)
             counts.add(item, result)

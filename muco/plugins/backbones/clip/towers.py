@@ -174,7 +174,7 @@ def _pooling(trunk: Any, dim: int) -> str:
             f"embedding has {dim}. Set `random_init.embedding_dim: {trunk.num_features}`, or "
             "`projection: linear`"
         )
-    pool = getattr(trunk, "global_pool", None) or getattr(trunk.head, "global_pool", None)
+    pool: Any = getattr(trunk, "global_pool", None) or trunk.head.global_pool
     return getattr(pool, "pool_type", pool)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
 from muco.distributed.fsdp import full_states, shard_states
 from muco.training.muon import PreciseMuon
+
+_SCALE = "learning_rate_scale"
+"""Key of a group of weights; absent where it is 1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Optimizers:
         share = learning_rate_share(self.settings, step)
         for optimizer, peak in self.parts:
             for group in optimizer.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = peak * share * group.get(_SCALE, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -66,7 +70,7 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
         updated by their orthogonalized momentum, all other weights by AdamW.
 
     Raises:
-        MucoError: no weight is trainable, or one is in 16 bits.
+        MucoError: no weight is trainable, one is in 16 bits, or a key of `learning_rate_scale` fits none.
     """
     _refuse_16_bits(modules)
     linear, matrices, rest = _split(modules)
@@ -74,15 +78,22 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
         raise MucoError(
             "backbone: all weights are frozen, pooler and loss have none: nothing would be trained"
         )
+    scales = _scales(modules, settings.learning_rate_scale or {})
     parts: list[tuple[Optimizer, float]] = []
     if settings.optimizer == "muon" and linear:
         muon = PreciseMuon(
-            linear, lr=settings.muon_learning_rate, momentum=settings.muon_momentum, weight_decay=0.0
+            _groups(linear, scales),
+            lr=settings.muon_learning_rate,
+            momentum=settings.muon_momentum,
+            weight_decay=0.0,
         )
         parts.append((muon, settings.muon_learning_rate))
         linear = []
     if linear + matrices + rest:
-        parts.append((_adamw(linear + matrices, rest, settings), settings.learning_rate))
+        groups = _groups(linear + matrices, scales, weight_decay=settings.weight_decay)
+        groups += _groups(rest, scales, weight_decay=0.0)
+        adamw = AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+        parts.append((adamw, settings.learning_rate))
     return Optimizers(settings, tuple(parts))
 
 
@@ -130,7 +141,30 @@ def _split(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], 
     return linear, matrices, rest
 
 
-def _adamw(decayed: list[nn.Parameter], others: list[nn.Parameter], settings: TrainSettings) -> AdamW:
-    kinds = ((decayed, settings.weight_decay), (others, 0.0))
-    groups = [{"params": weights, "weight_decay": decay} for weights, decay in kinds if weights]
-    return AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+def _scales(modules: nn.Module, settings: Mapping[str, float]) -> dict[nn.Parameter, float]:
+    """Return the factors of `train.learning_rate_scale` by weight; raise MucoError if a key fits none."""
+    trained = {name: weight for name, weight in modules.named_parameters() if weight.requires_grad}
+    scales: dict[nn.Parameter, float] = {}
+    for part, scale in settings.items():
+        fitting = [weight for name, weight in trained.items() if f".{part}." in f".{name}."]
+        if not fitting:
+            known = sorted({".".join(name.split(".")[1:5]) for name in trained})
+            raise MucoError(
+                f"train.learning_rate_scale.{part}: no trained weight has this in its name. Names begin with "
+                f"{', '.join(known)}"
+            )
+        scales |= dict.fromkeys(fitting, scale)
+    return scales
+
+
+def _groups(
+    weights: Iterable[nn.Parameter], scales: Mapping[nn.Parameter, float], **settings: float
+) -> list[dict[str, Any]]:
+    """Return a group of weights for each factor of the learning rate."""
+    groups: dict[float | None, list[nn.Parameter]] = {}
+    for weight in weights:
+        groups.setdefault(scales.get(weight), []).append(weight)
+    return [
+        {"params": group, **settings} | ({} if scale is None else {_SCALE: scale})
+        for scale, group in groups.items()
+    ]

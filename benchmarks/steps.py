@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from muco.core import Content, EncodedImage, Pair, Sample, TurnEncoder
+from muco.core import Content, EncodedImage, Loss, Pair, Sample, TurnEncoder
 from muco.core.packer import Packer
 from muco.data.shards.reader import ShardReader
 from muco.distributed.ranks import Ranks
@@ -80,6 +80,7 @@ def step_of(
     data: Samples,
     *,
     packer: Packer = ISOLATED,
+    loss: Loss | None = None,
     grad_cache: bool = False,
     chunk_tokens: int | None = None,
     ranks: Ranks | None = None,
@@ -100,7 +101,7 @@ def step_of(
     )
     inputs = batches[0]
     device = next(encoder.parameters()).device
-    loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
+    loss = loss or MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
     stepper = {"grad_cache": grad_cache, "held_tokens": chunk_tokens or 0, **stepper}
     compute_gradients = Stepper(encoder, loss, device, ranks, **stepper)
 

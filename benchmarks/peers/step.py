@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.peers.step --images 8 --memory
 
 A step is forward, loss and backward over `--images` pictures with seven pairs each; the inputs are prepared
-before. The peer is MultipleNegativesRankingLoss, which has seven single-turn pairs an image.
+before. The peers are MultipleNegativesRankingLoss, which has seven single-turn pairs an image, and for cached
+gradients CachedMultipleNegativesRankingLoss, with as many tokens a chunk.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "multi-turn": {"packer": ISOLATED},
     "multi-turn, cached": {"packer": ISOLATED, "grad_cache": True, "chunk_tokens": CHUNK_TOKENS},
 }
-PEER = "sentence-transformers"
+PEERS = {"sentence-transformers": False, "sentence-transformers, cached": True}
+"""By name, whether gradients are cached."""
 
 
 def data_of(num_images: int) -> Samples:
@@ -72,14 +74,21 @@ def encoder_of(folder: Path) -> TurnEncoder:
     return source.load(source.evaluation("benchmark").model).encoder.train()
 
 
-def peer_of(folder: Path, data: Samples) -> tuple[Callable[[], None], Any, list[Mapping[str, Any]]]:
+def peer_of(
+    folder: Path, data: Samples, *, cached: bool
+) -> tuple[Callable[[], None], Any, list[Mapping[str, Any]]]:
     """Return the peer's step, its model and its inputs."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer import losses
 
     model = SentenceTransformer(str(folder), device="cpu").train()
-    temperature = MultiTurnInfoNCE.Config().temperature
-    loss = MultipleNegativesRankingLoss(model, scale=1 / temperature)
+    scale = 1 / MultiTurnInfoNCE.Config().temperature
+    if cached:
+        loss = losses.CachedMultipleNegativesRankingLoss(
+            model, scale=scale, mini_batch_num_tokens=CHUNK_TOKENS
+        )
+    else:
+        loss = losses.MultipleNegativesRankingLoss(model, scale=scale)
     queries = [
         {"image": sample.images[0].decode(), "text": pair.queries[0].text}
         for sample in data
@@ -106,21 +115,26 @@ def compare_vectors(encoder: TurnEncoder, data: Samples, model: Any, inputs: lis
     assert cosines.amax(1).min() > 0.9999, cosines.amax(1).min()
 
 
-def measure_time(folder: Path, data: Samples, rounds: int, names: list[str]) -> None:
-    """Print the median CPU time of each step and how many times faster than the peer's it is."""
+def measure_time(
+    folder: Path, data: Samples, rounds: int, names: list[str], clock: Callable[[], float]
+) -> None:
+    """Print the median CPU time of each step, and how many times faster it is than each peer's."""
     encoder = encoder_of(folder)
-    peer, model, inputs = peer_of(folder, data)
+    steps: dict[str, Callable[[], None]] = {}
+    for name, cached in PEERS.items():
+        steps[name], model, inputs = peer_of(folder, data, cached=cached)
     compare_vectors(encoder, data, model, inputs)
-    steps = {PEER: peer} | {name: step_of(encoder, data, **STEPS[name])[0] for name in names}
+    steps |= {name: step_of(encoder, data, **STEPS[name])[0] for name in names}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
-            start = time.process_time()
+            start = clock()
             step()
-            times[name].append(time.process_time() - start)
+            times[name].append(clock() - start)
     medians = {name: statistics.median(each[1:]) for name, each in times.items()}  # the first warms up
     for name, seconds in medians.items():
-        print(f"{name:<24} {seconds:8.2f} s {medians[PEER] / seconds:6.2f} times", flush=True)
+        ratios = " ".join(f"{medians[peer] / seconds:6.2f}" for peer in PEERS)
+        print(f"{name:<29} {seconds:8.2f} s {ratios}", flush=True)
 
 
 def measure_memory(folder: Path, num_images: int, names: list[str]) -> None:
@@ -128,15 +142,16 @@ def measure_memory(folder: Path, num_images: int, names: list[str]) -> None:
     added: dict[str, float] = {}
     imports = "from benchmarks.peers.step import *"
     setup = f"{imports}; folder, data = Path({str(folder)!r}), data_of({num_images})"
-    for name in (PEER, *names):
-        if name == PEER:
-            made = "step = peer_of(folder, data)[0]"
+    peer = next(iter(PEERS))
+    for name in (*PEERS, *names):
+        if name in PEERS:
+            made = f"step = peer_of(folder, data, cached={PEERS[name]})[0]"
         else:
             made = f"step = step_of(encoder_of(folder), data, **STEPS[{name!r}])[0]"
         start, peak = resident_mib(f"{setup}; {made}", "step(); step()")
         added[name] = peak - start
-        share = added[name] / added[PEER]
-        print(f"{name:<24} {peak:8.0f} MiB, {added[name]:6.0f} added, {share:5.2f}", flush=True)
+        share = added[name] / added[peer]
+        print(f"{name:<29} {peak:8.0f} MiB, {added[name]:6.0f} added, {share:5.2f}", flush=True)
 
 
 def main() -> None:
@@ -145,6 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=STEPS)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--wall", action="store_true", help="measure wall time, for several threads")
     arguments = parser.parse_args()
     names = arguments.only or list(STEPS)
     with TemporaryDirectory() as folder:
@@ -152,7 +168,8 @@ def main() -> None:
         if arguments.memory:
             measure_memory(exported, arguments.images, names)
         else:
-            measure_time(exported, data_of(arguments.images), arguments.rounds, names)
+            clock = time.perf_counter if arguments.wall else time.process_time
+            measure_time(exported, data_of(arguments.images), arguments.rounds, names, clock)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from muco.plugins.backbones.decoder.backbone import (
 )
 from muco.plugins.backbones.decoder.chat import TemplateName
 from muco.plugins.backbones.qwen_vl.layers import qwen_vl_layers
+from muco.plugins.backbones.qwen_vl.patches import PatchEmbedding
 from muco.plugins.backbones.qwen_vl.processor import QwenVLProcessor, SmallImages
 from muco.plugins.backbones.qwen_vl.random_init import (
     Family,
@@ -85,6 +86,10 @@ class QwenVL(DecoderBackbone):
     name = "qwen_vl"
     families = get_args(Family)
     vision_name = "visual"
+
+    def __init__(self, model: Any, processor: QwenVLProcessor, config: Config) -> None:
+        super().__init__(model, processor, config)
+        model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:

@@ -112,7 +112,8 @@ class TrainSettings(ComponentConfig):
     chunk_tokens: PositiveInt | Literal["auto"] | None = None
     """Limit on the language-model tokens (with padding, where there is any) and on the image patches encoded
     at once; dialogues of similar length are grouped. auto: what fits in the device's memory, measured on the
-    first batch. None: each side of a batch is encoded at once."""
+    first batch; with gradient checkpointing if the longest dialogue does not fit without it. None: each side
+    of a batch is encoded at once."""
     grad_cache: bool = False
     """Store the activations of at most `chunk_tokens` tokens at a time, and encode the other chunks twice.
     The gradient is the same. False: the activations of the whole batch are stored."""

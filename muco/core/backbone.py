@@ -159,6 +159,13 @@ class Backbone(Component, nn.Module, ABC):
         """
         return ()
 
+    def checkpoint_gradients(self) -> bool:
+        """Store only the input of each layer from now on, and compute the layer again in the backward pass.
+
+        Return whether this changes anything: False if it is so already, and by default, if it cannot be done.
+        """
+        return False
+
     def image_parameters(self) -> Iterable[nn.Parameter]:
         """Return the weights of `encode_images`. If none is trained, its output is computed once per step."""
         return self.parameters()

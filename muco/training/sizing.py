@@ -59,7 +59,7 @@ def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) 
 
     In `singles` each dialogue of the batch is a chunk of its own. Return None if no sample can be read.
     """
-    longest = max((chunk.size for chunk in _chunks(singles)), default=0)
+    longest = _longest(singles)
     if not longest:
         return None
     large = batches.chunked(4 * longest)[singles.step]
@@ -68,23 +68,25 @@ def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) 
     return max(fits, key=lambda fit: fit.of(4 * longest))
 
 
+def longest_fits(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> bool:
+    """Return whether the longest dialogue fits into the free memory; see `choose_chunk_tokens`."""
+    return memory.of(_longest(singles)) <= _room(stepper, memory, singles, state_bytes)
+
+
 def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> int:
     """Return the largest `chunk_tokens` that fits into the free memory.
 
     In `singles` each dialogue of a batch is a chunk of its own; `state_bytes` is the size of the optimizers'
     states. Raise MucoError if the longest dialogue does not fit.
     """
-    sizes = [chunk.size for chunk in _chunks(singles)]
-    longest, full_batch = max(sizes), sum(sizes)
-    predicted = predict_memory(stepper, memory, singles, state_bytes)
-    weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
-    other = predicted.total() - predicted.activations - weights
-    room = _MEMORY_SHARE * available_bytes(stepper.device) - other
+    longest, full_batch = _longest(singles), sum(chunk.size for chunk in _chunks(singles))
+    room = _room(stepper, memory, singles, state_bytes)
     if memory.of(longest) > room:
         raise MucoError(
             f"train.chunk_tokens: the longest dialogue of the first batch has {longest:,} tokens or patches. "
             f"It needs {_gib(memory.of(longest))} of memory, and {_gib(max(room, 0))} are available. Lower "
-            "backbone.max_pixels, freeze more of the backbone, or use a device with more memory."
+            "backbone.max_pixels or train.max_dialogue_tokens, freeze more of the backbone, or use a device "
+            "with more memory."
         )
     largest = int((room - memory.fixed) / max(memory.per_unit, 1e-9))
     return max(longest, min(largest // _MULTIPLE, -(-full_batch // _MULTIPLE)) * _MULTIPLE)
@@ -148,6 +150,18 @@ def _fit(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
         return ChunkMemory(0, peaks[0] / sizes[0], per_patch)
     slope = max(peaks[1] - peaks[0], 0) / (sizes[1] - sizes[0])
     return ChunkMemory(max(0.0, peaks[0] - slope * sizes[0]), slope, per_patch)
+
+
+def _longest(singles: StepInputs) -> int:
+    return max((chunk.size for chunk in _chunks(singles)), default=0)
+
+
+def _room(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> float:
+    """Return the bytes that activations may take."""
+    predicted = predict_memory(stepper, memory, inputs, state_bytes)
+    weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))  # these are in memory already
+    other = predicted.total() - predicted.activations - weights
+    return _MEMORY_SHARE * available_bytes(stepper.device) - other
 
 
 def _sides(inputs: StepInputs) -> Sequence[SideInputs]:

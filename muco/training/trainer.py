@@ -39,7 +39,14 @@ from muco.training.log import (
     cut_lines,
 )
 from muco.training.optimizer import learning_rate_share, make_optimizers
-from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
+from muco.training.sizing import (
+    ChunkMemory,
+    choose_chunk_tokens,
+    describe_step,
+    longest_fits,
+    measure_chunks,
+    predict_memory,
+)
 from muco.training.step import StepLoss, Stepper
 from muco.training.validation import Validator
 
@@ -167,20 +174,24 @@ class Trainer:
         The main process measures for all, because it always has samples. Where layers are gathered one by
         one, the others encode its chunks with it.
         """
-        stepper = self._stepper
+        stepper, progress = self._stepper, self.progress
         state_bytes = self._optimizers.state_bytes()
         measures = self.ranks.is_main or stepper.shards.by_layer
-        batches = self.batches.of_rank(0)
-        singles = batches.chunked(1)[step] if measures else None
-        with stepper.shards.step(stepper.encoder):
-            memory = None if singles is None else measure_chunks(stepper, batches, singles)
-            for weight in stepper.parameters():
-                weight.grad = None
+        singles = self.batches.of_rank(0).chunked(1)[step] if measures else None
+        memory = self._measure(singles)
         chunk_tokens = self.settings.chunk_tokens
         if chunk_tokens == "auto":
-            if singles is not None and memory is not None and self.progress.chunk_tokens is None:
-                self.progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
-            chunk_tokens = self.progress.chunk_tokens = self.ranks.greatest(self.progress.chunk_tokens or 0)
+            is_new = progress.chunk_tokens is None
+            if is_new and singles is not None and memory is not None:
+                fits = longest_fits(stepper, memory, singles, state_bytes)
+                progress.gradient_checkpointing = not fits
+            progress.gradient_checkpointing = bool(self.ranks.greatest(progress.gradient_checkpointing))
+            if progress.gradient_checkpointing and stepper.encoder.backbone.checkpoint_gradients():
+                self.console.print("chunk_tokens: auto turns backbone.gradient_checkpointing on")
+                memory = self._measure(singles)
+            if is_new and singles is not None and memory is not None:
+                progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
+            chunk_tokens = progress.chunk_tokens = self.ranks.greatest(progress.chunk_tokens or 0)
             self.console.print(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
         self._stepper = stepper = replace(stepper, held_tokens=chunk_tokens or 0)
@@ -189,6 +200,15 @@ class Trainer:
             self.console.print(line)
         if memory is not None:
             self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
+
+    def _measure(self, singles: StepInputs | None) -> ChunkMemory | None:
+        """Measure chunks of a batch, each dialogue of which is a chunk in `singles`."""
+        stepper = self._stepper
+        with stepper.shards.step(stepper.encoder):
+            memory = singles and measure_chunks(stepper, self.batches.of_rank(0), singles)
+            for weight in stepper.parameters():
+                weight.grad = None
+        return memory
 
     def _peak_flops(self) -> float | None:
         """Return the FLOP/s of all processes' devices in the run's precision; None if it is not known."""

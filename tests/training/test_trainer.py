@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 
+import pytest
 import torch
 
 from muco.config.load import load_recipe
 from muco.console import Terminal
 from muco.core.loss import Loss, LossTerms
 from muco.distributed.ranks import Ranks
-from muco.job import assemble
+from muco.job import Job, assemble
+from muco.training import sizing
 from muco.training.checkpoint import Origin
 from tests.helpers.small import QUICK
 
@@ -29,14 +33,36 @@ class Counting(Loss):
         return LossTerms(terms.per_turn, {"tens": torch.tensor(10.0)}, {"even_turns": every_second})
 
 
-def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, monkeypatch):
+@pytest.fixture
+def job_of(tmp_path, monkeypatch) -> Callable[..., Job]:
+    """Return a function that assembles a small quickstart with settings of its own."""
     monkeypatch.setenv("MUCO_CACHE", str(tmp_path / "cache"))
-    settings = ["train.num_steps=4", "train.log_every=2"]
-    recipe = load_recipe("quickstart", [*QUICK, *settings])
-    console, ranks = Terminal(quiet=True), Ranks()
-    origin = Origin(recipe.dump(), {})
-    job = assemble(recipe, tmp_path, origin, train=True, evaluate=False, console=console, ranks=ranks)
-    assert job.trainer is not None
+
+    def assembled(*settings: str) -> Job:
+        recipe = load_recipe("quickstart", [*QUICK, *settings])
+        options = {"train": True, "evaluate": False, "console": Terminal(quiet=True), "ranks": Ranks()}
+        return assemble(recipe, tmp_path, Origin(recipe.dump(), {}), **options)
+
+    return assembled
+
+
+def test_auto_turns_gradient_checkpointing_on_where_the_longest_dialogue_does_not_fit(job_of, monkeypatch):
+    settings = ["train.num_steps=1", "train.grad_cache=true", "train.chunk_tokens=auto"]
+    free = chain([0], repeat(2**33))  # bytes: no room for the first measurement
+    monkeypatch.setattr(sizing, "available_bytes", lambda _: next(free))
+    job = job_of(*settings)
+    job.trainer.train()
+    assert job.progress.gradient_checkpointing
+    assert job.progress.chunk_tokens
+    assert job.trainer.model.encoder.backbone.model.is_activation_checkpointing
+    resumed = job_of(*settings)
+    assert resumed.progress == job.progress
+    resumed.trainer.train()
+    assert resumed.trainer.model.encoder.backbone.model.is_activation_checkpointing
+
+
+def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, job_of):
+    job = job_of("train.num_steps=4", "train.log_every=2")
     model = replace(job.trainer.model, loss=Counting(job.trainer.model.loss))
     replace(job.trainer, model=model).train()
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]

@@ -141,9 +141,7 @@ class DecoderBackbone(AdaptedBackbone):
         if config.rows == "packed":
             attend_within(self.language)
         if config.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-            # transformers makes the inputs of towers need a gradient, which a frozen tower must not compute.
-            model.disable_input_require_grads()
+            self.checkpoint_gradients()
         text_config = model.config.get_text_config()
         self.hidden_dim = text_config.hidden_size
         processor.max_positions = getattr(text_config, "max_position_embeddings", None)
@@ -198,6 +196,13 @@ class DecoderBackbone(AdaptedBackbone):
     def shardable_modules(self) -> Iterable[nn.Module]:
         language = self.language
         return [*language.layers, language.get_input_embeddings(), language]
+
+    def checkpoint_gradients(self) -> bool:
+        was_on = self.model.is_activation_checkpointing
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers makes the inputs of towers need a gradient, which a frozen tower must not compute.
+        self.model.disable_input_require_grads()
+        return not was_on
 
     def image_parameters(self) -> Iterable[nn.Parameter]:
         return self.vision.parameters()

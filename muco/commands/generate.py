@@ -128,9 +128,7 @@ def _print_counts(
     counts: Counts, progress: Progress, seconds: float, settings: Generation, console: Console
 ) -> None:
     for reason, number in counts.skipped.most_common():
-        again = (
-            "; start again to ask them" if reason in ("unanswered", "request_refused", "not_asked") else ""
-        )
+        again = "; start again to ask them" if reason in _ASKED_AGAIN else ""
         console.print(f"{number:,} images left out: {reason}{again}")
     for name, number in counts.dropped.most_common():
         console.print(f"{number:,} pairs dropped: {name}")
@@ -144,6 +142,11 @@ def _tokens(progress: Progress, settings: Generation) -> str:
     text = f"{progress.prompt_tokens:,} + {progress.completion_tokens:,} tokens"
     cost = cost_of(progress.prompt_tokens, progress.completion_tokens, settings)
     return f"{text}, about {cost:,.2f}" if cost else text
+
+
+def _speed(rows: int, seconds: float) -> str:
+    speed = rows / max(seconds, 1e-9)
+    return f"{speed:,.1f} rows/s" if speed >= 1 else f"{speed * 60:,.1f} rows/min"
 
 
 @contextmanager
@@ -162,8 +165,7 @@ def _bar(number: int, settings: Generation, console: Console) -> Generator[Calla
             now = time.perf_counter()
             if not console.is_terminal and now - last < _SECONDS_BETWEEN_LINES:
                 return
-            speed = progress.rows / max(now - start, 1e-9)
-            line = f"{speed:,.1f} rows/s, {_tokens(progress, settings)}"
+            line = f"{_speed(progress.rows, now - start)}, {_tokens(progress, settings)}"
             bars.update(bar, completed=progress.rows, description=line)
             if not console.is_terminal:
                 last = now

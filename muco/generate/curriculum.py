@@ -56,18 +56,20 @@ class Curriculum:
 
     def response_format(self, *, with_caption: bool) -> dict[str, Any] | None:
         """Return what a request asks of the form of its answer."""
-        structured = self.settings.server.structured
-        if structured == "json_schema":
-            return self._schemas[with_caption]
-        return {"type": structured} if structured == "json_object" else None
+        schema = self._schemas[with_caption]
+        formats: dict[str, dict[str, Any] | None] = {
+            "json_schema": {
+                "type": "json_schema", "json_schema": {"name": "pairs", "strict": True, "schema": schema},
+            },
+            "json_object_schema": {"type": "json_object", "schema": schema},
+            "json_object": {"type": "json_object"},
+            "none": None,
+        }  # fmt: skip
+        return formats[self.settings.server.structured]
 
     @cached_property
     def _schemas(self) -> dict[bool, dict[str, Any]]:
-        schemas = {key: model.model_json_schema() for key, model in self._models.items()}
-        return {
-            key: {"type": "json_schema", "json_schema": {"name": "pairs", "strict": True, "schema": schema}}
-            for key, schema in schemas.items()
-        }
+        return {key: model.model_json_schema() for key, model in self._models.items()}
 
     @cached_property
     def _models(self) -> dict[bool, type[BaseModel]]:

@@ -6,16 +6,18 @@ import heapq
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import stable_id
+from muco.generate.spool import Spool
 from muco.io.archives import PLAIN
 from muco.io.image_files import ImageFiles, is_image
 from muco.io.table_text import text_of
-from muco.io.tables import kind_of, rows
+from muco.io.tables import Row, kind_of, rows
 from muco.io.tar import is_plain_file, tar_files
 
 
@@ -99,35 +101,35 @@ class Inputs:
                 yield replace(item, caption=caption)
 
     def _of_table(self) -> Iterator[Item]:
-        seen: set[int] = set()
-        for row in rows(self.path):
-            if row.fault:
-                raise DataError(f"{row.location}: {row.fault}")
-            if self._column not in row.values:
-                names = ", ".join(row.values)
-                raise DataError(
-                    f"{row.location}: no column {self._column!r}. Columns: {names}. Name it: --column"
-                )
-            name = row.text(self._column)
-            if name and stable_id(name) not in seen:
-                seen.add(stable_id(name))
-                yield Item(name, row.text("caption"))
+        with closing(Spool()) as names:
+            for row in _rows_with(self.path, self._column):
+                name = row.text(self._column)
+                if name and names.add(name):
+                    yield Item(name, row.text("caption"))
 
 
-def _captions_of(path: Path, column: str) -> dict[str, str]:
-    captions: dict[str, str] = {}
-    for row in rows(path):
-        if row.fault:
-            raise DataError(f"{row.location}: {row.fault}")
-        missing = [name for name in (column, "caption") if name not in row.values]
-        if missing:
-            columns = ", ".join(row.values)
-            raise DataError(f"{row.location}: no column {missing[0]!r}. Columns: {columns}")
+def _captions_of(path: Path, column: str) -> Spool:
+    captions = Spool()
+    is_empty = True
+    for row in _rows_with(path, column, "caption"):
         if caption := row.text("caption"):
-            captions[row.text(column)] = caption
-    if not captions:
+            captions.add(row.text(column), caption)
+            is_empty = False
+    if is_empty:
         raise DataError(f"{path}: no row has a caption")
     return captions
+
+
+def _rows_with(path: Path, *columns: str) -> Iterator[Row]:
+    """Yield the rows of a table; raise DataError if one cannot be read or lacks a column."""
+    for row in rows(path):
+        if row.fault:
+            raise DataError(f"{path}, {row.position}: {row.fault}")
+        if missing := [name for name in columns if name not in row.values]:
+            hint = ". Name the column of images: --column" if missing[0] != "caption" else ""
+            names = ", ".join(row.values)
+            raise DataError(f"{path}, {row.position}: no column {missing[0]!r}. Columns: {names}{hint}")
+        yield row
 
 
 def _images_at(path: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,9 +147,18 @@ class Run:
         if self._failures >= most and not self._stop:
             number = f"{self._failures} requests" if self._failures > 1 else "a request"
             message = f"stopped: {number} failed and none succeeded since. The last: {error}"
-            if request.image is not None and not isinstance(error, UnreachableError):
-                message += ". If the model sees no images, give captions: --captions FILE"
-            self._stop = MucoError(message)
+            self._stop = MucoError(message + _hint(request, error))
+
+
+def _hint(request: Request, error: Exception) -> str:
+    if isinstance(error, UnreachableError):
+        return ""
+    if re.search("response_format|json_schema", str(error)):
+        return (
+            ". If the server does not know JSON schemas: --set server.structured=json_object_schema, "
+            "json_object or none"
+        )
+    return ". If the model sees no images, give captions: --captions FILE" if request.image else ""
 
 
 @contextmanager

@@ -27,8 +27,8 @@ class Server(ComponentConfig):
     """The model of the stages that name none; for captions it must see images."""
     key_variable: str | None = None
     """The environment variable that holds the key; `null` sends none."""
-    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
-    """How JSON is asked for: by its schema, as any JSON object, or by the prompt alone."""
+    structured: Literal["json_schema", "json_object_schema", "json_object", "none"] = "json_schema"
+    """How JSON is asked for: by its schema (two forms), as any JSON object, or by the prompt alone."""
     concurrency: Annotated[int, Field(ge=1, le=1000)] = 32
     """Requests at a time."""
     max_retries: Annotated[int, Field(ge=0)] = 8

@@ -287,6 +287,23 @@ def test_a_model_without_vision_stops_after_three_requests(server, photos, tmp_p
     assert len(server.bodies) == 3
 
 
+def test_a_server_without_json_schemas_is_named(server, photos, tmp_path):
+    server.refuses = 400, "response_format.type: Input should be 'text' or 'json_object'"
+    with pytest.raises(MucoError, match=r"Input should be 'text'.*server.structured=json_object_schema"):
+        generate(server, photos, tmp_path / "table.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("structured", "keys"),
+    [("json_object_schema", ["schema", "type"]), ("json_object", ["type"]), ("none", None)],
+)
+def test_json_is_requested_as_the_settings_say(server, photos, tmp_path, structured, keys):
+    options = ("--limit", 1, "--set", f"server.structured={structured}")
+    generate(server, photos, tmp_path / "table.jsonl", *options)
+    response_format = server.bodies[1].get("response_format")
+    assert (sorted(response_format) if response_format else None) == keys
+
+
 def test_a_wrong_address_is_named(server, photos, tmp_path):
     wrong = "server.base_url=http://127.0.0.1:9/v1"
     command = ["data", "generate", "m3t", "--from", photos, "--to", tmp_path / "t.jsonl", "--set", wrong,

@@ -65,3 +65,11 @@ def test_parts_are_disjoint_and_whole(tmp_path):
     for wrong in ("0/2", "3/2", "a/b", "2"):
         with pytest.raises(MucoError, match="write i/n"):
             part_of(wrong)
+
+
+def test_the_first_caption_of_an_image_counts(tmp_path):
+    rows = [{"image": "1.png", "caption": text} for text in ("", "one", "two")]
+    captions = tmp_path / "captions.jsonl"
+    write_jsonl(captions, rows)
+    write_jsonl(tmp_path / "t.jsonl", [{"image": "1.png"}, {"image": "2.png"}])
+    assert list(Inputs(tmp_path / "t.jsonl", captions=captions)) == [Item("1.png", "one")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -25,6 +25,8 @@ class Cost:
 
     tokens: int
     patches: int
+    images: Mapping[Any, int] = field(default_factory=dict[Any, int])
+    """Of `patches`, those of each image that a chunk encodes once, however many of its dialogues have it."""
 
 
 class Rendered(Protocol):

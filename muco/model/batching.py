@@ -17,7 +17,7 @@ def plan_chunks(
     """Return the indices of the dialogues of each chunk, the longest dialogue first; no chunk is empty.
 
     Args:
-        costs: of the dialogues.
+        costs: of the dialogues. An image that several dialogues of a chunk have counts once.
         budget: a chunk's limit; a dialogue above it is a chunk of its own. None: all are one chunk, in order.
         padded: whether dialogues are padded to the longest one of their chunk; padding counts.
         groups: of each dialogue, what it shares with others; without padding, dialogues of one group follow
@@ -27,17 +27,20 @@ def plan_chunks(
         return [list(range(len(costs)))] if costs else []
     chunks: list[list[int]] = []
     tokens = patches = 0
+    images = set[Hashable]()
     for index in _longest_first(costs, None if padded else groups):
         cost = costs[index]
         # Dialogues come longest first, so the first dialogue of a chunk decides the length of padded rows.
         row = costs[chunks[-1][0]].tokens if chunks and padded else cost.tokens
-        fits = chunks and tokens + row <= budget.tokens and patches + cost.patches <= budget.patches
+        new = cost.patches - sum(cost.images[image] for image in cost.images.keys() & images)
+        fits = chunks and tokens + row <= budget.tokens and patches + new <= budget.patches
         if not fits:
             chunks.append([])
-            row, tokens, patches = cost.tokens, 0, 0
+            row, new, tokens, patches, images = cost.tokens, cost.patches, 0, 0, set[Hashable]()
         chunks[-1].append(index)
         tokens += row
-        patches += cost.patches
+        patches += new
+        images |= cost.images.keys()
     return chunks
 
 

@@ -60,8 +60,8 @@ class ClipProcessor(Processor):
     def render(self, dialogue: Dialogue) -> _Rendered:
         turns = _turn_contents(dialogue)
         texts = {text for turn in turns for text in turn.texts}
-        images = {image.content_id for turn in turns for image in turn.images}
-        cost = Cost(sum(map(self.texts.num_tokens, texts)), len(images) * self.patches_per_image)
+        images = {image.content_id: self.patches_per_image for turn in turns for image in turn.images}
+        cost = Cost(sum(map(self.texts.num_tokens, texts)), sum(images.values()), images)
         return _Rendered(cost, turns, [turn.key for turn in dialogue.turns])
 
     def collate(self, rendered: Sequence[_Rendered]) -> EncoderInputs:

@@ -67,7 +67,8 @@ class TokenSequence:
     @property
     def cost(self) -> Cost:
         """The number of tokens, and of patches of distinct images."""
-        return Cost(len(self), sum(image.num_patches for image in distinct_images([self])))
+        images = {image.key: image.num_patches for image in self.images}
+        return Cost(len(self), sum(images.values()), images)
 
     def put_text(self, ids: Sequence[int]) -> None:
         """Append tokens, one position each."""

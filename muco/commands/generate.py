@@ -27,7 +27,7 @@ from muco.generate.requests import Request
 from muco.generate.run import Progress, Run
 from muco.generate.settings import Generation
 from muco.generate.steps import Steps, follow
-from muco.generate.table import beside, check_suffix, write_table
+from muco.generate.table import beside, check_table, has_other_prompts, journal_of, write_table
 
 _DRY_IMAGES = 3
 _ASKED_AGAIN = ("unanswered", "request_refused", "not_asked")
@@ -57,10 +57,11 @@ def generate(
     Raises:
         MucoError: something that the user can fix. Answers that arrived are kept.
     """
-    check_suffix(to)
-    number = sum(1 for _ in inputs)
-    if not number:
-        raise DataError(f"{inputs.path}: no image in it, or none that was chosen")
+    check_table(to, inputs)
+    number = inputs.count()
+    if inputs.num_without_caption:
+        lacking = f"{inputs.num_without_caption:,} images are left out: {inputs.captions_path} has no caption"
+        console.print(f"{lacking} for them")
     _check_models(settings, inputs, one_stage=one_stage)
     if settings.filters.language:
         check_language(settings.filters.language)
@@ -70,8 +71,10 @@ def generate(
         return
     client = Client(settings.server)
     start = time.perf_counter()
-    with Journal.open(beside(to, "journal.sqlite")) as journal:
-        steps = Steps(curriculum, inputs.images.size, one_stage=one_stage)
+    steps = Steps(curriculum, inputs.images.size, one_stage=one_stage)
+    if has_other_prompts(to, steps):
+        console.print(f"{to} is of other prompts, models or kinds: its images are asked about again")
+    with Journal.open(journal_of(to)) as journal:
         with _bar(number, settings, console) as show:
             run = Run(
                 steps, client, journal, lambda name: image_url(name, inputs.images, settings.images),

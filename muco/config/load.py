@@ -35,6 +35,7 @@ def find_recipe(name: str) -> Path:
         if candidate.is_file() and not path.is_absolute() and ".." not in path.parts:
             return candidate
     names = sorted(file.relative_to(shipped).as_posix() for file in shipped.rglob("*.yaml"))
+    names = [file for file in names if relative.parent in Path(file).parents] or names
     raise MucoError(
         f"{name}: no such file, and no recipe of that name is shipped."
         f"{did_you_mean(relative.as_posix(), names)}\n"

@@ -105,7 +105,7 @@ class Client:
         """Return the server's message, on one short line and without the key."""
         body = getattr(error, "body", None)
         text = body.get("message") if isinstance(body, dict) else None
-        line = " ".join(str(text or error).split())[:_SHOWN_CHARACTERS]
+        line = " ".join(str(text or error).split())[:_SHOWN_CHARACTERS].replace(" ssl:default", "")
         return line if self._key == _NO_KEY else line.replace(self._key, "***")
 
 

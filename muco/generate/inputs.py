@@ -75,10 +75,11 @@ class Inputs:
             selection: None for all.
 
         Raises:
-            DataError: the path is missing, or a table lacks a column.
+            DataError: a path is missing, or a table lacks a column.
         """
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
+        for given in filter(None, (path, images)):
+            if not given.exists():
+                raise DataError(f"{given}: no such file or folder")
         self.path = path
         self.is_table = path.is_file() and bool(kind_of(path))
         if path.is_file() and not self.is_table and not path.name.lower().endswith(PLAIN):
@@ -86,19 +87,39 @@ class Inputs:
         self.root = images or (path.parent if self.is_table else path)
         self.images = ImageFiles([self.root], decoding="faithful")
         self._column, self._selection = column, selection or Selection()
+        self.captions_path = captions
         self._captions = _captions_of(captions, column) if captions else None
+        self.num_without_caption = 0
+        """Images that the last pass left out because the captions file has none for them."""
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the chosen items, always in the same order and in bounded memory."""
         yield from self._selection.of(self._all())
 
+    def count(self) -> int:
+        """Return the number of chosen items; raise DataError if there is none."""
+        if number := sum(1 for _ in self):
+            return number
+        if self._captions is None or not self.num_without_caption:
+            raise DataError(f"{self.path}: no image in it, or none that was chosen")
+        image = next(self._images()).image
+        raise DataError(
+            f"{self.captions_path}: no caption for any chosen image of {self.path}. That has names such as "
+            f"{image!r}, the captions have names such as {self._captions.any_name()!r}"
+        )
+
+    def _images(self) -> Iterator[Item]:
+        return self._of_table() if self.is_table else map(Item, _images_at(self.path))
+
     def _all(self) -> Iterator[Item]:
-        items = self._of_table() if self.is_table else map(Item, _images_at(self.path))
-        for item in items:
+        self.num_without_caption = 0
+        for item in self._images():
             if self._captions is None:
                 yield item
             elif caption := self._captions.get(item.image):
                 yield replace(item, caption=caption)
+            else:
+                self.num_without_caption += 1
 
     def _of_table(self) -> Iterator[Item]:
         with closing(Spool()) as names:
@@ -165,7 +186,7 @@ def part_of(text: str) -> tuple[int, int]:
     """Return (i, n) of `i/n`; raise MucoError if it is none."""
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-        raise MucoError(f"--part {text}: write i/n, as in --part 2/8")
+        raise MucoError(f"--part {text}: write i/n with i from 1 to n, as in --part 2/8")
     return int(first), int(second)
 
 

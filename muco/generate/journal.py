@@ -40,7 +40,7 @@ class Journal:
             MucoError: another process has it open, it is damaged, or the disk is full or not writable.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             db = sqlite3.connect(path, isolation_level=None, timeout=0)
             try:
                 db.executescript(_TABLES)
@@ -52,7 +52,9 @@ class Journal:
                 raise MucoError(f"{path}: another process writes this table") from None
             raise MucoError(f"{path}: cannot be written: {error}") from None
         except sqlite3.DatabaseError as error:
-            raise MucoError(f"{path}: damaged ({error}). Move it away to ask for everything again.") from None
+            raise MucoError(
+                f"{path}: damaged ({error}). Move it and its table away to ask for everything again."
+            ) from None
 
     def is_empty(self) -> bool:
         """Return whether there is no answer at all."""
@@ -78,3 +80,10 @@ class Journal:
     def fail(self, key: bytes, reason: str) -> None:
         """Note why a request has no answer; the next call asks it again."""
         self._db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (key, printable(reason)))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MucoError(f"{folder}: no folder can be made there: {error.strerror}") from None

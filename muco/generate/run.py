@@ -145,14 +145,15 @@ class Run:
         first = 1 if isinstance(error, UnreachableError) else _MOST_FAILURES_AT_FIRST
         most = _MOST_FAILURES if self._is_tried else first
         if self._failures >= most and not self._stop:
-            number = f"{self._failures} requests" if self._failures > 1 else "a request"
-            message = f"stopped: {number} failed and none succeeded since. The last: {error}"
+            message = f"stopped: a request failed: {error}"
+            if self._failures > 1:
+                message = f"stopped: {self._failures} requests in a row failed. The last: {error}"
             self._stop = MucoError(message + _hint(request, error))
 
 
 def _hint(request: Request, error: Exception) -> str:
     if isinstance(error, UnreachableError):
-        return ""
+        return ". Is the server running, and is server.base_url its address?"
     if re.search("response_format|json_schema", str(error)):
         return (
             ". If the server does not know JSON schemas: --set server.structured=json_object_schema, "

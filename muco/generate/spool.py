@@ -33,6 +33,11 @@ class Spool:
         row = self._db.execute("SELECT text FROM texts WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
+    def any_name(self) -> str | None:
+        """Return one of the names; None if there is none."""
+        row = self._db.execute("SELECT name FROM texts LIMIT 1").fetchone()
+        return row[0] if row else None
+
     def close(self) -> None:
         """Delete the file."""
         self._db.close()

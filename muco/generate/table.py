@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from muco.core.errors import MucoError
 from muco.generate.counts import Counts
-from muco.generate.inputs import Item
+from muco.generate.inputs import Inputs, Item
 from muco.generate.journal import Journal
 from muco.generate.requests import Request
 from muco.generate.settings import Generation
 from muco.generate.steps import Generated, Skipped, Steps, follow
 from muco.io.atomic import atomic_file
+from muco.io.tables import rows
 
 SUFFIXES = (".jsonl", ".parquet")
 _BATCH_ROWS = 1024
@@ -29,10 +30,31 @@ class Write(Protocol):
         ...
 
 
-def check_suffix(path: Path) -> None:
-    """Raise MucoError if a table of that name cannot be written."""
+def check_table(path: Path, inputs: Inputs) -> None:
+    """Raise MucoError if a table cannot be written there, or would replace another file."""
     if path.suffix not in SUFFIXES:
         raise MucoError(f"{path}: name a table that ends in {' or '.join(SUFFIXES)}")
+    if not path.exists():
+        return
+    for read in filter(None, (inputs.path, inputs.captions_path)):
+        if read.exists() and path.samefile(read):
+            raise MucoError(f"--to {path} would replace the file that is read. Name another table")
+    if not journal_of(path).exists():
+        raise MucoError(
+            f"{path} exists, but not its answers ({journal_of(path)}): all of them would be paid for again. "
+            "Name another table, or delete this one"
+        )
+
+
+def journal_of(path: Path) -> Path:
+    """Return the path of a table's journal."""
+    return beside(path, "journal.sqlite")
+
+
+def has_other_prompts(path: Path, steps: Steps) -> bool:
+    """Return whether a table exists and its first row is of other prompts, models or kinds than the steps."""
+    first = next(rows(path), None) if path.exists() else None
+    return first is not None and first.values.get("prompts") != _constants(steps)["prompts"]
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -53,7 +75,7 @@ def write_table(path: Path, items: Iterable[Item], steps: Steps, journal: Journa
         journal: has the answers, and why there is none.
     """
     counts = Counts()
-    constants = _constants(steps, one_stage=steps.one_stage)
+    constants = _constants(steps)
     with _writer(path) as write, atomic_file(beside(path, "skipped.jsonl")) as skipped:
         for item in items:
             result = follow(steps.result(item), journal.answer)
@@ -72,10 +94,10 @@ def _unanswered(request: Request, journal: Journal) -> Skipped:
     return Skipped(reason, detail)
 
 
-def _constants(steps: Steps, *, one_stage: bool) -> dict[str, Any]:
+def _constants(steps: Steps) -> dict[str, Any]:
     """Return the columns that are equal in all rows."""
     settings: Generation = steps.settings
-    stages = (settings.one_stage,) if one_stage else (settings.caption, settings.pairs)
+    stages = (settings.one_stage,) if steps.one_stage else (settings.caption, settings.pairs)
     return {
         "model": stages[-1].model or settings.server.model,
         "caption_model": stages[0].model or settings.server.model,

@@ -309,12 +309,48 @@ def test_a_wrong_address_is_named(server, photos, tmp_path):
     command = ["data", "generate", "m3t", "--from", photos, "--to", tmp_path / "t.jsonl", "--set", wrong,
                "--set", "server.model=m", "--set", "server.max_retries=0"]  # fmt: skip
     result = CliRunner().invoke(app, [str(each) for each in command])
-    assert "Cannot connect" in str(result.exception)
-    assert "127.0.0.1:9" in str(result.exception)
+    assert "127.0.0.1:9/v1: Cannot connect" in str(result.exception)
+    assert "is server.base_url its address?" in str(result.exception)
     server.refuses = 404, "no model of that name"
     with pytest.raises(MucoError, match="has no chat completions or no model 'scripted'"):
         generate(server, photos, tmp_path / "table.jsonl")
     assert len(server.bodies) == 1
+
+
+def test_no_file_of_another_kind_is_replaced(server, photos, tmp_path):
+    captions = write_captions(tmp_path / "captions.jsonl", {"0/0.png": "a cup"})
+    content = captions.read_bytes()
+    for path in (captions, photos):
+        with pytest.raises(MucoError, match="would replace the file that is read"):
+            generate(server, path, captions, "--captions", captions)
+    with pytest.raises(MucoError, match="all of them would be paid for again"):
+        generate(server, photos, captions)
+    with pytest.raises(MucoError, match="no folder can be made there"):
+        generate(server, photos, captions / "table.jsonl")
+    assert captions.read_bytes() == content
+    assert not server.bodies
+
+
+def test_captions_of_other_images_are_an_error_and_images_without_are_counted(server, photos, tmp_path):
+    file = write_captions(tmp_path / "other.jsonl", {"photos/0.png": "a cup"})
+    with pytest.raises(
+        MucoError, match=r"no caption for any .* such as '0/0.png', .* such as 'photos/0.png'"
+    ):
+        generate(server, photos, tmp_path / "table.jsonl", "--captions", file)
+    file = write_captions(tmp_path / "captions.jsonl", {"0/0.png": "a cup"})
+    output = generate(server, photos, tmp_path / "table.jsonl", "--captions", file)
+    assert f"5 images are left out: {file} has no caption for them" in output
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_table_of_other_settings_is_named_before_its_images_are_asked_again(
+    server, photos, tmp_path, suffix
+):
+    options = (photos, tmp_path / f"table.{suffix}", "--limit", 1)
+    generate(server, *options)
+    note = "is of other prompts, models or kinds"
+    assert note not in generate(server, *options, "--set", "filters.markup=false")
+    assert note in generate(server, *options, "--set", "paraphrases=3")
 
 
 def test_a_broken_image_is_left_out(server, photos, tmp_path):

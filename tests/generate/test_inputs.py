@@ -73,3 +73,5 @@ def test_the_first_caption_of_an_image_counts(tmp_path):
     write_jsonl(captions, rows)
     write_jsonl(tmp_path / "t.jsonl", [{"image": "1.png"}, {"image": "2.png"}])
     assert list(Inputs(tmp_path / "t.jsonl", captions=captions)) == [Item("1.png", "one")]
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        Inputs(tmp_path / "t.jsonl", images=tmp_path / "nowhere")

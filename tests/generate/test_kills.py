@@ -16,7 +16,7 @@ from tests.helpers.small import picture
 
 pytest.importorskip("openai")
 
-CONCURRENCY, NUM_IMAGES, NUM_KILLS = 4, 40, 10
+CONCURRENCY, NUM_IMAGES, NUM_KILLS = 4, 20, 10
 FAULTS = ("good", "malformed", "wrong_number", "refusal", "server_error", "dropped", "bad_pairs")
 
 
@@ -33,7 +33,7 @@ def write_table(folder: Path) -> None:
 def generate(folder: Path, server: ChatServer, table: str) -> Forked:
     settings = (
         f"server.base_url={server.base_url}", "server.model=m", "server.max_retries=3",
-        f"server.concurrency={CONCURRENCY}",
+        f"server.concurrency={CONCURRENCY}", "filters.round_trip=true",
     )  # fmt: skip
     words = [word for setting in settings for word in ("--set", setting)]
     process = start(folder, "data", "generate", "m3t", "--from", "images.csv", "--to", table, *words)

@@ -91,9 +91,9 @@ class TrainSettings(ComponentConfig):
     """AdamW's peak learning rate."""
     muon_learning_rate: PositiveFloat = 0.02
     """Muon's peak learning rate."""
-    learning_rate_scale: dict[str, PositiveFloat] | None = None
+    learning_rate_scale: dict[str, NonNegativeFloat] | None = None
     """Factors of the learning rates, Muon's too, of weights whose names contain these parts:
-    `{visual.trunk: 0.1}`. If several fit a weight, the last one counts."""
+    `{visual.trunk: 0.1}`. 0: not trained. If several fit a weight, the last one counts."""
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Muon's momentum; use less for a short run."""
     warmup_steps: NonNegativeInt = 0

@@ -63,7 +63,8 @@ class Optimizers:
 def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
     """Return the optimizers of the trainable weights.
 
-    AdamW decays matrices and convolutions, not biases, norms and embeddings; Muon decays nothing.
+    AdamW decays matrices and convolutions, not biases, norms and embeddings; Muon decays nothing. Weights
+    whose `learning_rate_scale` is 0 are frozen here.
 
     References:
         Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": linear layers are
@@ -73,12 +74,15 @@ def make_optimizers(modules: nn.Module, settings: TrainSettings) -> Optimizers:
         MucoError: no weight is trainable, one is in 16 bits, or a key of `learning_rate_scale` fits none.
     """
     _refuse_16_bits(modules)
+    scales = _scales(modules, settings.learning_rate_scale or {})
+    for weight, scale in scales.items():
+        if scale == 0:
+            weight.requires_grad_(False)
     linear, matrices, rest = _split(modules)
     if not linear + matrices + rest:
         raise MucoError(
             "backbone: all weights are frozen, pooler and loss have none: nothing would be trained"
         )
-    scales = _scales(modules, settings.learning_rate_scale or {})
     parts: list[tuple[Optimizer, float]] = []
     if settings.optimizer == "muon" and linear:
         muon = PreciseMuon(

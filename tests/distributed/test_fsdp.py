@@ -26,7 +26,13 @@ from tests.helpers.ranks import Group
 from tests.helpers.small import SMALL
 
 MODES = {"whole": {}, "step": {"sharded": True}, "layer": {"sharded": True, "by_layer": True}}
-SETTINGS = TrainSettings(num_steps=4, global_batch_size=7, learning_rate=0.01, max_grad_norm=0.1)
+SETTINGS = TrainSettings(
+    num_steps=4,
+    global_batch_size=7,
+    learning_rate=0.01,
+    learning_rate_scale={"layers": 0.5},
+    max_grad_norm=0.1,
+)
 MODELS = {
     "full": {},
     "frozen vision": {"freeze_vision": True, "gradient_checkpointing": True},

@@ -79,6 +79,17 @@ def test_a_scale_multiplies_the_updates_of_the_weights_with_its_name(optimizer, 
         torch.testing.assert_close(scaled[name], scale * move, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_of_scale_zero_are_not_trained(optimizer):
+    model = Model()
+    update = {"optimizer": optimizer, "learning_rate_scale": {"visual": 0.0}}
+    assert all(
+        bool(move.any()) == ("text" in name)
+        for name, move in moves(model, SETTINGS.model_copy(update=update)).items()
+    )
+    assert not any(weight.requires_grad for weight in model.visual.parameters())
+
+
 def test_a_scale_that_fits_no_trained_weight_is_an_error():
     model = Model()
     model.visual.requires_grad_(False)

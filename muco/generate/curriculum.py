@@ -117,7 +117,7 @@ def json_in(text: str) -> Any:
     if start < 0 or end < start:
         raise InvalidAnswerError("no JSON object")
     try:
-        return json.loads(text[start : end + 1])
+        return json.loads(text[start : end + 1], strict=False)  # some grammars allow line breaks in strings
     except (ValueError, RecursionError) as error:
         raise InvalidAnswerError(f"no JSON: {str(error)[:200]}") from None
 

@@ -19,6 +19,8 @@ from muco.generate.steps import Steps
 
 _MOST_FAILURES_AT_FIRST = 3
 """Requests in a row that may fail before the first answer of a table; then the run stops."""
+_MAX_RETRIES_AT_FIRST = 2
+"""Further tries of a request before the first answer of a table."""
 _MOST_FAILURES = 50
 """Requests in a row that may fail later."""
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
@@ -126,7 +128,9 @@ class Run:
         url = None
         if request.image is not None:
             url = await asyncio.to_thread(partial(self._read_image, request.image.name))
-        return await self._client.ask(request.wire_body(url))
+        if self._is_tried:
+            return await self._client.ask(request.wire_body(url))
+        return await self._client.ask(request.wire_body(url), max_retries=_MAX_RETRIES_AT_FIRST)
 
     def _keep(self, key: bytes, answer: Answer) -> None:
         self._is_tried = True

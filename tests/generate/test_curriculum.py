@@ -34,6 +34,7 @@ def test_pairs_come_in_the_order_of_the_turns_whatever_their_order_in_the_answer
         json.dumps(answer),
         f"<think>{{maybe}}</think>\n```json\n{json.dumps(answer)}\n```",
         f"Here: {json.dumps(answer)} Done.",
+        json.dumps(answer).replace("how?", "how\n?"),
     ):
         caption, pairs = own.parse(text, with_caption=False)
         assert [pair.answer for pair in pairs] == ["0", "1", "2"]

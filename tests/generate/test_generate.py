@@ -287,6 +287,13 @@ def test_a_model_without_vision_stops_after_three_requests(server, photos, tmp_p
     assert len(server.bodies) == 3
 
 
+def test_a_server_that_fails_is_tried_three_times_at_first(server, tmp_path):
+    file = write_captions(tmp_path / "captions.jsonl", {f"{n}.png": f"{n} FAULT=down" for n in range(9)})
+    with pytest.raises(MucoError, match=r"stopped: 3 requests in a row failed\. The last: status 503: overl"):
+        generate(server, file, tmp_path / "table.jsonl", "--set", "server.max_retries=8")
+    assert list(server.asked.values()) == [3, 3, 3]
+
+
 def test_a_server_without_json_schemas_is_named(server, photos, tmp_path):
     server.refuses = 400, "response_format.type: Input should be 'text' or 'json_object'"
     with pytest.raises(MucoError, match=r"Input should be 'text'.*server.structured=json_object_schema"):
@@ -307,7 +314,7 @@ def test_json_is_requested_as_the_settings_say(server, photos, tmp_path, structu
 def test_a_wrong_address_is_named(server, photos, tmp_path):
     wrong = "server.base_url=http://127.0.0.1:9/v1"
     command = ["data", "generate", "m3t", "--from", photos, "--to", tmp_path / "t.jsonl", "--set", wrong,
-               "--set", "server.model=m", "--set", "server.max_retries=0"]  # fmt: skip
+               "--set", "server.model=m"]  # fmt: skip
     result = CliRunner().invoke(app, [str(each) for each in command])
     assert "127.0.0.1:9/v1: Cannot connect" in str(result.exception)
     assert "is server.base_url its address?" in str(result.exception)

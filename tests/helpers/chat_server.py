@@ -13,6 +13,9 @@ from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+AT_ONCE = {"Retry-After-Ms": "1"}
+"""Lets a client try again without a wait."""
+
 
 class ChatServer(ThreadingHTTPServer):
     """Answers by the marker `FAULT=name` in a caption; without one, well.
@@ -169,12 +172,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def server_error(self, caption: str, times: int, *_: Any) -> None:
         if times == 1:
-            self.send(500, {"error": {"message": "out of memory"}})
+            self.send(500, {"error": {"message": "out of memory"}}, AT_ONCE)
         else:
             self.say(json.dumps(good_pairs(caption)))
 
     def down(self, *_: Any) -> None:
-        self.send(503, {"error": {"message": "overloaded"}})
+        self.send(503, {"error": {"message": "overloaded"}}, AT_ONCE)
 
     def too_long(self, *_: Any) -> None:
         self.send(400, {"error": {"message": "the context is too long"}})

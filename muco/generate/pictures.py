@@ -6,6 +6,8 @@ import base64
 import io
 from math import sqrt
 
+from PIL.Image import Image
+
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
 from muco.generate.settings import ImageSettings
@@ -28,15 +30,14 @@ def image_url(name: str, images: ImageFiles, settings: ImageSettings) -> str:
             raise DataError(f"image {name}: no URL, which images.send: url needs")
         return name
     image = images.image(name)
-    width, height = image.size
+    picture = image.decode()  # a broken image is not sent
     kind = next((kind for magic, kind in _KINDS if image.data.startswith(magic)), "")
-    if width * height > settings.max_pixels or not kind:
-        kind, image = "jpeg", _reduced(image, settings)
+    if picture.width * picture.height > settings.max_pixels or not kind:
+        kind, image = "jpeg", _reduced(picture, settings)
     return f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
 
 
-def _reduced(image: EncodedImage, settings: ImageSettings) -> EncodedImage:
-    picture = image.decode()
+def _reduced(picture: Image, settings: ImageSettings) -> EncodedImage:
     scale = min(1.0, sqrt(settings.max_pixels / (picture.width * picture.height)))
     size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
     buffer = io.BytesIO()

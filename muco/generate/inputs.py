@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -175,7 +176,8 @@ def _members(path: Path) -> Iterator[str]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        # zipfile raises NotImplementedError for an archive of a version that it does not know.
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
             raise DataError(f"{path}: no zip that can be read: {error}") from None
         yield from (name for name in names if is_image(Path(name).name))
         return

@@ -41,6 +41,17 @@ def test_one_archive_is_listed(folder):
     assert [inputs.images.image(item.image).data for item in inputs] == [image_bytes(3)]
 
 
+def test_a_broken_archive_is_named(folder):
+    archive = folder / "z.zip"
+    data = archive.read_bytes()
+    unknown_version = data.replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\x63")
+    assert unknown_version != data
+    for broken in (b"", data[:-30], unknown_version):
+        archive.write_bytes(broken)
+        with pytest.raises(DataError, match=r"z\.zip: no zip that can be read"):
+            names(archive)
+
+
 def test_a_table_names_images_once_and_may_have_captions(tmp_path):
     rows = [{"photo": "1.png", "caption": "one"}, {"photo": "2.png"}, {"photo": "1.png"}, {"photo": ""}]
     write_jsonl(tmp_path / "t.jsonl", rows)

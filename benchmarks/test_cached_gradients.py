@@ -18,7 +18,7 @@ TOWER = {"hidden_dim": 64, "num_layers": 1, "vision_dim": 256, "vision_layers": 
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
-def test_a_step_at_a_batch_that_fits(benchmark, cached):
+def test_a_step_of_several_chunks(benchmark, cached):
     encoder = encoder_of({"min_pixels": 56**2, "max_pixels": 56**2}, SMALL)
     data = samples(32, turns=7, side_pixels=56, lengths=[12])
     step, _ = step_of(encoder, data, grad_cache=cached, chunk_tokens=1024)

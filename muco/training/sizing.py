@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+import torch
 
 from muco.core.errors import MucoError
 from muco.core.turns import EncoderInputs
@@ -57,37 +60,42 @@ class StepMemory:
 def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
     """Measure the memory of a small and a large chunk of a batch. Weights do not change.
 
-    In `singles` each dialogue of the batch is a chunk of its own. Return None if no sample can be read.
+    In `singles` each dialogue of the batch is a chunk of its own. Return None if no sample can be read, or if
+    the longest dialogue needs more memory than the device has.
     """
     longest = _longest(singles)
     if not longest:
         return None
-    large = batches.chunked(4 * longest)[singles.step]
-    pairs = zip(_sides(singles), _sides(large), strict=True)
-    fits = [_fit(stepper, *pair) for pair in pairs if all(side.chunks for side in pair)]
-    return max(fits, key=lambda fit: fit.of(4 * longest))
+    # Where layers are gathered one by one, the other processes would wait for one that tries a smaller chunk.
+    errors = () if stepper.shards.by_layer else (torch.OutOfMemoryError,)
+    for size in (4 * longest, 2 * longest, longest):
+        with suppress(*errors):
+            return _measure(stepper, singles, batches.chunked(size)[singles.step])
+    return None
 
 
-def longest_fits(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> bool:
+def longest_fits(stepper: Stepper, memory: ChunkMemory | None, singles: StepInputs, state_bytes: int) -> bool:
     """Return whether the longest dialogue fits into the free memory; see `choose_chunk_tokens`."""
+    if memory is None:
+        return False
     return memory.of(_longest(singles)) <= _room(stepper, memory, singles, state_bytes)
 
 
-def choose_chunk_tokens(stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int) -> int:
+def choose_chunk_tokens(
+    stepper: Stepper, memory: ChunkMemory | None, singles: StepInputs, state_bytes: int
+) -> int:
     """Return the largest `chunk_tokens` that fits into the free memory.
 
     In `singles` each dialogue of a batch is a chunk of its own; `state_bytes` is the size of the optimizers'
-    states. Raise MucoError if the longest dialogue does not fit.
+    states. Raise MucoError if the longest dialogue does not fit, or if `memory` is None for that reason.
     """
     longest, full_batch = _longest(singles), sum(chunk.size for chunk in _chunks(singles))
+    if memory is None:
+        raise _does_not_fit(longest, "It needs more memory than the device has")
     room = _room(stepper, memory, singles, state_bytes)
     if memory.of(longest) > room:
-        raise MucoError(
-            f"train.chunk_tokens: the longest dialogue of the first batch has {longest:,} tokens or patches. "
-            f"It needs {_gib(memory.of(longest))} of memory, and {_gib(max(room, 0))} are available. Lower "
-            "backbone.max_pixels or train.max_dialogue_tokens, freeze more of the backbone, or use a device "
-            "with more memory."
-        )
+        needed, available = _gib(memory.of(longest)), _gib(max(room, 0))
+        raise _does_not_fit(longest, f"It needs {needed} of memory, and {available} are available")
     largest = int((room - memory.fixed) / max(memory.per_unit, 1e-9))
     return max(longest, min(largest // _MULTIPLE, -(-full_batch // _MULTIPLE)) * _MULTIPLE)
 
@@ -137,6 +145,21 @@ def _count_same_sample(queries: SideInputs, targets: SideInputs) -> int:
     return sum(num_targets[sample] for sample in queries.ids.sample_ids.tolist())
 
 
+def _does_not_fit(longest: int, problem: str) -> MucoError:
+    return MucoError(
+        f"train.chunk_tokens: the longest dialogue of the first batch has {longest:,} tokens or patches. "
+        f"{problem}. Lower backbone.max_pixels or train.max_dialogue_tokens, freeze more of the backbone, or "
+        "use a device with more memory."
+    )
+
+
+def _measure(stepper: Stepper, small: StepInputs, large: StepInputs) -> ChunkMemory:
+    """Measure the chunks of the side that needs more memory."""
+    pairs = zip(_sides(small), _sides(large), strict=True)
+    fits = [_fit(stepper, *pair) for pair in pairs if all(side.chunks for side in pair)]
+    return max(fits, key=lambda fit: fit.of(max(chunk.size for chunk in _chunks(large))))
+
+
 def _fit(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
     """Fit a line to the memory of the largest chunk of each."""
     sizes, peaks = [], []
@@ -146,8 +169,8 @@ def _fit(stepper: Stepper, small: SideInputs, large: SideInputs) -> ChunkMemory:
         sizes.append(chunk.size)
         peaks.append(peak_bytes(stepper.device, lambda c=chunk: stepper.dry_run(c)))
     per_patch = feature_bytes / max(chunk.num_patches, 1)
-    if sizes[0] == sizes[1]:
-        return ChunkMemory(0, peaks[0] / sizes[0], per_patch)
+    if sizes[1] < 1.5 * sizes[0]:  # too similar for a line through both
+        return ChunkMemory(0, peaks[1] / sizes[1], per_patch)
     slope = max(peaks[1] - peaks[0], 0) / (sizes[1] - sizes[0])
     return ChunkMemory(max(0.0, peaks[0] - slope * sizes[0]), slope, per_patch)
 

@@ -92,13 +92,15 @@ class Stepper:
         Return the bytes of image features that are on the device until the chunk's second pass.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
-        first = self._first_pass(chunk)
-        images = first.images_on(self.device) if self.grad_cache else None
-        vectors = self._encode(chunk, images)
-        with self.shards.reducing():
-            vectors.backward(torch.zeros_like(vectors))
-        for buffer, saved in buffers:
-            buffer.copy_(saved)
+        try:
+            first = self._first_pass(chunk)
+            images = first.images_on(self.device) if self.grad_cache else None
+            vectors = self._encode(chunk, images)
+            with self.shards.reducing():
+                vectors.backward(torch.zeros_like(vectors))
+        finally:
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
         if not self.grad_cache or first.images is None or self.offload_images:
             return 0
         return sum(tensor.nbytes for tensor in first.images.tensors)

@@ -178,19 +178,20 @@ class Trainer:
         state_bytes = self._optimizers.state_bytes()
         measures = self.ranks.is_main or stepper.shards.by_layer
         singles = self.batches.of_rank(0).chunked(1)[step] if measures else None
-        memory = self._measure(singles)
         chunk_tokens = self.settings.chunk_tokens
+        if chunk_tokens == "auto" and progress.gradient_checkpointing:
+            self._checkpoint_gradients()  # as before the checkpoint
+        memory = self._measure(singles)
         if chunk_tokens == "auto":
-            is_new = progress.chunk_tokens is None
-            if is_new and singles is not None and memory is not None:
-                fits = longest_fits(stepper, memory, singles, state_bytes)
-                progress.gradient_checkpointing = not fits
+            # A resumed run keeps what was chosen; a batch that cannot be read decides nothing.
+            batch = singles if progress.chunk_tokens is None and singles and singles.samples else None
+            if batch is not None:
+                progress.gradient_checkpointing = not longest_fits(stepper, memory, batch, state_bytes)
             progress.gradient_checkpointing = bool(self.ranks.greatest(progress.gradient_checkpointing))
-            if progress.gradient_checkpointing and stepper.encoder.backbone.checkpoint_gradients():
-                self.console.print("chunk_tokens: auto turns backbone.gradient_checkpointing on")
+            if progress.gradient_checkpointing and self._checkpoint_gradients():
                 memory = self._measure(singles)
-            if is_new and singles is not None and memory is not None:
-                progress.chunk_tokens = choose_chunk_tokens(stepper, memory, singles, state_bytes)
+            if batch is not None:
+                progress.chunk_tokens = choose_chunk_tokens(stepper, memory, batch, state_bytes)
             chunk_tokens = progress.chunk_tokens = self.ranks.greatest(progress.chunk_tokens or 0)
             self.console.print(f"chunk_tokens: auto takes {chunk_tokens:,}")
         self.batches = self.batches.chunked(chunk_tokens or None)
@@ -200,6 +201,13 @@ class Trainer:
             self.console.print(line)
         if memory is not None:
             self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
+
+    def _checkpoint_gradients(self) -> bool:
+        """Turn gradient checkpointing on; return whether this changes anything."""
+        changes = self._stepper.encoder.backbone.checkpoint_gradients()
+        if changes:
+            self.console.print("chunk_tokens: auto turns backbone.gradient_checkpointing on")
+        return changes
 
     def _measure(self, singles: StepInputs | None) -> ChunkMemory | None:
         """Measure chunks of a batch, each dialogue of which is a chunk in `singles`."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from muco.core import MucoError
+from muco.core.turns import EncoderInputs
 from muco.distributed.ranks import Ranks
 from muco.plugins.losses.multiturn_infonce import MultiTurnInfoNCE
 from muco.plugins.packers.multi_turn import MultiTurn
@@ -16,7 +17,13 @@ from muco.plugins.samplers.mixture import Mixture
 from muco.training import sizing
 from muco.training.batches import StepBatches
 from muco.training.memory import peak_bytes
-from muco.training.sizing import choose_chunk_tokens, describe_step, measure_chunks, predict_memory
+from muco.training.sizing import (
+    ChunkMemory,
+    choose_chunk_tokens,
+    describe_step,
+    measure_chunks,
+    predict_memory,
+)
 from muco.training.step import Stepper
 from tests.helpers.gradients import encoder, ragged
 
@@ -79,6 +86,28 @@ def test_the_predicted_activations_are_those_of_a_step(batches, grad_cache):
         step = replace(step, held_tokens=chunk_tokens)
         peak = peak_bytes(CPU, partial(step, inputs))
         assert predict_memory(step, memory, inputs, 0).activations == pytest.approx(peak, rel=0.35)
+
+
+def test_a_device_with_too_little_memory_is_measured_with_smaller_chunks(batches, monkeypatch):
+    step, singles = stepper(grad_cache=True), batches.chunked(1)[0]
+    longest = max(chunk.size for side in (singles.queries, singles.targets) for chunk in side.chunks)
+    plain, dry_run = measure_chunks(step, batches, singles), Stepper.dry_run
+
+    def measured_up_to(limit: int) -> ChunkMemory | None:
+        def limited(step: Stepper, chunk: EncoderInputs) -> int:
+            if chunk.size > limit:
+                raise torch.OutOfMemoryError
+            return dry_run(step, chunk)
+
+        monkeypatch.setattr(Stepper, "dry_run", limited)
+        return measure_chunks(step, batches, singles)
+
+    for limit in (3 * longest, longest):
+        assert measured_up_to(limit).of(longest) == pytest.approx(plain.of(longest), rel=0.3)
+    memory = measured_up_to(longest - 1)
+    assert memory is None
+    with pytest.raises(MucoError, match=f"has {longest} tokens or patches. It needs more memory than"):
+        choose_chunk_tokens(step, memory, singles, 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": True}])

@@ -13,10 +13,12 @@ import torch
 from muco.config.load import load_recipe
 from muco.console import Terminal
 from muco.core.loss import Loss, LossTerms
+from muco.core.turns import EncoderInputs
 from muco.distributed.ranks import Ranks
 from muco.job import Job, assemble
 from muco.training import sizing
 from muco.training.checkpoint import Origin
+from muco.training.step import Stepper
 from tests.helpers.small import QUICK
 
 
@@ -59,6 +61,29 @@ def test_auto_turns_gradient_checkpointing_on_where_the_longest_dialogue_does_no
     assert resumed.progress == job.progress
     resumed.trainer.train()
     assert resumed.trainer.model.encoder.backbone.model.is_activation_checkpointing
+
+
+def test_auto_turns_gradient_checkpointing_on_where_the_device_has_too_little_memory(job_of, monkeypatch):
+    dry_run, failures = Stepper.dry_run, []
+
+    def small_device(stepper: Stepper, chunk: EncoderInputs) -> int:
+        if not stepper.encoder.backbone.model.is_activation_checkpointing:
+            failures.append(chunk.size)
+            raise torch.OutOfMemoryError
+        return dry_run(stepper, chunk)
+
+    monkeypatch.setattr(Stepper, "dry_run", small_device)
+    settings = ["train.num_steps=1", "train.grad_cache=true", "train.chunk_tokens=auto"]
+    job = job_of(*settings)
+    job.trainer.train()
+    assert job.progress.gradient_checkpointing
+    assert job.progress.chunk_tokens
+    assert failures
+    failures.clear()
+    resumed = job_of(*settings)
+    resumed.trainer.train()
+    assert resumed.trainer.model.encoder.backbone.model.is_activation_checkpointing
+    assert not failures
 
 
 def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, job_of):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from muco.core import DataError, EncodedImage, MucoError
 from muco.plugins.backbones.qwen_vl import QwenVL
@@ -73,6 +74,19 @@ def test_equals_the_whole_transformers_model(backbone):
         ).last_hidden_state
         found = backbone.encode(backbone.processor.prepare([dialogue])).hidden
     torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-6)
+
+
+def test_the_patch_embedding_is_the_convolution_of_transformers(backbone):
+    """With a bias where the family has one, which is zero in random weights."""
+    own = copy.deepcopy(backbone.model.visual.patch_embed).double()
+    if own.proj.bias is not None:
+        torch.nn.init.normal_(own.proj.bias)
+    config = backbone.model.config
+    theirs = AutoModel.from_config(config).visual.patch_embed.double()
+    theirs.load_state_dict(own.state_dict())
+    patches = torch.randn(5, own.proj.weight[0].numel())
+    torch.testing.assert_close(own(patches), theirs(patches), rtol=0, atol=1e-10)
+    assert (own.proj.bias is not None) == (config.model_type == "qwen3_vl")
 
 
 def test_chatml_renders_the_public_base_template():

@@ -20,6 +20,8 @@ _MEMORY_SHARE = 0.8
 """The share of the free memory that `chunk_tokens: auto` uses."""
 _MULTIPLE = 256
 """`chunk_tokens: auto` takes multiples of this."""
+_CHUNKS_AT_ONCE = 2
+"""For how many chunks `chunk_tokens: auto` counts the fixed memory: one is held, the next one is encoded."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ChunkMemory:
     """Bytes that a forward and backward pass over one chunk takes, linear in the chunk's size."""
 
     fixed: float
+    """Of each chunk: with autocast, among others, its bfloat16 copies of the weights."""
     per_unit: float
     """A unit is a token or a patch, whichever the chunk has more of."""
     image_features_per_patch: float
@@ -44,7 +47,7 @@ class StepMemory:
     weights: int
     """Weights, gradients and optimizer states."""
     activations: int
-    """Of the chunks that are held at once."""
+    """Of the chunks that are held at once, and what another one takes while it is encoded."""
     rest: int
     """Embeddings, image features, and on a CPU the batch's pixels."""
 
@@ -96,14 +99,17 @@ def choose_chunk_tokens(
     if memory.of(longest) > room:
         needed, available = _gib(memory.of(longest)), _gib(max(room, 0))
         raise _does_not_fit(longest, f"It needs {needed} of memory, and {available} are available")
-    largest = int((room - memory.fixed) / max(memory.per_unit, 1e-9))
+    largest = int((room - _CHUNKS_AT_ONCE * memory.fixed) / max(memory.per_unit, 1e-9))
     return max(longest, min(largest // _MULTIPLE, -(-full_batch // _MULTIPLE)) * _MULTIPLE)
 
 
 def predict_memory(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> StepMemory:
     """Return the memory that a step on these inputs will take."""
     chunks = _chunks(inputs)
-    activations = memory.of(sum(chunks[index].size for index in stepper.held(chunks)))
+    held = stepper.held(chunks)
+    activations = sum(memory.of(chunks[index].size) for index in held)
+    if len(held) < len(chunks):
+        activations += int(memory.fixed)  # of a chunk that is encoded without gradient beside those
     gradients = sum(weight.nbytes for weight in stepper.parameters() if weight.requires_grad)
     weights = sum(map(stepper.shards.bytes_held, stepper.parameters()))
     vectors = 8 * sum(len(side.ids) for side in _sides(inputs)) * stepper.encoder.pooler.embedding_dim

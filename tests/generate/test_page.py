@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -28,12 +29,15 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_the_commands_of_the_page_lead_from_photos_to_a_report_and_a_search(tmp_path):
+def test_the_commands_of_the_page_lead_from_300_pictures_and_captions_to_a_report_and_a_search(tmp_path):
     block = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)[0]
     (tmp_path / "photos").mkdir()
-    for index in range(24):
-        path = tmp_path / "photos" / f"{index:02d}.png"
-        path.write_bytes(picture(COLOURS[index % 4], (56 + index, 56)).data)
+    captions = []
+    for index in range(300):
+        name, colour = f"{index:03d}.png", COLOURS[index % 4]
+        (tmp_path / "photos" / name).write_bytes(picture(colour, (28 + index % 30, 28 + index // 30)).data)
+        captions.append(json.dumps({"image": name, "caption": f"A {colour} shape, number {index}."}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(captions))
     with ChatServer.running() as server, contextlib.chdir(tmp_path):
         added = {
             "generate": [f"server.base_url={server.base_url}", "server.model=scripted"],
@@ -42,6 +46,7 @@ def test_the_commands_of_the_page_lead_from_photos_to_a_report_and_a_search(tmp_
         for line in block.splitlines():
             program, *words = shlex.split(line)
             assert program == "muco"
+            words += ["--captions", "captions.jsonl"] if "generate" in words else []
             settings = next((extra for word, extra in added.items() if word in words), [])
             words += [word for setting in settings for word in ("--set", setting)]
             result = CliRunner().invoke(app, words)
@@ -49,6 +54,6 @@ def test_the_commands_of_the_page_lead_from_photos_to_a_report_and_a_search(tmp_
         sample = ShardReader("data/photos")[0]
         assert [pair.task for pair in sample.pairs][:2] == ["classification", "global_vqa_1"]
         assert len(sample.pairs) == 7
-        assert "24 rows with 168 pairs" in Path("photos.jsonl.html").read_text()
+        assert "300 rows with 2,100 pairs" in Path("photos.jsonl.html").read_text()
         assert "<svg" in Path("runs/photos/report.html").read_text()
         assert "data:image/png" in Path("search.html").read_text()

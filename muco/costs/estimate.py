@@ -57,12 +57,14 @@ def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any
     packer: Packer = recipe.packer.make()
     sides = assumed_sides(packer, assumed)
     of_image = [known.layers.lengths_for(side.dialogues) for side in sides]
-    tokens = [assumed.images * sum(each.of.get("tokens", ())) for each in of_image]
+    tokens, patches = (
+        [assumed.images * sum(each.of.get(name, ())) for each in of_image] for name in ("tokens", "patches")
+    )
     queries, targets = (side.num_turns * assumed.images for side in sides)
     loss = recipe.loss.make()
     pooler = cast("type[Pooler]", recipe.pooler.cls)
     dim = pooler.embedding_dim_of(recipe.pooler.config, known.layers.hidden_dim)
-    chunks, twice = _count_chunks(recipe.train, tokens)
+    chunks, twice = _count_chunks(recipe.train, list(map(max, tokens, patches)))
     num_twice = [assumed.images * again // max(every, 1) for again, every in zip(twice, chunks, strict=True)]
     step = count_step(
         known.layers.parts,
@@ -73,21 +75,24 @@ def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any
     return Estimate(step, known.source, queries, targets, *tokens)
 
 
-def _count_chunks(settings: TrainSettings, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+def _count_chunks(settings: TrainSettings, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the number of chunks of each side in one process, and how many of them are encoded twice.
 
-    `chunk_tokens: auto` is not known before a run: each side is one chunk, which is encoded twice.
+    `sizes` are the tokens of each side, or its patches if there are more. `chunk_tokens: auto` is not known
+    before a run: each side is one chunk, which is encoded twice.
     """
     limit = settings.chunk_tokens
     if not isinstance(limit, int):
-        chunks = [1] * len(tokens)
-        return chunks, chunks if settings.grad_cache else [0] * len(tokens)
-    chunks = [-(-each // limit) for each in tokens]
+        chunks = [1] * len(sizes)
+        return chunks, chunks if settings.grad_cache else [0] * len(sizes)
+    chunks = [-(-each // limit) for each in sizes]
     side_of = [side for side, number in enumerate(chunks) for _ in range(number)]
-    held = held_chunks([tokens[side] // chunks[side] for side in side_of], limit)
+    held = held_chunks(
+        [sizes[side] // chunks[side] for side in side_of], 0 if settings.gather_weights == "layer" else limit
+    )
     num_held = Counter(side_of[index] for index in held)
     twice = [number - num_held[side] for side, number in enumerate(chunks)]
-    return chunks, twice if settings.grad_cache else [0] * len(tokens)
+    return chunks, twice if settings.grad_cache else [0] * len(sizes)
 
 
 def _of_images(of_image: Sequence[Lengths], numbers: Sequence[int]) -> Lengths:

@@ -143,10 +143,10 @@ class Stepper:
         return loss
 
     def _fillers(self, num_chunks: int) -> list[EncoderInputs]:
-        """Return the chunks of one short text that this rank encodes beside its `num_chunks`, for nothing.
+        """Return the chunks of one short text that this rank encodes in addition to its `num_chunks`.
 
-        Where layers are gathered one by one, all ranks must call them equally often. No turn is scored, and
-        the gradient is zero.
+        Where layers are gathered one by one, all ranks must call them equally often. The turns of these
+        chunks are not scored, and their gradient is zero.
         """
         if not self.shards.by_layer:
             return []

@@ -88,6 +88,23 @@ def test_each_shipped_recipe_is_counted_in_integers():
         assert 0 < step.unmasked <= step.model <= step.hardware
 
 
+@pytest.mark.parametrize(
+    ("train", "twice"),
+    [
+        (["chunk_tokens=32768"], set()),  # 4,232 patches of queries, fewer tokens, and fewer of targets
+        (["chunk_tokens=32768", "gather_weights=layer"], {"language model"}),
+        (["chunk_tokens=4232"], {"language model"}),
+        (["chunk_tokens=2200"], {"vision tower", "projector", "language model"}),
+        (["chunk_tokens=auto"], {"vision tower", "projector", "language model"}),
+        (["chunk_tokens=2200", "grad_cache=false"], set()),
+    ],
+)
+def test_chunks_beyond_the_limit_are_encoded_twice(train: list[str], twice: set[str]):
+    settings = ["backbone.adapter=null", "backbone.freeze_vision=false", *(f"train.{each}" for each in train)]
+    step = estimate(load_recipe("m3t_qwen", settings), Assumptions(images=2)).step
+    assert {part for part, flops in step.twice.items() if flops} == twice
+
+
 def test_tables_have_sources_and_no_default():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989.5e12
     assert peak_flops("a device of tomorrow") is None

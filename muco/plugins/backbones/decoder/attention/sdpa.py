@@ -30,7 +30,7 @@ class _Bucket:
 
 
 class BucketLayout:
-    """Only attention is padded. A turn's tokens meet the keys of its prefix and of its own, and no others."""
+    """Only attention is padded. An isolated turn is gathered with the keys of its prefix and its own."""
 
     def __init__(self, cu_seqlens: Tensor, segment_ids: Tensor | None, *, causal: bool = True) -> None:
         self.causal = causal

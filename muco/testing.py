@@ -231,11 +231,13 @@ def _check_processor(backbone: Backbone, dialogues: Sequence[Dialogue], toleranc
         assert each.cost.patches == chunk.num_patches, "render and collate disagree on patches"
     inputs = processor.collate(rendered)
     # Fewer are allowed: a backbone may encode what dialogues share once.
-    num_tokens, num_patches = (
-        sum(getattr(each.cost, of) for each in rendered) for of in ("tokens", "patches")
-    )
+    costs = [each.cost for each in rendered]
+    num_tokens = sum(cost.tokens for cost in costs)
     assert inputs.num_tokens <= num_tokens, "a chunk has more tokens than its dialogues"
-    assert inputs.num_patches <= num_patches, "a chunk has more patches than its dialogues"
+    images = {image: patches for cost in costs for image, patches in cost.images.items()}
+    others = sum(cost.patches - sum(cost.images.values()) for cost in costs)
+    num_patches = sum(images.values()) + others
+    assert inputs.num_patches <= num_patches, "a chunk has more patches than `Cost.images` says"
     keys = [turn.key.turn_id for dialogue in dialogues for turn in dialogue.turns]
     assert inputs.ids.turn_ids.tolist() == keys, "collate changed the order of turns"
     spans = inputs.spans

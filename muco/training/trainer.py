@@ -179,28 +179,40 @@ class Trainer:
         measures = self.ranks.is_main or stepper.shards.by_layer
         singles = self.batches.of_rank(0).chunked(1)[step] if measures else None
         chunk_tokens = self.settings.chunk_tokens
-        if chunk_tokens == "auto" and progress.gradient_checkpointing:
-            self._checkpoint_gradients()  # as before the checkpoint
-        memory = self._measure(singles)
         if chunk_tokens == "auto":
-            # A resumed run keeps what was chosen; a batch that cannot be read decides nothing.
-            batch = singles if progress.chunk_tokens is None and singles and singles.samples else None
-            if batch is not None:
-                progress.gradient_checkpointing = not longest_fits(stepper, memory, batch, state_bytes)
-            progress.gradient_checkpointing = bool(self.ranks.greatest(progress.gradient_checkpointing))
-            if progress.gradient_checkpointing and self._checkpoint_gradients():
-                memory = self._measure(singles)
-            if batch is not None:
-                progress.chunk_tokens = choose_chunk_tokens(stepper, memory, batch, state_bytes)
-            chunk_tokens = progress.chunk_tokens = self.ranks.greatest(progress.chunk_tokens or 0)
-            self.console.print(f"chunk_tokens: auto takes {chunk_tokens:,}")
-        self.batches = self.batches.chunked(chunk_tokens or None)
+            memory = self._choose_chunk_tokens(singles, state_bytes)
+            chunk_tokens = progress.chunk_tokens
+        else:
+            memory = self._measure(singles)
+        self.batches = self.batches.chunked(chunk_tokens)
         self._stepper = stepper = replace(stepper, held_tokens=chunk_tokens or 0)
         inputs = self.batches[step]
         for line in describe_step(inputs, stepper, self.ranks):
             self.console.print(line)
         if memory is not None:
             self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
+
+    def _choose_chunk_tokens(self, singles: StepInputs | None, state_bytes: int) -> ChunkMemory | None:
+        """Set what `chunk_tokens: auto` chooses in `progress`, and return the measured memory.
+
+        A resumed run keeps what was chosen. A batch that cannot be read decides nothing.
+        """
+        stepper, progress = self._stepper, self.progress
+        if progress.gradient_checkpointing:
+            self._checkpoint_gradients()
+        memory = self._measure(singles)
+        batch = singles if singles and singles.samples and not progress.chunk_tokens else None
+        if batch is not None:
+            progress.gradient_checkpointing = not longest_fits(stepper, memory, batch, state_bytes)
+        progress.gradient_checkpointing = bool(self.ranks.greatest(progress.gradient_checkpointing))
+        if progress.gradient_checkpointing and self._checkpoint_gradients():
+            memory = self._measure(singles)
+        if batch is not None:
+            progress.chunk_tokens = choose_chunk_tokens(stepper, memory, batch, state_bytes)
+        progress.chunk_tokens = self.ranks.greatest(progress.chunk_tokens or 0) or None
+        chosen = "each side of a batch" if progress.chunk_tokens is None else f"{progress.chunk_tokens:,}"
+        self.console.print(f"chunk_tokens: auto takes {chosen}")
+        return memory
 
     def _checkpoint_gradients(self) -> bool:
         """Turn gradient checkpointing on; return whether this changes anything."""

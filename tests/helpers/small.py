@@ -90,7 +90,6 @@ QUICK = [
     "train.global_batch_size=8",
     "train.checkpoint_every=4",
     "train.chunk_tokens=1024",
-    "train.num_workers=0",
     "train.log_every=1",
     "evaluate.suites.0.num_queries=8",
     *(f"backbone.random_init.{key}={value}" for key, value in SMALL["random_init"].items()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from muco.core.layers import Lengths, Part
 from muco.costs.count import Flops, count_part
@@ -43,8 +43,8 @@ class StepFlops:
 class Chunks:
     """What some chunks have together."""
 
-    lengths: Lengths = field(default_factory=lambda: Lengths({}))
-    number: int = 0
+    lengths: Lengths
+    number: int
 
 
 def count_step(

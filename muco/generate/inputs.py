@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import struct
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from pathlib import Path
 from muco.core.errors import DataError, MucoError
 from muco.core.ids import stable_id
 from muco.generate.spool import Spool
-from muco.io.archives import PLAIN
+from muco.io.archives import PLAIN, zip_entries
 from muco.io.image_files import ImageFiles, is_image
 from muco.io.table_text import text_of
 from muco.io.tables import Row, kind_of, rows
@@ -173,13 +171,7 @@ def _images_at(path: Path) -> Iterator[str]:
 
 def _members(path: Path) -> Iterator[str]:
     if path.name.lower().endswith(".zip"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        # zipfile raises NotImplementedError for an archive of a version that it does not know.
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
-            raise DataError(f"{path}: no zip that can be read: {error}") from None
-        yield from (name for name in names if is_image(Path(name).name))
+        yield from (it.filename for it in zip_entries(path) if is_image(Path(it.filename).name))
         return
     yield from (it.name for it in tar_files(path) if is_plain_file(it) and is_image(Path(it.name).name))
 

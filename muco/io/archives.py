@@ -331,13 +331,18 @@ def _tail(path: str, generic: set[str]) -> str:
     return "/".join((*folders[-1:], name)) if set(folders) - generic else name
 
 
-def _zip_members(number: int, path: Path) -> Iterator[Member]:
+def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the entries of a zip; raise MucoError if it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            return archive.infolist()
     # zipfile raises NotImplementedError for an archive of a version that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise MucoError(f"{path}: no zip archive that can be read: {error}. Download it again.") from error
+
+
+def _zip_members(number: int, path: Path) -> Iterator[Member]:
+    entries = zip_entries(path)
     by_offset = sorted(entries, key=lambda it: it.header_offset)
     for it, following in pairwise(by_offset):
         if it.header_offset + _LOCAL_HEADER.size + it.compress_size > following.header_offset:

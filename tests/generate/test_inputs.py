@@ -48,7 +48,7 @@ def test_a_broken_archive_is_named(folder):
     assert unknown_version != data
     for broken in (b"", data[:-30], unknown_version):
         archive.write_bytes(broken)
-        with pytest.raises(DataError, match=r"z\.zip: no zip that can be read"):
+        with pytest.raises(MucoError, match=r"z\.zip: no zip archive that can be read"):
             names(archive)
 
 

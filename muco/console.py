@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 Item = TypeVar("Item")
-LogFormat = Literal["text", "json"]
 
 _PIPE_WIDTH = 100_000
 """Characters of a line where the output is not a terminal: rows of tables stay whole."""
@@ -60,11 +59,6 @@ class JsonTerminal(Terminal):
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"event": name, "time": moment, **values})
         super().print(line, soft_wrap=True)
-
-
-def make_terminal(*, quiet: bool = False, log_format: LogFormat = "text") -> Terminal:
-    """Return where a command prints: lines of text or of JSON, or nothing but errors."""
-    return JsonTerminal(quiet=quiet) if log_format == "json" else Terminal(quiet=quiet)
 
 
 def print_record(console: Console, event: str, values: Mapping[str, Any], text: str) -> None:

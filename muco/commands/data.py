@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,7 +52,7 @@ def prepare(
     path: Annotated[Path | None, typer.Option("--from", help="The folder or file of the data set.")] = None,
     settings: Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images; 0 for none.")] = 2,
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: for a cluster.")] = "local",
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Reduce larger images; by default all are copied unchanged.")
     ] = None,
@@ -75,8 +75,6 @@ def prepare(
     from muco.data.prepare.from_cli import conversion_of
 
     console = console_of(quiet, log_format)
-    if engine not in ("local", "ray"):
-        raise MucoError(f"--engine {engine}: choose local or ray")
     if enlarge and max_shorter_side is None:
         raise MucoError("--enlarge needs --max-shorter-side, the size that images are enlarged to")
     layout = Layout(max_pixels, max_shorter_side, enlarge, shard_mib * 2**20, repeat_images)

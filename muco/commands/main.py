@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.table import Table
@@ -58,13 +58,14 @@ Overrides = Annotated[
 def run_command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option(help="Run only this part: train or evaluate.")] = None,
+    only: Annotated[Literal["train", "evaluate"] | None, typer.Option(help="Run only this part.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="The run folder; by default runs/NAME.")] = None,
     probe: Annotated[
-        str | None, typer.Option("--probe", help="blind: rank batches of a finished run without its images.")
+        Literal["blind"] | None,
+        typer.Option("--probe", help="blind: rank batches of a finished run without its images."),
     ] = None,
     flops: Annotated[bool, typer.Option("--flops", help="Count the FLOPs of a step and stop.")] = False,
     assume: Annotated[
@@ -77,8 +78,6 @@ def run_command(
     """Train and evaluate a model as a recipe says, and write a report, in ./runs/NAME."""
     from muco.config.load import load_recipe
 
-    if only not in (None, "train", "evaluate"):
-        raise MucoError(f"--only {only}: choose train or evaluate")
     if resume and fresh:
         raise MucoError("--resume continues a run and --fresh starts again: choose one")
     console = console_of(quiet, log_format)
@@ -91,8 +90,6 @@ def run_command(
     if probe is not None:
         from muco.commands.probe import probe as run_probe
 
-        if probe != "blind":
-            raise MucoError(f"--probe {probe}: choose blind")
         run_probe(loaded, folder=to, console=console)
         return
     if check:
@@ -105,8 +102,7 @@ def run_command(
         return
     from muco.commands.run import run
 
-    part: Any = only
-    run(loaded, folder=to, resume=resume, fresh=fresh, only=part, console=console)
+    run(loaded, folder=to, resume=resume, fresh=fresh, only=only, console=console)
 
 
 @app.command("init")
@@ -126,21 +122,20 @@ def init_command(
         float, typer.Option("--held-out", min=0, max=0.9, help="Share of the images that is held out.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Decides what is held out.")] = 0,
-    machine: Annotated[str | None, typer.Option(help="cpu or gpu; else what this machine has.")] = None,
+    machine: Annotated[
+        Literal["cpu", "gpu"] | None, typer.Option(help="What it is for; else what this machine has.")
+    ] = None,
 ) -> None:
     """Write a recipe for data of your own: guess its columns, and hold a part out for the score."""
     from muco.commands.init import init
 
-    if machine not in (None, "cpu", "gpu"):
-        raise MucoError(f"--machine {machine}: choose cpu or gpu")
     parts = {
         "query_text": query_text, "query_image": query_image, "target_text": target_text,
         "target_image": target_image, "negative_text": negative_text, "negative_image": negative_image,
     }  # fmt: skip
-    chosen: Any = machine
     init(
         path, to=to, images=images, columns={part: name for part, name in parts.items() if name is not None},
-        held_out=held_out, seed=seed, machine=chosen, console=Terminal(),
+        held_out=held_out, seed=seed, machine=machine, console=Terminal(),
     )  # fmt: skip
 
 
@@ -179,7 +174,9 @@ def ablate(
     folder: Annotated[Path, typer.Option("--folder", help="The folder of all grids.")] = Path(
         "runs/ablations"
     ),
-    launcher: Annotated[str, typer.Option("--launcher", help="local, slurm or ray.")] = "local",
+    launcher: Annotated[
+        Literal["local", "slurm", "ray"], typer.Option("--launcher", help="Where the cells run.")
+    ] = "local",
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Cells that run at once; they share the threads.")
     ] = 1,
@@ -202,12 +199,9 @@ def ablate(
     """Run the unfinished cells of a grid, and write its table and page."""
     from muco.commands.ablate import ablate as run_grid
 
-    if launcher not in ("local", "slurm", "ray"):
-        raise MucoError(f"--launcher {launcher}: choose local, slurm or ray")
-    name: Any = launcher
     run_grid(
         grid, console=Terminal(), folder=folder, bases=bases or [], overrides=overrides or [],
-        only=only or [], launcher=name, num_jobs=jobs, num_processes=processes,
+        only=only or [], launcher=launcher, num_jobs=jobs, num_processes=processes,
         resources=resources or [], dry_run=dry_run,
         retry_failed=retry_failed, fail_fast=fail_fast, yes=yes,
     )  # fmt: skip
@@ -249,8 +243,8 @@ def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     layout: Annotated[
-        str, typer.Option(help="transformers, or muco: a folder for muco and open_clip only.")
-    ] = ("transformers"),
+        Literal["transformers", "muco"], typer.Option(help="muco: a folder for muco and open_clip only.")
+    ] = "transformers",
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare its vectors with muco's.")
     ] = True,
@@ -261,10 +255,7 @@ def export(
     """Write a trained model as a folder for transformers, sentence-transformers, vLLM and muco."""
     from muco.commands.export import export as write_model
 
-    if layout not in ("transformers", "muco"):
-        raise MucoError(f"--layout {layout}: choose transformers or muco")
-    chosen: Any = layout
-    written = write_model(model, to, layout=chosen, check=check, license_id=license_id, console=Terminal())
+    written = write_model(model, to, layout=layout, check=check, license_id=license_id, console=Terminal())
     Terminal().print(f"{written}")
 
 
@@ -292,7 +283,7 @@ def encode(
         int | None, typer.Option("--dim", help="Shorten the vectors to this size, if it was trained.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Type of the stored numbers: float32 or float16.")
+        Literal["float32", "float16"], typer.Option("--dtype", help="Type of the stored numbers.")
     ] = "float32",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens and image patches encoded at once.")
@@ -307,12 +298,9 @@ def encode(
     from muco.commands.encode import encode as run_encoding
     from muco.vectors.inputs import Columns
 
-    if dtype not in ("float32", "float16"):
-        raise MucoError(f"--dtype {dtype}: choose float32 or float16")
-    kind: Any = dtype
     run_encoding(
         model, inputs, to, columns=Columns(id_, text, image), images=images, instruction=instruction, dim=dim,
-        dtype=kind, batch_tokens=batch_tokens, append=append, console=console_of(quiet, log_format),
+        dtype=dtype, batch_tokens=batch_tokens, append=append, console=console_of(quiet, log_format),
     )  # fmt: skip
 
 
@@ -397,7 +385,7 @@ def doctor() -> None:
 
 @app.command()
 def schema(
-    of: Annotated[str, typer.Argument(help="recipe, grid or generate.")] = "recipe",
+    of: Annotated[Literal["recipe", "grid", "generate"], typer.Argument(help="Of what.")] = "recipe",
 ) -> None:
     """Print the JSON Schema of recipes, of grids or of the files of `muco data generate`, for editors."""
     import json
@@ -412,8 +400,6 @@ def schema(
         "grid": Grid.model_json_schema,
         "generate": Generation.model_json_schema,
     }
-    if of not in schemas:
-        raise MucoError(f"schema {of}: choose {', '.join(schemas)}")
     typer.echo(json.dumps(schemas[of](), indent=1))
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from muco.console import Terminal, make_terminal
-from muco.core.errors import MucoError
+from muco.console import JsonTerminal, Terminal
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-LogFormat = Annotated[str, typer.Option("--log-format", help="text, or json: one object a line.")]
+LogFormat = Annotated[
+    Literal["text", "json"], typer.Option("--log-format", help="json: one object a line, for other programs.")
+]
 
 
-def console_of(quiet: bool, log_format: str) -> Terminal:
-    """Return where a command with these options prints; raise MucoError for an unknown format."""
-    if log_format not in ("text", "json"):
-        raise MucoError(f"--log-format {log_format}: choose text or json")
-    chosen: Any = log_format
-    return make_terminal(quiet=quiet, log_format=chosen)
+def console_of(quiet: bool, log_format: LogFormat) -> Terminal:
+    """Return where a command with these options prints: lines of text or of JSON, or nothing but errors."""
+    return JsonTerminal(quiet=quiet) if log_format == "json" else Terminal(quiet=quiet)

@@ -132,7 +132,7 @@ def test_without_slurm_the_launcher_says_so(here):
     pytest.importorskip("submitit")
     write_grid(here, [0.1])
     assert "--launcher slurm: " in ablate("--launcher", "slurm", code=2)
-    assert "--launcher x: choose local, slurm or ray" in ablate("--launcher", "x", code=2)
+    assert "Invalid value for '--launcher'" in ablate("--launcher", "x", code=2)
 
 
 def test_the_script_is_the_command():

@@ -151,7 +151,6 @@ BAD = [
     (["encode", "nomodel", "PICTURES", "--to", "s.parquet"], "nomodel: no such folder"),
     (["encode", "MODEL", "PICTURES", "--to", "s.txt"], "ends in .parquet or .npy"),
     (["encode", "MODEL", "PICTURES", "--to", "s.parquet", "--dim", "9"], "--dim=9: .*trained for 8, 32"),
-    (["encode", "MODEL", "PICTURES", "--to", "s.parquet", "--dtype", "int8"], "choose float32 or float16"),
     (["search", "STORE"], "give a text, or an image"),
     (["search", "STORE", "a", "--model", "OTHER"], "vectors of another model"),
     (["search", "STORE", "--image", "nowhere.png"], "nowhere.png: No such file"),
@@ -167,6 +166,12 @@ def test_bad_input_is_reported_in_words(arguments, message, model, pictures, sto
         known["OTHER"] = write_model(tmp_path / "other", seed=1)
     with pytest.raises(MucoError, match=message):
         invoke(*(known.get(each, each) for each in arguments))
+
+
+def test_a_dtype_of_no_store_is_reported(model, pictures, tmp_path):
+    to = tmp_path / "s.parquet"
+    assert "Invalid value for '--dtype'" in invoke("encode", model, pictures, "--to", to, "--dtype", "int8")
+    assert not to.exists()
 
 
 @pytest.mark.process

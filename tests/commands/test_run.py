@@ -134,7 +134,7 @@ def test_a_finished_run_is_probed_without_its_images(whole, tmp_path):
     assert 0 < metrics["probe/chance"] < metrics["probe/sighted"] < 1
     assert "scenes/mean" in metrics
     assert "Without its images" in (tmp_path / "runs/quickstart/report.html").read_text()
-    assert "choose blind" in finish(tmp_path, "--probe", "deaf", code=2)
+    assert "'deaf' is not" in finish(tmp_path, "--probe", "deaf", code=2)
 
 
 @pytest.mark.process

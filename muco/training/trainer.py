@@ -106,7 +106,11 @@ class Trainer:
         """
         settings = self.settings
         on_cpu = not torch.cuda.is_available()
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision=_precision(settings.precision))
+        precision = _precision(settings.precision)
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
+        backbone = self.model.encoder.backbone
+        if summary := backbone.startup_summary(accelerator.device, half=precision == "bf16"):
+            self.console.print(summary)
         parts = nn.ModuleList([self.model.encoder, self.model.loss])
         parts.train().to(accelerator.device)
         self.ranks.share_weights(parts)

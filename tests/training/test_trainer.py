@@ -97,3 +97,9 @@ def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, job_of):
         assert line["even_turns"] == 0.5
         assert line.get("in_batch_accuracy") is None
     assert job.progress.step == 4
+
+
+def test_a_run_prints_its_attention_kernel(job_of, capsys):
+    job = job_of("train.num_steps=1", "backbone.attention=sdpa")
+    replace(job.trainer, console=Terminal()).train()
+    assert "attention: sdpa" in capsys.readouterr().out

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from muco.evaluation.search.ranking import RelevantRank
 from muco.evaluation.search.scan import (
-    PART_ROWS,
+    ScoredBlock,
     Scorer,
     at_least,
     blocks,
     count_true,
     in_parts,
-    is_crowded,
     marked,
     next_above,
 )
@@ -46,10 +45,10 @@ def rank_pool(
         scorer = Scorer(query_QD.to(device))
         columns = [_Column(scorer, having, slot) for slot, having in enumerate(slots)]
         for first, block_BD in blocks(pool, rows, device):
-            score_QB, bound = scorer.scores(block_BD)
-            most_Q = score_QB.amax(1)
+            block = scorer.scored(first, block_BD)
+            most_Q = block.scores.amax(1)
             for column in columns:
-                column.count(most_Q, score_QB, bound, block_BD, first)
+                column.count(block, most_Q)
         return [column.counts.cpu() for column in columns]
 
     tallies: dict[int, list[list[int]]] = {}
@@ -104,8 +103,9 @@ class _Column:
         self.counts = torch.zeros(3, len(rights), dtype=torch.int64, device=device)
         """Candidates that score higher, that tie, and that tie and come earlier."""
 
-    def count(self, most_Q: Tensor, score_QB: Tensor, bound: float, block_BD: Tensor, first: int) -> None:
-        """Add the counts of a block; `most_Q` are the queries' maxima in it."""
+    def count(self, block: ScoredBlock, most_Q: Tensor) -> None:
+        """Add the counts of a block; `most_Q` are at least the queries' greatest scores in it."""
+        score_QB, bound = block.scores, block.bound
         (hit_H,) = (most_Q[self._query] >= self._score - bound).nonzero(as_tuple=True)
         if not len(hit_H):
             return
@@ -118,22 +118,21 @@ class _Column:
         least_HB = at_least(score_HB, right_H1 - bound)
         above_H = count_true(above_HB)
         near_H = count_true(least_HB) - above_H
-        if is_crowded(int(near_H.sum()), block_BD):
-            for part in range(0, len(block_BD), PART_ROWS):
-                rows = slice(part, part + PART_ROWS)
-                self.count(most_Q, score_QB[:, rows], bound, block_BD[rows], first + part)
+        if block.is_crowded(int(near_H.sum())):
+            for part in block.parts():
+                self.count(part, most_Q)
             return
         self.counts[0, hit_H] += above_H
         (near,) = near_H.nonzero(as_tuple=True)
         if len(near):
             hits_N, rows_N = marked(least_HB[near] ^ above_HB[near])
-            self._settle(block_BD, hit_H[near[hits_N]], rows_N, first)
+            self._settle(block, hit_H[near[hits_N]], rows_N)
 
-    def _settle(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor, first: int) -> None:
+    def _settle(self, block: ScoredBlock, queries_N: Tensor, rows_N: Tensor) -> None:
         """Count pairs whose order float32 could not decide."""
-        exact_N = self._scorer.exactly(block_BD, self._query[queries_N], rows_N)
+        exact_N = self._scorer.exactly(block, self._query[queries_N], rows_N)
         right_N = self._score[queries_N]
         tied_N = exact_N == right_N
-        before_N = tied_N & (rows_N + first < self._row[queries_N])
+        before_N = tied_N & (rows_N + block.first < self._row[queries_N])
         for kind, counted in enumerate((exact_N > right_N, tied_N, before_N)):
             self.counts[kind] += torch.bincount(queries_N[counted], minlength=len(self.rights))

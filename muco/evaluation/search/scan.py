@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ _NUMBERS = 1 << 17
 """Products of two numbers that are in memory in float64 at once: as many as stay in the cache."""
 _MOST_PAIRS = 1 << 18
 """Pairs near a threshold that are summed again at once."""
-PART_ROWS = 256
+_PART_ROWS = 256
 """Candidates that are scored at once where most lie near a threshold."""
 _DENSE = 1 / 64
 """If a larger share of the pairs is near a threshold, all pairs are summed again."""
@@ -72,8 +73,32 @@ def blocks(pool: Vectors, rows: range, device: torch.device) -> Iterator[tuple[i
         yield first, pool.block(first, min(first + BLOCK_ROWS, rows.stop)).to(device)
 
 
+@dataclass(frozen=True)
+class ScoredBlock:
+    """Consecutive candidates of a pool with their float32 scores."""
+
+    first: int
+    """Row of the first one in the pool."""
+    vectors: Tensor
+    """[B, D]"""
+    scores: Tensor
+    """float32 [Q, B]"""
+    bound: float
+    """The most that a score may differ from the true score rounded to float32."""
+
+    def is_crowded(self, num_pairs: int) -> bool:
+        """Return whether so many pairs to sum again would take too much memory at once."""
+        return len(self.vectors) > _PART_ROWS and num_pairs > _MOST_PAIRS
+
+    def parts(self) -> Iterator[ScoredBlock]:
+        """Yield smaller blocks, for one that is crowded."""
+        for start in range(0, len(self.vectors), _PART_ROWS):
+            rows = slice(start, start + _PART_ROWS)
+            yield ScoredBlock(self.first + start, self.vectors[rows], self.scores[:, rows], self.bound)
+
+
 class Scorer:
-    """Float32 scores of blocks, and the bound of their error."""
+    """Computes the float32 scores of blocks."""
 
     def __init__(self, query_QD: Tensor) -> None:
         self.query_QD = query_QD
@@ -82,8 +107,8 @@ class Scorer:
         self._mask_space = torch.empty(len(self._space), dtype=torch.bool, device=query_QD.device)
         self._most_hit = True
 
-    def scores(self, block_BD: Tensor) -> tuple[Tensor, float]:
-        """Return float32 [Q, B], and the most that one may differ from the true score rounded to float32.
+    def scored(self, first: int, block_BD: Tensor) -> ScoredBlock:
+        """Return the scores of a block, the candidates from row `first` on.
 
         The next call overwrites the scores. Raise ValueError if a vector is not finite.
         """
@@ -98,7 +123,7 @@ class Scorer:
             np.matmul(self.query_QD.numpy(), block_BD.numpy().T, out=score_QB.numpy())
         else:
             torch.mm(self.query_QD, block_BD.T, out=score_QB)
-        return score_QB, bound
+        return ScoredBlock(first, block_BD, score_QB, bound)
 
     def hits(self, score_QB: Tensor, least_Q: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and rows of the scores that are at least `least_Q`, int64 [N], by query and row."""
@@ -112,11 +137,11 @@ class Scorer:
         self._most_hit = len(queries_N) * 4 > len(score_QB)  # probably in the next block too
         return queries_N, rows_N
 
-    def exactly(self, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor) -> Tensor:
+    def exactly(self, block: ScoredBlock, queries_N: Tensor, rows_N: Tensor) -> Tensor:
         """Return the true scores of pairs of a query and a row of the block, float32 [N]."""
-        if len(rows_N) > _DENSE * len(block_BD) * len(self.query_QD):
-            return scores_of(self.query_QD, block_BD)[queries_N, rows_N]
-        return scores_of_pairs(self.query_QD, block_BD.__getitem__, queries_N, rows_N)
+        if len(rows_N) > _DENSE * block.scores.numel():
+            return scores_of(self.query_QD, block.vectors)[queries_N, rows_N]
+        return scores_of_pairs(self.query_QD, block.vectors.__getitem__, queries_N, rows_N)
 
 
 def scores_of_pairs(
@@ -160,8 +185,3 @@ def marked(mask_QB: Tensor) -> tuple[Tensor, Tensor]:
         return flat // mask_QB.shape[1], flat % mask_QB.shape[1]
     rows, columns = mask_QB.nonzero(as_tuple=True)
     return rows, columns
-
-
-def is_crowded(num_pairs: int, block_BD: Tensor) -> bool:
-    """Return whether a block must be split into smaller parts to save memory."""
-    return len(block_BD) > PART_ROWS and num_pairs > _MOST_PAIRS

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muco.evaluation.search.scan import PART_ROWS, Scorer, blocks, in_parts, is_crowded, scores_of_pairs
+from muco.evaluation.search.scan import ScoredBlock, Scorer, blocks, in_parts, scores_of_pairs
 from muco.evaluation.search.vectors import Vectors
 
 _MOST_CELLS = 1 << 18
@@ -86,32 +86,30 @@ class _Best(Scorer):
     def scan(self, pool: Vectors, rows: range) -> None:
         """Read the candidates of some rows, in their order."""
         for first, block_BD in blocks(pool, rows, self.query_QD.device):
-            self._merge(block_BD, first)
+            self._merge(first, block_BD)
 
-    def _merge(self, block_BD: Tensor, first: int) -> None:
-        score_QB, bound = self.scores(block_BD)
-        least_Q = self.score_QS[:, self.num_best - 1] - self.margin * bound
+    def _merge(self, first: int, block_BD: Tensor) -> None:
+        block = self.scored(first, block_BD)
+        least_Q = self.score_QS[:, self.num_best - 1] - self.margin * block.bound
         if self._is_empty and len(block_BD) > self.num_best:
-            least_Q = score_QB.topk(self.num_best, dim=1).values[:, -1] - 2 * bound
-        queries_N, rows_N = self.hits(score_QB, least_Q)
+            least_Q = block.scores.topk(self.num_best, dim=1).values[:, -1] - 2 * block.bound
+        queries_N, rows_N = self.hits(block.scores, least_Q)
         if not len(queries_N):
             return
-        if is_crowded(len(queries_N), block_BD):
-            for part in range(0, len(block_BD), PART_ROWS):
-                self._merge(block_BD[part : part + PART_ROWS], first + part)
+        if block.is_crowded(len(queries_N)):
+            for part in block.parts():  # scored anew: the best of earlier parts leave fewer pairs
+                self._merge(part.first, part.vectors)
             return
         self._is_empty = False
-        scores_N = self._score(score_QB, block_BD, queries_N, rows_N)
-        self._add(queries_N, rows_N + first, scores_N, bound)
+        self._keep(block, queries_N, rows_N)
 
-    def _score(self, score_QB: Tensor, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor) -> Tensor:
-        """Return the scores by which candidates are kept, float32 [N]."""
-        del score_QB
-        return self.exactly(block_BD, queries_N, rows_N)
+    def _keep(self, block: ScoredBlock, queries_N: Tensor, rows_N: Tensor) -> None:
+        """Merge candidates of a block into the best of their queries, which are in order."""
+        scores_N = self.exactly(block, queries_N, rows_N)
+        self._insert(queries_N, rows_N + block.first, scores_N)
 
-    def _add(self, queries_N: Tensor, rows_N: Tensor, scores_N: Tensor, bound: float) -> Tensor:
-        """Merge rows N into the best of their queries, which are in order; return the queries, int64 [H]."""
-        del bound
+    def _insert(self, queries_N: Tensor, rows_N: Tensor, scores_N: Tensor) -> Tensor:
+        """Merge rows of the pool into the best of their queries; return these queries, int64 [H]."""
         num_slots = self.score_QS.shape[1]
         hit_H, hits_N = queries_N.unique_consecutive(return_inverse=True)
         indices_H = torch.arange(len(hit_H), device=rows_N.device)
@@ -136,20 +134,16 @@ class _Contenders(_Best):
         super().__init__(query_QD, num_best, num_best + _SPARE)
         self.overflow_Q = torch.zeros(len(query_QD), dtype=torch.bool, device=query_QD.device)
 
-    def _score(self, score_QB: Tensor, block_BD: Tensor, queries_N: Tensor, rows_N: Tensor) -> Tensor:
-        del block_BD
-        return score_QB[queries_N, rows_N]
-
-    def _add(self, queries_N: Tensor, rows_N: Tensor, scores_N: Tensor, bound: float) -> Tensor:
-        hit_H = self._add_by_table(queries_N, rows_N, scores_N)
+    def _keep(self, block: ScoredBlock, queries_N: Tensor, rows_N: Tensor) -> None:
+        added = queries_N, rows_N + block.first, block.scores[queries_N, rows_N]
+        hit_H = self._insert_by_table(*added)
         if hit_H is None:
-            hit_H = super()._add(queries_N, rows_N, scores_N, bound)
-        last_H, least_H = self.score_QS[hit_H, -1], self.score_QS[hit_H, self.num_best - 1] - 2 * bound
+            hit_H = self._insert(*added)
+        last_H, least_H = self.score_QS[hit_H, -1], self.score_QS[hit_H, self.num_best - 1] - 2 * block.bound
         self.overflow_Q[hit_H] |= (last_H >= least_H) & (last_H > -torch.inf)
-        return hit_H
 
-    def _add_by_table(self, queries_N: Tensor, rows_N: Tensor, scores_N: Tensor) -> Tensor | None:
-        """Do what `_Best._add` does, faster, if no query has many rows; the order of equal scores is open."""
+    def _insert_by_table(self, queries_N: Tensor, rows_N: Tensor, scores_N: Tensor) -> Tensor | None:
+        """Do what `_insert` does, faster, if no query has many rows; the order of equal scores is open."""
         hit_H, hits_N, counts_H = queries_N.unique_consecutive(return_inverse=True, return_counts=True)
         num_slots, width = self.score_QS.shape[1], int(counts_H.max())
         if len(hit_H) * width > _MOST_CELLS:

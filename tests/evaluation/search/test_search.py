@@ -143,8 +143,8 @@ def test_scores_are_computed_once_whatever_the_number_of_right_answers(monkeypat
     found = rank_all(task_of(6, 29, None, right), query, pool)
     assert found == rank_all(task_of(6, 29, [list(range(29))] * 6, right), query, pool)
     computed = []
-    scores = scan.Scorer.scores
-    monkeypatch.setattr(scan.Scorer, "scores", lambda *args: computed.append(1) or scores(*args))
+    scored = scan.Scorer.scored
+    monkeypatch.setattr(scan.Scorer, "scored", lambda *args: computed.append(1) or scored(*args))
     rank_all(task_of(6, 29, None, right), query, pool)
     assert len(computed) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,14 @@ def check_pooler(registry: Registry, name: str, settings: Mapping[str, Any]) -> 
     assert turns.vectors.shape == (2, pooler.embedding_dim)
     assert cls.embedding_dim_of(config, 6) in (None, pooler.embedding_dim)
     torch.testing.assert_close(turns.vectors.norm(dim=1), torch.ones(2))
+    read = pooler.reads(spans)
+    if read is not None:
+        assert len(read.unique()) == len(read), "`reads` names a token twice"
+        others = torch.full_like(hidden, torch.nan).index_copy(0, read, hidden[read])
+        again = pooler(TurnStates(hidden=others, spans=spans, ids=turns.ids()))
+        assert torch.equal(again.vectors, turns.vectors), (
+            "the embedding depends on tokens that `reads` does not name"
+        )
     (gradient,) = torch.autograd.grad(turns.vectors[0].sum(), hidden)
     assert not gradient[:4].any(), "the shared prefix is in the embedding"
     assert not gradient[7:].any(), "another turn is in the embedding"
@@ -245,7 +254,11 @@ def _check_processor(backbone: Backbone, dialogues: Sequence[Dialogue], toleranc
     with torch.no_grad():
         whole = backbone.encode(inputs).hidden
         given = backbone.encode(inputs, backbone.encode_images(inputs)).hidden
+        read = spans.token
+        partly = backbone.encode(replace(inputs, read_tokens=read)).hidden
     assert whole.shape[1] == backbone.hidden_dim
+    assert partly.isfinite().all()
+    _close(partly[read], whole[read], tolerance, "`read_tokens` changes the states of these tokens")
     _close(given, whole, tolerance, "given image features change the hidden states")
 
 

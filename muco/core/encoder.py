@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from muco.core.backbone import Backbone
@@ -22,4 +24,8 @@ class TurnEncoder(nn.Module):
 
         The chunk is on this module's device; `images` are its image features, if they were computed before.
         """
-        return self.pooler(self.backbone.encode(inputs, images))
+        return self.pooler(self.backbone.encode(self.reading(inputs), images))
+
+    def reading(self, inputs: EncoderInputs) -> EncoderInputs:
+        """Return the chunk with the tokens that the pooler reads."""
+        return replace(inputs, read_tokens=self.pooler.reads(inputs.spans))

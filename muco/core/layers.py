@@ -25,6 +25,8 @@ class Linear:
     """Of its LoRA adapter; 0 for none."""
     base_calls: int = 1
     """How often the weight is multiplied: twice with DoRA and dropout, which puts other rows through it."""
+    rows: str | None = None
+    """The lengths whose sum is the number of its rows; None, or lengths that a chunk lacks: its block's."""
     dora: bool = False
     """Whether each call also multiplies the adapter's two matrices, for the length of the weight's rows."""
 
@@ -83,6 +85,8 @@ class DialogueShape:
     """Width and height in pixels."""
     turn_tokens: tuple[int, ...]
     isolated: bool
+    num_read: int | None = None
+    """The tokens whose hidden states the pooler reads; None: all."""
 
 
 class ModelLayers(ABC):

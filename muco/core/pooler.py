@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muco.core.component import Component, Kind
 from muco.core.errors import MucoError
 from muco.core.exported import PooledState
-from muco.core.turns import TurnEmbeddings, TurnStates
+from muco.core.turns import TurnEmbeddings, TurnSpans, TurnStates
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ class Pooler(Component, nn.Module, ABC):
         if vectors.shape != expected:
             raise self.contract_error(f"returns vectors of shape {list(vectors.shape)}, not {list(expected)}")
         return TurnEmbeddings.join(F.normalize(vectors, dim=-1), states.ids)
+
+    def reads(self, spans: TurnSpans) -> Tensor | None:
+        """Return the tokens whose hidden states `pool` reads, int64 [M], each once; None, by default: any.
+
+        The last layer of a decoder is computed for these tokens only.
+        """
+        return None
 
     @abstractmethod
     def pool(self, states: TurnStates) -> Tensor:

@@ -101,6 +101,9 @@ class EncoderInputs:
     num_padding_tokens: int
     num_patches: int
     """Image patches that enter the vision tower."""
+    read_tokens: Tensor | None = None
+    """The tokens whose hidden states the pooler reads; int64 [M], indices into the concatenated rows, on this
+    chunk's device. None: all. A backbone may return any finite state for the others."""
     num_cut_texts: int = 0
     """Turns whose text was cut to the backbone's context, if the recipe allows that."""
 
@@ -125,7 +128,8 @@ class TurnStates:
     """The output of a backbone for one chunk."""
 
     hidden: Tensor
-    """[T, H]: the last hidden state of every token, rows concatenated."""
+    """[T, H]: the last hidden state of every token that is read, rows concatenated; see
+    `EncoderInputs.read_tokens`."""
     spans: TurnSpans
     ids: TurnIds
 

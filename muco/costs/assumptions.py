@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from muco.config.yaml_lines import read_yaml
@@ -15,7 +16,9 @@ from muco.core.errors import MucoError, RecipeError, did_you_mean
 from muco.core.image import EncodedImage
 from muco.core.layers import DialogueShape
 from muco.core.packer import Packer
+from muco.core.pooler import Pooler
 from muco.core.sample import Content, Pair, Sample
+from muco.core.turns import TurnSpans
 
 
 class Assumptions(ComponentConfig):
@@ -75,29 +78,42 @@ class AssumedSide:
     num_turns: int
 
 
-def assumed_sides(packer: Packer, assumed: Assumptions) -> tuple[AssumedSide, AssumedSide]:
-    """Return queries and targets of one sample, as the packer arranges them."""
+def assumed_sides(
+    packer: Packer, assumed: Assumptions, pooler: Pooler | None = None
+) -> tuple[AssumedSide, AssumedSide]:
+    """Return queries and targets of one sample, as the packer arranges them and the pooler reads them."""
     query, target = (" ".join(["word"] * each) for each in (assumed.query_words, assumed.target_words))
     pairs = tuple(Pair(f"turn_{index}", (Content(query),), Content(target)) for index in range(assumed.turns))
     image = EncodedImage(b"never read: its size is assumed")
     sample = Sample("assumed", "assumed", (image,), pairs, caption=target)
     packed = packer.pack(sample, batch_random=Random(0), sample_random=Random(0))
-    return _side(packed.queries, assumed), _side(packed.targets + packed.negatives, assumed)
+    targets = packed.targets + packed.negatives
+    return _side(packed.queries, assumed, pooler), _side(targets, assumed, pooler)
 
 
-def _side(dialogues: Sequence[Dialogue], assumed: Assumptions) -> AssumedSide:
-    shapes = tuple(_shape(each, assumed) for each in dialogues)
+def _side(dialogues: Sequence[Dialogue], assumed: Assumptions, pooler: Pooler | None) -> AssumedSide:
+    shapes = tuple(_shape(each, assumed, pooler) for each in dialogues)
     return AssumedSide(shapes, sum(len(each.turn_tokens) for each in shapes))
 
 
-def _shape(dialogue: Dialogue, assumed: Assumptions) -> DialogueShape:
+def _shape(dialogue: Dialogue, assumed: Assumptions, pooler: Pooler | None) -> DialogueShape:
     contents = [[message.content for message in turn.messages] for turn in dialogue.turns]
     images = [*dialogue.images, *(image for turn in contents for content in turn for image in content.images)]
+    turn_tokens = tuple(
+        sum(len(content.text.split()) for content in turn) + assumed.turn_tokens for turn in contents
+    )
     return DialogueShape(
         prefix_tokens=len(dialogue.system.split()),
         images=((assumed.image_width, assumed.image_height),) * len(images),
-        turn_tokens=tuple(
-            sum(len(content.text.split()) for content in turn) + assumed.turn_tokens for turn in contents
-        ),
+        turn_tokens=turn_tokens,
         isolated=dialogue.context == "isolated",
+        num_read=_num_read(pooler, turn_tokens),
     )
+
+
+def _num_read(pooler: Pooler | None, turn_tokens: Sequence[int]) -> int | None:
+    if pooler is None:
+        return None
+    stop = torch.tensor(turn_tokens, dtype=torch.int64).cumsum(0)
+    read = pooler.reads(TurnSpans(token=stop - 1, start=stop - torch.tensor(turn_tokens), stop=stop))
+    return None if read is None else len(read)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from muco.core.backbone import Backbone
+from muco.core.encoder import TurnEncoder
 from muco.core.layers import ModelLayers, join_lengths
 from muco.core.turns import EncoderInputs
 from muco.costs.count import Flops, count_part
@@ -19,7 +20,7 @@ class BatchFlops:
     """Counts forward and backward passes, all pairs of attention, nothing that is computed again."""
 
     layers: ModelLayers
-    embedding_dim: int
+    model: TurnEncoder
     symmetric: bool
     """Whether the loss compares the sides in both directions."""
 
@@ -30,16 +31,17 @@ class BatchFlops:
         if backbone.sizes is None:
             return None
         layers = cast("type[Backbone]", ref.cls).layers_of(ref.config, backbone.sizes)
-        return layers and cls(layers, model.encoder.pooler.embedding_dim, model.loss.symmetric)
+        return layers and cls(layers, model.encoder, model.loss.symmetric)
 
     def encoder(self, chunks: Sequence[EncoderInputs]) -> int:
         """Return the FLOPs of encoding chunks, and of the way back."""
-        lengths = join_lengths([self.layers.lengths_of(chunk) for chunk in chunks])
+        lengths = join_lengths([self.layers.lengths_of(self.model.reading(chunk)) for chunk in chunks])
         return _both(*(count_part(part, lengths, calls=len(chunks)) for part in self.layers.parts))
 
     def loss(self, num_queries: int, num_targets: int) -> int:
         """Return the FLOPs of the loss over all processes."""
-        return _both(count_loss(num_queries, num_targets, self.embedding_dim, symmetric=self.symmetric))
+        dim = self.model.pooler.embedding_dim
+        return _both(count_loss(num_queries, num_targets, dim, symmetric=self.symmetric))
 
 
 def _both(*parts: Flops) -> int:

@@ -65,10 +65,11 @@ def _count_layer(block: Block, lengths: Lengths, calls: int, input_gradient: boo
         calls: the number of chunks.
         input_gradient: whether the input of the layer needs a gradient.
     """
-    rows = sum(lengths.of.get(block.rows, ()))
+    of_block = lengths.of.get(block.rows, ())
+    rows = {each: sum(lengths.of.get(each.rows or block.rows, of_block)) for each in block.linears}
     steps = list(_gradients(block, input_gradient))
-    forward = sum(_forward(each, rows, calls) for each, _, _ in steps)
-    backward = sum(_backward(each, rows, needs) for each, needs, _ in steps)
+    forward = sum(_forward(each, rows[each], calls) for each, _, _ in steps)
+    backward = sum(_backward(each, rows[each], needs) for each, needs, _ in steps)
     has_gradient = block.used and any(after for _, _, after in steps)
     attention, excluded = _attention(block, lengths)
     qkv_gradient = input_gradient or any(
@@ -76,11 +77,11 @@ def _count_layer(block: Block, lengths: Lengths, calls: int, input_gradient: boo
     )
     factor = 2 if qkv_gradient and block.used else 0
     again = block.checkpointed and has_gradient
+    last = block.linears[-1]
     return Flops(
         forward=forward + attention,
         backward=(backward if block.used else 0) + factor * attention,
-        # torch stops at the last tensor that the backward pass reads: the input of the last product.
-        recomputed=forward + attention - _last_product(block.linears[-1], rows) if again else 0,
+        recomputed=forward + attention - _not_recomputed(last, rows[last], lengths) if again else 0,
         masked=(1 + factor) * excluded,
         scores=factor * attention // 4,
     )
@@ -111,10 +112,14 @@ def _backward(linear: Linear, rows: int, needs_input: bool) -> int:
     return 2 * rows * (products + adapter)
 
 
-def _last_product(linear: Linear, rows: int) -> int:
-    if linear.dora:
+def _not_recomputed(last: Linear, rows: int, lengths: Lengths) -> int:
+    """Return the FLOPs after the last tensor that the backward pass reads, where torch stops.
+
+    It is the input of the last product, or the index that puts the rows of this product among the others.
+    """
+    if last.dora or last.rows in lengths.of:
         return 0
-    return 2 * rows * linear.outputs * (linear.rank or linear.inputs)
+    return 2 * rows * last.outputs * (last.rank or last.inputs)
 
 
 def _attention(block: Block, lengths: Lengths) -> tuple[int, int]:

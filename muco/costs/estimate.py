@@ -55,21 +55,20 @@ def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any
     """
     known = known_layers(recipe.backbone, sizes_of)
     packer: Packer = recipe.packer.make()
-    sides = assumed_sides(packer, assumed)
+    pooler: Pooler = recipe.pooler.make(hidden_dim=known.layers.hidden_dim)
+    sides = assumed_sides(packer, assumed, pooler)
     of_image = [known.layers.lengths_for(side.dialogues) for side in sides]
     tokens, patches = (
         [assumed.images * sum(each.of.get(name, ())) for each in of_image] for name in ("tokens", "patches")
     )
     queries, targets = (side.num_turns * assumed.images for side in sides)
     loss = recipe.loss.make()
-    pooler = cast("type[Pooler]", recipe.pooler.cls)
-    dim = pooler.embedding_dim_of(recipe.pooler.config, known.layers.hidden_dim)
     chunks, twice = _count_chunks(recipe.train, list(map(max, tokens, patches)))
     num_twice = [assumed.images * again // max(every, 1) for again, every in zip(twice, chunks, strict=True)]
     step = count_step(
         known.layers.parts,
         Chunks(_of_images(of_image, [assumed.images] * len(sides)), sum(chunks)),
-        loss=count_loss(queries, targets, dim or known.layers.hidden_dim, symmetric=loss.symmetric),
+        loss=count_loss(queries, targets, pooler.embedding_dim, symmetric=loss.symmetric),
         twice=Chunks(_of_images(of_image, num_twice), sum(twice)),
     )
     return Estimate(step, known.source, queries, targets, *tokens)

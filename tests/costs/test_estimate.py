@@ -32,9 +32,11 @@ def test_the_lengths_of_an_image_of_any_size_are_those_of_its_chunk(name: str):
         expected = layers.lengths_for(shapes)
         prepared = processor.prepare([packer.inference(Content("a", (picture("red", size),)))])
         actual = layers.lengths_of(prepared)
-        assert {key: list(value) for key, value in expected.of.items() if key != "tokens"} == {
-            key: list(value) for key, value in actual.of.items() if key != "tokens"
-        }
+        expected, actual = (
+            {key: list(value) for key, value in lengths.of.items() if key != "tokens"}
+            for lengths in (expected, actual)
+        )
+        assert expected == actual
 
 
 def backbone(name: str, **settings: object) -> ComponentRef:

@@ -33,7 +33,7 @@ def test_table_5_beside_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "printed"), list(zip(COLUMNS, ("15.58", "19.60", "27.81"), strict=True))
+    ("overrides", "printed"), list(zip(COLUMNS, ("15.21", "19.09", "27.30"), strict=True))
 )
 def test_the_batch_of_table_a(overrides: list[str], printed: str):
     sizes = {"image_width": 840, "image_height": 560, "query_words": 79, "target_words": 73, "images": 1024}

@@ -60,7 +60,7 @@ def test_hardware_flops_are_what_a_step_computes(name: str, grad_cache: bool, se
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stepper(inputs)
     layers = cls.layers_of(config, backbone.sizes)
-    lengths = [layers.lengths_of(chunk) for chunk in chunks]
+    lengths = [layers.lengths_of(encoder.reading(chunk)) for chunk in chunks]
     # The chunk with the image is the larger one, whose activations are held.
     twice = Chunks(lengths[1], 1) if grad_cache else None
     step = count_step(layers.parts, Chunks(join_lengths(lengths), 2), loss=Flops(), twice=twice)

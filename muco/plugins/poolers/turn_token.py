@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from muco.core.turns import TurnStates
+from muco.core.turns import TurnSpans, TurnStates
 from muco.plugins.poolers.projection import ProjectedPooler
 
 
@@ -16,6 +16,9 @@ class TurnToken(ProjectedPooler):
     """
 
     pooled = "turn_token"
+
+    def reads(self, spans: TurnSpans) -> Tensor:
+        return spans.token
 
     def reduce(self, states: TurnStates) -> Tensor:
         return states.hidden[states.spans.token]

@@ -35,6 +35,7 @@ from muco.plugins.backbones.decoder.attention import (
     layout_of,
 )
 from muco.plugins.backbones.decoder.export import export_model, export_processor, refuse_export
+from muco.plugins.backbones.decoder.last_layer import LastLayer
 from muco.plugins.backbones.decoder.packing import segment_mask
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.random_init import DecoderSizes
@@ -142,6 +143,7 @@ class DecoderBackbone(AdaptedBackbone):
             attend_within(self.language)
         if config.gradient_checkpointing:
             self.checkpoint_gradients()
+        self.last_layer = LastLayer()
         text_config = model.config.get_text_config()
         self.hidden_dim = text_config.hidden_size
         processor.max_positions = getattr(text_config, "max_position_embeddings", None)
@@ -172,6 +174,15 @@ class DecoderBackbone(AdaptedBackbone):
 
     def token_rows(self) -> TokenRows:
         return TokenRows(self.model.get_input_embeddings(), (self.processor.emb_id, self.processor.mask_id))
+
+    def set_up(self, config: Any, *, start: str | None = None) -> Self:
+        super().set_up(config, start=start)
+        self.last_layer.attach(self.language.layers[-1])
+        return self
+
+    def merge_adapters(self) -> None:
+        super().merge_adapters()
+        self.last_layer.attach(self.language.layers[-1])
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, state_dict=self.save_weights(folder))
@@ -214,6 +225,7 @@ class DecoderBackbone(AdaptedBackbone):
             inputs_embeds=embeds_RLH,
             position_ids=position_ids if len(position_ids) > 1 else position_ids[0],
             use_cache=False,
+            read_tokens=inputs.read_tokens,
             **self.attention(inputs.tensors, embeds_RLH.dtype),
             **arguments,
         ).last_hidden_state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ from muco.plugins.backbones.lora import AdaptedSettings, AdapterSettings, adapte
 
 TOKENS = "tokens"
 """Name of the lengths of dialogues, or of padded rows."""
+_READ = "read tokens"
+"""Name of the number of tokens whose hidden states are read."""
 
 Trained = Literal["all", "adapters", "nothing"]
 
@@ -69,6 +71,8 @@ class DecoderLayers(ModelLayers):
         else:
             row_of_token = torch.arange(rows).repeat_interleave(length)
             of[TOKENS] = [length] * rows
+        if chunk.read_tokens is not None:
+            of[_READ] = [len(chunk.read_tokens)]
         segment_of_token = torch.full_like(row_of_token, PREFIX) if segments is None else segments.flatten()
         ids, counts = torch.stack([row_of_token, segment_of_token]).unique_consecutive(
             dim=1, return_counts=True
@@ -90,6 +94,8 @@ class DecoderLayers(ModelLayers):
                     of.setdefault(name, []).extend(lengths)
             turns = dialogue.turn_tokens
             of[TOKENS].append(prefix + sum(turns))
+            if dialogue.num_read is not None:
+                of.setdefault(_READ, []).append(dialogue.num_read)
             if dialogue.isolated:
                 visible += self._visible([(PREFIX, prefix), *enumerate(turns, PREFIX + 1)])
             else:
@@ -125,15 +131,22 @@ def language_model(text: Mapping[str, Any], config: AdaptedSettings, *, checkpoi
         ("mlp.up_proj", dim, mlp),
         ("mlp.down_proj", mlp, dim),
     )
-    block = Block(
+    layer = Block(
         make_linears(linears, trained, config.adapter, num_reading=3),
         rows=TOKENS,
-        repeats=text["num_hidden_layers"],
         attention_dim=heads * head,
         checkpointed=checkpointed,
     )
+    others = [replace(layer, repeats=text["num_hidden_layers"] - 1)] if text["num_hidden_layers"] > 1 else []
+    last = replace(
+        layer,
+        linears=tuple(
+            each if each.name in ("self_attn.k_proj", "self_attn.v_proj") else replace(each, rows=_READ)
+            for each in layer.linears
+        ),
+    )
     # The embeddings of tokens are trained: all of them, or the rows of the new ones.
-    return Part("language model", (block,), input_gradient=True)
+    return Part("language model", (*others, last), input_gradient=True)
 
 
 def make_linears(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from muco.plugins.backbones.decoder.attention.segments import Segment, segments_of
@@ -48,21 +49,24 @@ class BucketLayout:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float
     ) -> Tensor:
         """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d]."""
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
         parts = []
         for bucket in self.buckets:
-            out, _ = sdpa_attention_forward(
-                module,
+            keys, values = _gather(key, bucket.keys), _gather(value, bucket.keys)
+            if bucket.mask is not None and query.device.type != "cpu":
+                # The kernels of CUDA that take a mask need as many heads of keys as of queries.
+                groups = query.shape[1] // key.shape[1]
+                keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
+            out = F.scaled_dot_product_attention(
                 _gather(query, bucket.queries),
-                _gather(key, bucket.keys),
-                _gather(value, bucket.keys),
-                bucket.mask,
-                dropout=dropout,
-                scaling=scaling,
-                is_causal=self.causal,
+                keys,
+                values,
+                attn_mask=bucket.mask,
+                dropout_p=dropout,
+                is_causal=self.causal and bucket.mask is None,
+                scale=scaling,
+                enable_gqa=keys.shape[1] < query.shape[1],
             )
-            parts.append(out.flatten(0, 1))
+            parts.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(parts).index_select(0, self.back)[None]
 
 

@@ -82,6 +82,10 @@ class Ranks:
         dist.all_reduce(greatest, dist.ReduceOp.MAX)
         return int(greatest)
 
+    def least(self, value: int) -> int:
+        """Return the least of the processes' values."""
+        return -self.greatest(-value)
+
     def gather(self, turns: TurnEmbeddings) -> TurnEmbeddings:
         """Return the turns of all processes, by rank, with gradient for every turn.
 

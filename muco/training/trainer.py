@@ -21,33 +21,18 @@ from torch.utils.data import DataLoader
 from muco.config.recipe import TrainSettings
 from muco.core.errors import MucoError
 from muco.core.ids import stable_id
-from muco.costs.batch import BatchFlops
-from muco.costs.tables import peak_flops
 from muco.distributed.fsdp import Shards, clip_gradients, fsdp_requested
 from muco.distributed.ranks import Ranks
 from muco.distributed.shutdown import GracefulShutdown, Interrupted, ignore_stop_signals
 from muco.model.build import Model
 from muco.training.batches import StepBatches, StepInputs
 from muco.training.checkpoint import Origin, Progress, checkpoints, save_checkpoint
+from muco.training.chunk_choice import ChunkChoice
 from muco.training.early_stopping import best_of, best_with, must_stop
-from muco.training.log import (
-    UNREADABLE_FILE,
-    LoggedStep,
-    TrainLog,
-    UnreadableSample,
-    append_unreadable,
-    cut_lines,
-)
-from muco.training.optimizer import learning_rate_share, make_optimizers
-from muco.training.sizing import (
-    ChunkMemory,
-    choose_chunk_tokens,
-    describe_step,
-    longest_fits,
-    measure_chunks,
-    predict_memory,
-)
-from muco.training.step import StepLoss, Stepper
+from muco.training.figures import Figures
+from muco.training.log import UNREADABLE_FILE, TrainLog, UnreadableSample, append_unreadable, cut_lines
+from muco.training.optimizer import make_optimizers
+from muco.training.step import Stepper
 from muco.training.validation import Validator
 
 _MIN_SAMPLES = 1000
@@ -104,6 +89,46 @@ class Trainer:
         finite, too many samples cannot be read, a data worker was killed, or the disk is full. With
         `train.early_stopping` the last step may come earlier.
         """
+        settings, start = self.settings, self.progress.step
+        self._set_up()
+        self._choose_chunks()
+        if self.ranks.is_main:
+            cut_lines(self.folder / UNREADABLE_FILE, start)
+        self.ranks.wait()
+        with GracefulShutdown() as shutdown, self._open_log(start) or nullcontext() as log:
+            if self._validation_is_due:  # a stop signal came before it
+                self._validate(log)
+                self._save()
+            began = time.perf_counter()
+            for inputs in () if self._has_stopped else self._loader(start):
+                waited = time.perf_counter() - began
+                self._step(inputs)
+                now = time.perf_counter()
+                self._figures.add_seconds(now - began, waited=waited)
+                began = now
+                self._log(log, inputs)
+                step = self.progress.step
+                # The signal that any process received: all stop after the same step.
+                signum = self.ranks.greatest(shutdown.signum or 0)
+                if self._validation_is_due and not signum:
+                    self._validate(log)
+                is_best = self.progress.best is not None and self.progress.best.step == step
+                ends = signum or step == settings.num_steps or self._has_stopped
+                if ends or is_best or step % settings.checkpoint_every == 0:
+                    self._save()
+                began = time.perf_counter()
+                if signum:
+                    raise Interrupted(
+                        f"stopped after step {step} of {settings.num_steps}; the checkpoint is written. "
+                        "Go on with --resume.",
+                        signum,
+                    )
+                if self._has_stopped:
+                    self.console.print(self._describe_early_stop())
+                    break
+
+    def _set_up(self) -> None:
+        """Move the model to this process's device, and make what trains it."""
         settings = self.settings
         on_cpu = not torch.cuda.is_available()
         precision = _precision(settings.precision)
@@ -131,116 +156,15 @@ class Trainer:
             grad_cache=settings.grad_cache,
             offload_images=settings.offload_image_features,
         )
+        self._figures = Figures.of(self.model, settings, self.progress, self.ranks, precision)
 
-        self._flops = BatchFlops.of(self.model)
-        self._peak = self._peak_flops()
-        start = self.progress.step
-        self._choose_chunks(start)
-        if self.ranks.is_main:
-            cut_lines(self.folder / UNREADABLE_FILE, start)
-        self.ranks.wait()
-        with GracefulShutdown() as shutdown, self._open_log(start) or nullcontext() as log:
-            if self._validation_is_due:  # a stop signal came before it
-                self._validate(log)
-                self._save()
-            began = time.perf_counter()
-            for inputs in () if self._has_stopped else self._loader(start):
-                self._wait = time.perf_counter() - began
-                self._step(inputs)
-                now = time.perf_counter()
-                self.progress.train_seconds += now - began
-                self._count("seconds", now - began)
-                began = now
-                self._log(log, inputs)
-                step = self.progress.step
-                # The signal that any process received: all stop after the same step.
-                signum = self.ranks.greatest(shutdown.signum or 0)
-                if self._validation_is_due and not signum:
-                    self._validate(log)
-                is_best = self.progress.best is not None and self.progress.best.step == step
-                ends = signum or step == settings.num_steps or self._has_stopped
-                if ends or is_best or step % settings.checkpoint_every == 0:
-                    self._save()
-                began = time.perf_counter()
-                if signum:
-                    raise Interrupted(
-                        f"stopped after step {step} of {settings.num_steps}; the checkpoint is written. "
-                        "Go on with --resume.",
-                        signum,
-                    )
-                if self._has_stopped:
-                    self.console.print(self._describe_early_stop())
-                    break
-
-    def _choose_chunks(self, step: int) -> None:
-        """Choose the size of a chunk and print the sizes of the first batch.
-
-        The main process measures for all, because it always has samples. Where layers are gathered one by
-        one, the others encode its chunks with it.
-        """
-        stepper, progress = self._stepper, self.progress
+    def _choose_chunks(self) -> None:
+        """Split the batches into chunks of the size that the recipe or the memory allows."""
         state_bytes = self._optimizers.state_bytes()
-        measures = self.ranks.is_main or stepper.shards.by_layer
-        singles = self.batches.of_rank(0).chunked(1)[step] if measures else None
-        chunk_tokens = self.settings.chunk_tokens
-        if chunk_tokens == "auto":
-            memory = self._choose_chunk_tokens(singles, state_bytes)
-            chunk_tokens = progress.chunk_tokens
-        else:
-            memory = self._measure(singles)
+        choice = ChunkChoice(self._stepper, self.batches, self.progress, state_bytes, self.console)
+        chunk_tokens = choice.choose(self.settings.chunk_tokens, self.progress.step)
         self.batches = self.batches.chunked(chunk_tokens)
-        self._stepper = stepper = replace(stepper, held_tokens=chunk_tokens or 0)
-        inputs = self.batches[step]
-        for line in describe_step(inputs, stepper, self.ranks):
-            self.console.print(line)
-        if memory is not None:
-            self.console.print(str(predict_memory(stepper, memory, inputs, state_bytes)))
-
-    def _choose_chunk_tokens(self, singles: StepInputs | None, state_bytes: int) -> ChunkMemory | None:
-        """Set what `chunk_tokens: auto` chooses in `progress`, and return the measured memory.
-
-        A resumed run keeps what was chosen. A batch that cannot be read decides nothing.
-        """
-        stepper, progress = self._stepper, self.progress
-        if progress.gradient_checkpointing:
-            self._checkpoint_gradients()
-        memory = self._measure(singles)
-        batch = singles if singles and singles.samples and not progress.chunk_tokens else None
-        if batch is not None:
-            progress.gradient_checkpointing = not longest_fits(stepper, memory, batch, state_bytes)
-        progress.gradient_checkpointing = bool(self.ranks.greatest(progress.gradient_checkpointing))
-        if progress.gradient_checkpointing and self._checkpoint_gradients():
-            memory = self._measure(singles)
-        if batch is not None:
-            progress.chunk_tokens = choose_chunk_tokens(stepper, memory, batch, state_bytes)
-        progress.chunk_tokens = self.ranks.greatest(progress.chunk_tokens or 0) or None
-        chosen = "each side of a batch" if progress.chunk_tokens is None else f"{progress.chunk_tokens:,}"
-        self.console.print(f"chunk_tokens: auto takes {chosen}")
-        return memory
-
-    def _checkpoint_gradients(self) -> bool:
-        """Turn gradient checkpointing on; return whether this changes anything."""
-        changes = self._stepper.encoder.backbone.checkpoint_gradients()
-        if changes:
-            self.console.print("chunk_tokens: auto turns backbone.gradient_checkpointing on")
-        return changes
-
-    def _measure(self, singles: StepInputs | None) -> ChunkMemory | None:
-        """Measure chunks of a batch, each dialogue of which is a chunk in `singles`."""
-        stepper = self._stepper
-        with stepper.shards.step(stepper.encoder):
-            memory = singles and measure_chunks(stepper, self.batches.of_rank(0), singles)
-            for weight in stepper.parameters():
-                weight.grad = None
-        return memory
-
-    def _peak_flops(self) -> float | None:
-        """Return the FLOP/s of all processes' devices in the run's precision; None if it is not known."""
-        device = self._stepper.device
-        if device.type != "cuda" or _precision(self.settings.precision) != "bf16":
-            return None
-        peak = peak_flops(torch.cuda.get_device_name(device))
-        return None if peak is None else peak * self.ranks.world_size
+        self._stepper = replace(self._stepper, held_tokens=chunk_tokens or 0)
 
     def _open_log(self, start: int) -> TrainLog | None:
         """Return the log of the main process; the others have none."""
@@ -321,71 +245,17 @@ class Trainer:
                 f"unchanged. {samples}"
             )
         self._optimizers.step(inputs.step)
-        self._add_to_progress(inputs, result, float(norm))
-
-    def _add_to_progress(self, inputs: StepInputs, result: StepLoss, norm: float) -> None:
-        """Add the step to the run's progress and to the sums of the next line of the log."""
-        chunks = inputs.queries.chunks + inputs.targets.chunks
-        own = {
-            "samples": len(inputs.samples),
-            "tokens": sum(chunk.num_tokens for chunk in chunks),
-            "padding": sum(chunk.num_padding_tokens for chunk in chunks),
-            "cut_texts": sum(chunk.num_cut_texts for chunk in chunks),
-        }
-        if self.settings.max_dialogue_tokens is not None:
-            own["count/dropped_turns"] = inputs.num_dropped
-        if self._flops is not None:
-            own |= {"model_flops": self._flops.encoder(chunks), "targets": len(inputs.targets.ids)}
-        all_ranks = self.ranks.sums(own, self._stepper.device)
-        if self._flops is not None:
-            num_targets = int(all_ranks.pop("targets"))
-            all_ranks["model_flops"] += self._flops.loss(result.num_turns, num_targets)
-        if cut_texts := all_ranks.pop("cut_texts"):
-            self._count("count/cut_texts", cut_texts)
-        self.progress.step = inputs.step + 1
-        self.progress.samples_seen += int(all_ranks["samples"])
-        self.progress.pairs_seen += result.num_turns
-        self.progress.tokens_seen += int(all_ranks["tokens"])
-        figures = {"steps": 1, "loss": result.mean, "grad_norm": norm, "pairs": result.num_turns}
-        figures |= {"wait": self._wait, **all_ranks}
-        figures |= {f"count/{name}": count for name, count in result.counts.items()}
-        figures |= {f"rate/{name}": count for name, count in result.rates.items()}
-        for name, figure in figures.items():
-            self._count(name, figure)
-
-    def _count(self, name: str, value: float) -> None:
-        self.progress.window[name] = self.progress.window.get(name, 0.0) + value
+        self._figures.add_step(inputs, result, float(norm))
 
     def _log(self, log: TrainLog | None, inputs: StepInputs) -> None:
         """Write a line if one is due, over the steps since the line before."""
-        settings, step = self.settings, self.progress.step
+        step = self.progress.step
         if log is not None:
             log.advance(step)
-        if step % settings.log_every and step != settings.num_steps:
-            return
-        sums, self.progress.window = self.progress.window, {}
-        if log is None:
-            return
-        steps, seconds = sums["steps"], sums["seconds"]
-        flops = sums.get("model_flops")
-        line = LoggedStep(
-            step=step,
-            epoch=inputs.epoch,
-            loss=sums["loss"] / steps,
-            lr=settings.learning_rate * learning_rate_share(settings, inputs.step),
-            grad_norm=sums["grad_norm"] / steps,
-            pairs_per_second=sums["pairs"] / seconds,
-            samples_per_second=sums["samples"] / seconds,
-            tokens=round(sums["tokens"] / steps),
-            padding_share=sums["padding"] / max(sums["tokens"] + sums["padding"], 1),
-            wait_share=sums["wait"] / seconds,
-            model_flops=None if flops is None else round(flops / steps),
-            flops_per_second=None if flops is None else flops / seconds,
-            utilization=None if flops is None or self._peak is None else flops / seconds / self._peak,
-            counts={name[6:]: sums[name] / steps for name in sums if name.startswith("count/")},
-            **{name[5:]: sums[name] / sums["pairs"] for name in sums if name.startswith("rate/")},
-        )
-        log.write(line)
+        if step % self.settings.log_every == 0 or step == self.settings.num_steps:
+            line = self._figures.take_line(inputs)
+            if log is not None:
+                log.write(line)
 
     def _validate(self, log: TrainLog | None) -> None:
         """Score the suites with the weights of this step, and update the best scores in all processes."""

@@ -134,6 +134,8 @@ def load_grid(name: str, *, bases: Sequence[str] = ()) -> tuple[Grid, Lines]:
         RecipeError: the grid has problems; the error lists all of them.
     """
     values, lines = read_recipe(name)
+    if "data" in values and not values.keys() & {"base", "stages"}:
+        raise MucoError(f"{name}: this is a recipe, not a grid; `muco-run {name}` runs it")
     values.setdefault("name", Path(name).stem)
     for base in bases:
         _replace_base(name, values, lines, base)

@@ -96,7 +96,7 @@ def run_command(
         from muco.commands.check import check as check_run
 
         notes = check_run(loaded, recipe)
-        console.print(f"{recipe}: fine; it runs as {loaded.name}")
+        console.print(f"{recipe}: no problems; the run's folder is {to or Path('runs', loaded.name)}")
         for note in notes:
             console.print(f"note: {note}")
         return

@@ -70,7 +70,7 @@ def mine(
     evaluation = source.evaluation(f"muco mine {model}", overrides=overrides)
     folder = to or (source.run and source.run / "mined")
     if folder is None:
-        raise MucoError(f"{model} is no run folder; say where the graph goes with --to")
+        raise MucoError(f"{model} is not a run folder; name the folder of the graphs with --to")
     readers = _readers(source.run, shards)
     _check(readers, range_min, range_max, num_negatives)
     teacher = source.load(evaluation.model)

@@ -15,7 +15,7 @@ from muco.config.recipe import Recipe
 from muco.config.schema_walk import is_component
 from muco.config.yaml_lines import Lines, read_yaml
 from muco.core.component_ref import is_mapping
-from muco.core.errors import MucoError, Problem, RecipeError, did_you_mean
+from muco.core.errors import MucoError, Problem, RecipeError, closest
 from muco.core.registry import Registry, default_registry
 
 S = TypeVar("S", bound=BaseModel)
@@ -34,13 +34,17 @@ def find_recipe(name: str) -> Path:
     for candidate in (shipped / relative, (shipped / relative).with_suffix(".yaml")):
         if candidate.is_file() and not path.is_absolute() and ".." not in path.parts:
             return candidate
-    names = sorted(file.relative_to(shipped).as_posix() for file in shipped.rglob("*.yaml"))
-    names = [file for file in names if relative.parent in Path(file).parents] or names
-    raise MucoError(
-        f"{name}: no such file, and no recipe of that name is shipped."
-        f"{did_you_mean(relative.as_posix(), names)}\n"
-        "Shipped: " + ", ".join(f"recipes/{file}" for file in names)
-    )
+    raise MucoError(f"{name}: no such file, and no recipe of that name is shipped.{_near(relative, shipped)}")
+
+
+def _near(path: Path, shipped: Path) -> str:
+    """Return the shipped recipe of a similar name as a question, or else the names of all in the folder."""
+    files = sorted(shipped.rglob("*.yaml"))
+    names = {file.stem: f"recipes/{file.relative_to(shipped).as_posix()}" for file in files}
+    if near := closest(path.stem, list(names)):
+        return f" Did you mean {names[near]!r}?"
+    folder = shipped / path.parent if (shipped / path.parent).is_dir() else shipped
+    return "\nShipped: " + ", ".join(names[file.stem] for file in files if file.parent == folder)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry | None = None) -> Recipe:
@@ -56,6 +60,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, registry: Registry 
         RecipeError: the recipe has problems; the error lists all of them.
     """
     values, lines = read_recipe(name)
+    if "data" not in values and values.keys() & {"base", "stages"}:
+        raise MucoError(f"{name}: this is a grid, not a recipe; `muco ablate {name}` runs it")
     return validate_settings(Recipe, values, overrides, title=name, lines=lines, registry=registry)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from muco.config.schema_walk import allowed_keys
+from muco.config.schema_walk import allowed_keys, is_component
 from muco.config.yaml_lines import KeyPath, Lines, dotted
 from muco.core.component_ref import is_mapping
 from muco.core.errors import Problem, did_you_mean
@@ -97,7 +97,8 @@ def _message(
 ) -> str:
     kind = details[0]["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(str(path[-1]), allowed_keys(path[:-1], schema, values, registry))
+        known = allowed_keys(path[:-1], schema, values, registry)
+        return _unknown_key(str(path[-1]), known, _component_name(path[:-1], schema, values, registry))
     if kind == "invalid_key" or (kind == "string_type" and details[0]["loc"][-1] == "[key]"):
         return "a key must be text; write it in quotes"
     if kind == "missing":
@@ -132,9 +133,19 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _unknown_key(key: str, allowed: list[str]) -> str:
+def _unknown_key(key: str, allowed: list[str], component: str) -> str:
     renamed = RENAMED.get(key, "")
     if renamed.split(":")[0] in allowed:
         return f"this key is now `{renamed}`"
     near = did_you_mean(key, allowed)
-    return f"no such key.{near}" + (f" Allowed: {', '.join(allowed)}" if allowed and not near else "")
+    missing = f"`{component}` has no such key" if component else "no such key"
+    return f"{missing}.{near}" + (f" Allowed: {', '.join(allowed)}" if allowed and not near else "")
+
+
+def _component_name(path: KeyPath, schema: type[BaseModel], values: Any, registry: Registry) -> str:
+    """Return the name of the component whose settings are at `path`; empty for other keys."""
+    if not is_component(path, schema, values, registry):
+        return ""
+    for key in path:
+        values = values[key]
+    return str(values["name"]) if is_mapping(values) else ""

@@ -57,6 +57,8 @@ class ComponentRef(Generic[T]):
         if isinstance(value, str):
             value = {"name": value}
         if not is_mapping(value) or not isinstance(value.get("name"), str):
+            if is_mapping(value) and "name" not in value:
+                raise PydanticCustomError("component", f"`name` is missing: which {kind}?")
             raise PydanticCustomError("component", f"must be a mapping with the `name` of a {kind}")
         context: dict[str, Any] = info.context or {}
         registry: Registry = context.get("registry") or default_registry()

@@ -59,9 +59,14 @@ def library_errors(message: str) -> Generator[None]:
         raise DataError(f"{message}: {str(error) or type(error).__name__}") from error
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return ` Did you mean 'x'?` for the closest known word, or an empty string."""
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word that is most like a misspelt one; None if none is."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return next(iter(get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest known word, or an empty string."""
+    near = closest(word, known)
+    return "" if near is None else f" Did you mean {near!r}?"

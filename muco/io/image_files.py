@@ -218,7 +218,9 @@ class ImageFiles:
             return f"image {_short(name)} is missing: {self.paths[0]} does not exist"
         num_archives = len(self._plain.paths) + len(self._compressed.paths)
         folders = ", ".join(existing)
-        return f"image {_short(name)} is missing below {folders}; {num_archives} archives were searched"
+        above = next((path.parent for path in self.paths if os.path.isfile(path.parent / name)), None)
+        hint = "" if above is None else f". It is in {above}: set `images` to this folder"
+        return f"image {_short(name)} is missing below {folders}; {num_archives} archives were searched{hint}"
 
 
 def _short(name: str) -> str:

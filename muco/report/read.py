@@ -81,7 +81,7 @@ def read_run(folder: Path) -> RunFiles:
     source = next((path for path in (run.path / name for name in _SETTINGS) if path.is_file()), None)
     if source is None:
         raise MucoError(
-            f"{folder}: no run folder, it has no recipe.yaml.\n"
+            f"{folder}: not a run folder, it has no recipe.yaml.\n"
             "Name the folder of a run, runs/<name>; `muco-run RECIPE` makes one."
         )
     text = source.read_text(encoding="utf-8", errors="replace")

@@ -156,5 +156,6 @@ def _check(
     if not (item.text or item.image or data):
         text, image = columns.text or "text", columns.image or "image"
         raise DataError(
-            f"neither text in {text!r} nor an image path in {image!r}. Columns: {', '.join(names)}"
+            f"neither text in column {text!r} nor an image path in column {image!r}. Columns: "
+            f"{', '.join(names)}. Name yours with --text and --image"
         )

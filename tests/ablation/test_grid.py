@@ -42,7 +42,7 @@ BAD = {
     ),
     "a setting that a component does not have": (
         BASE + "axes:\n  loss:\n  - infonce\n  - name: siglip\n    temperature: 0.1\n",
-        "line 6   loss.temperature: no such key. Allowed: name, duplicates, scale, bias, mask",
+        "line 6   loss.temperature: `siglip` has no such key. Allowed: name, duplicates, scale, bias, mask",
     ),
     "a value that a component refuses": (
         BASE + "variants:\n  a: {packer.context: sideways}\n",
@@ -116,6 +116,11 @@ def test_a_bad_grid_names_the_line_and_the_remedy(name, tmp_path):
     with pytest.raises(RecipeError) as raised:
         plan(tmp_path, text)
     assert message in str(raised.value)
+
+
+def test_a_recipe_is_no_grid(tmp_path):
+    with pytest.raises(MucoError, match=r"this is a recipe, not a grid; `muco-run .*grid\.yaml` runs it"):
+        plan(tmp_path, "data: {}\n")
 
 
 def test_all_problems_of_all_cells_are_reported_at_once_in_the_order_of_the_file(tmp_path):

@@ -77,7 +77,10 @@ def test_version_and_short_help_and_a_misspelt_command(muco, refused):
 def test_json_lines_and_no_lines(muco, refused):
     check = ("run", "quickstart", "--check")
     line = json.loads(muco(*check, "--log-format", "json")[0])
-    assert (line["event"], line["text"]) == ("message", "quickstart: fine; it runs as quickstart")
+    assert (line["event"], line["text"]) == (
+        "message",
+        "quickstart: no problems; the run's folder is runs/quickstart",
+    )
     assert muco(*check, "--quiet") == ("", "")
     assert "is not one of 'text', 'json'" in one_line(refused(*check, "--log-format", "xml"))
 
@@ -148,7 +151,7 @@ def test_a_setting_that_a_source_does_not_take_is_reported(refused, tmp_path, se
 
 def test_report_of_a_folder_that_is_no_run_is_reported(refused, tmp_path):
     output = refused("report", str(tmp_path))
-    assert f"{tmp_path}: no run folder" in output
+    assert f"{tmp_path}: not a run folder" in output
     assert "muco-run RECIPE" in output
 
 
@@ -187,14 +190,14 @@ def test_help_of_a_run_names_its_options(muco):
 
 def test_check_says_that_a_recipe_is_fine_and_runs_nothing(muco, tmp_path):
     out, _ = muco("run", "quickstart", "--check", "--set", "name=mine")
-    assert out == "quickstart: fine; it runs as mine\n"
+    assert out == "quickstart: no problems; the run's folder is runs/mine\n"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quikstart"], "Did you mean 'quickstart.yaml'?"),
+        (["quikstart"], "Did you mean 'recipes/quickstart.yaml'?"),
         (["quickstart", "--only", "bogus"], "'bogus' is not one of 'train', 'evaluate'"),
         (
             ["quickstart", "--resume", "--fresh"],

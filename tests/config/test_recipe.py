@@ -182,7 +182,8 @@ def test_a_recipe_is_frozen(load):
         ("seed: 0", "zzz: 0 # <-", "zzz: no such key. Allowed: name, seed, data, sampler,"),
         ("seed: 0", "seed: -1 # <-", "seed: must be greater than or equal to 0, not -1"),
         ("seed: 0", "seed: 0.5 # <-", "seed: must be a whole number"),
-        ("temperature", "temprature", "loss.temprature: no such key. Did you mean 'temperature'?"),
+        ("temperature", "temprature",
+         "loss.temprature: `multiturn_infonce` has no such key. Did you mean 'temperature'?"),
         ("temperature: 0.05", "temperature: warm # <-", "loss.temperature: must be a number"),
         ("temperature: 0.05", "temperature: .inf # <-", "loss.temperature: must be a finite number"),
         ("temperature: 0.05", "temperature: 0 # <-", "loss.temperature: must be greater than 0, not 0"),
@@ -191,13 +192,13 @@ def test_a_recipe_is_frozen(load):
         ("hidden_dim: 32", "hidden_dim: wide # <-",
          "backbone.random_init.hidden_dim: must be a whole number"),
         ("num_queries: 8", "num_querys: 8 # <-",
-         "evaluate.suites.0.num_querys: no such key. Did you mean 'num_queries'?"),
+         "evaluate.suites.0.num_querys: `scenes` has no such key. Did you mean 'num_queries'?"),
         ("    - name: scenes\n", "    - name: scenery # <-\n",
          "evaluate.suites.0.name: no suite named 'scenery'. Did you mean 'scenes'?"),
         ("    - name: scenes\n      num_queries: 8", "    - num_queries: 8 # <-",
-         "evaluate.suites.0: must be a mapping with the `name` of a suite"),
+         "evaluate.suites.0: `name` is missing: which suite?"),
         ("num_samples: 20", "num_sample: 20 # <-",
-         "data.scenes.source.num_sample: no such key. Did you mean 'num_samples'?"),
+         "data.scenes.source.num_sample: `scenes` has no such key. Did you mean 'num_samples'?"),
         ("    source:", "    sorce: # <-", "data.scenes.sorce: no such key. Did you mean 'source'?"),
         ("  scenes:\n", "  scenes: # <-\n    shards: here\n",
          "data.scenes: give either `source` or `shards`, not both or neither"),
@@ -281,14 +282,42 @@ def test_a_file_that_contains_no_recipe_is_refused(refusal, text, expected):
     assert expected in refusal(text)
 
 
-@pytest.mark.parametrize("name", ["quikstart", "recipes/quikstart.yaml", "elsewhere/quickstart.yaml"])
-def test_the_error_of_a_missing_file_names_the_nearest_shipped_recipe(name):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("quikstart", "quickstart"),
+        ("recipes/quikstart.yaml", "quickstart"),
+        ("elsewhere/quickstart.yaml", "quickstart"),
+        ("loses", "ablations/losses"),
+    ],
+)
+def test_the_error_of_a_missing_file_names_the_nearest_shipped_recipe(name, near):
     with pytest.raises(MucoError) as caught:
         load_recipe(name)
-    assert f"{name}: no such file" in str(caught.value)
-    assert "Did you mean 'quickstart" in str(caught.value)
+    assert str(caught.value).startswith(f"{name}: no such file")
+    assert str(caught.value).endswith(f"Did you mean 'recipes/{near}.yaml'?")
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "left_out"),
+    [
+        ("zzz", "recipes/quickstart.yaml", "losses"),
+        ("recipes/ablations/zzz.yaml", "recipes/ablations/losses.yaml", "quick"),
+    ],
+)
+def test_the_error_of_a_name_like_no_other_lists_the_shipped_files_of_its_folder(name, listed, left_out):
+    with pytest.raises(MucoError) as caught:
+        load_recipe(name)
     _, _, shipped = str(caught.value).partition("Shipped: ")
-    assert "recipes/quickstart.yaml" in shipped.split(", ")
+    assert listed in shipped.split(", ")
+    assert left_out not in shipped
+
+
+def test_a_grid_is_no_recipe():
+    with pytest.raises(
+        MucoError, match="this is a grid, not a recipe; `muco ablate recipes/ablations/losses"
+    ):
+        load_recipe("recipes/ablations/losses.yaml")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "recipes", "recipes/../recipes/quickstart", "/quickstart"])

@@ -60,6 +60,12 @@ def test_heads_of_names_that_say_nothing_may_differ(folder, member, name):
     assert ImageFiles([folder]).image(name).data == image_bytes(1)
 
 
+def test_a_name_that_starts_from_the_folder_above_is_missing_and_the_message_names_that_folder(folder):
+    write_files(folder, {"photos/1.jpg": image_bytes(1)})
+    with pytest.raises(DataError, match=f"It is in {folder}: set `images` to this folder"):
+        ImageFiles([folder / "photos"]).image("photos/1.jpg")
+
+
 @pytest.mark.parametrize("member", ["other/1.jpg", "cats/1.jpg", "../1.jpg", "/1.jpg"])
 def test_another_folders_file_is_another_image(folder, member):
     write_zip(folder / "photos.zip", {member: image_bytes(1)})

@@ -311,7 +311,7 @@ def test_a_path_or_an_instruction_that_is_not_unicode_is_refused(tmp_path):
 
 def test_the_first_reason_is_named_if_no_row_can_be_read(tmp_path):
     (tmp_path / "t.csv").write_text("caption\na\n")
-    with pytest.raises(DataError, match=r"no row to read\. t\.csv: line 2: neither text in 'text'"):
+    with pytest.raises(DataError, match=r"no row to read\. t\.csv: line 2: neither text in column 'text'"):
         read_inputs(tmp_path / "t.csv", Columns())
 
 

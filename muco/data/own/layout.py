@@ -108,7 +108,7 @@ def _root_of(values: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 
 def _what_is_there(folder: Path, num_images: int) -> str:
     if num_images:
-        return f"there are {num_images:,} images, but no folder of them is a class"
+        return f"{num_images:,} images are directly in it, not in folders"
     num_videos = len(_names_below(folder, is_video))
     return f"there are {num_videos:,} videos. {VIDEO_HINT}" if num_videos else "there are none of both"
 

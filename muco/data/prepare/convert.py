@@ -225,10 +225,10 @@ class Conversion:
     def _check_skipped(self, journal: Journal, position: int, last: Skipped) -> None:
         if journal.num_skipped > self.max_skipped_share * max(position, _MIN_RECORDS):
             raise DataError(
-                f"{self.folder}: {journal.num_skipped:,} of {position:,} records make no sample, more than "
+                f"{self.folder}: {journal.num_skipped:,} of {position:,} records were skipped, more than "
                 f"--max-skipped-share {self.max_skipped_share:g} allows. The last one: {last.name}: "
-                f"{last.reason}\nAllow more, and the conversion continues where it stopped; or repair "
-                f"the data, remove {self.work} and start again."
+                f"{last.reason}\nWith a larger --max-skipped-share the conversion continues where it "
+                f"stopped. Or repair the data, remove {self.work} and start again."
             )
 
     def _write_index(self, journal: Journal) -> None:

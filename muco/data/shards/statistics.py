@@ -47,7 +47,7 @@ class Summary:
         videos = {each.content_id: each for each in sample.visuals() if isinstance(each, Video)}
         self.frames_a_video += [len(video.frames) for video in videos.values()]
         for pair in sample.pairs:
-            self.tasks[pair.task or "(none)"] += 1
+            self.tasks[pair.task or "without a task"] += 1
             query = _modality(pair.queries[0].text, sample.images + pair.queries[0].images)
             target = _modality(pair.target.text, pair.target.images)
             self.directions[f"{query} -> {target}"] += 1

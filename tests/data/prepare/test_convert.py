@@ -160,7 +160,7 @@ def test_too_much_left_out_stops_and_goes_on_when_more_is_allowed(tmp_path):
     rows = [m3t_row(number) | ({"qry_image_path": "gone.jpg"} if number % 2 else {}) for number in range(60)]
     write_m3t(tmp_path / "M3T", 60)
     write_parquet(tmp_path / "M3T/M3T_train/M3T.parquet", rows)
-    with pytest.raises(DataError, match="11 of 22 records make no sample, more than --max-skipped-share"):
+    with pytest.raises(DataError, match="11 of 22 records were skipped, more than --max-skipped-share"):
         convert("m3t", tmp_path / "M3T", tmp_path / "shards", max_shard_bytes=4096)
     assert not (tmp_path / "shards").exists()
     made = convert("m3t", tmp_path / "M3T", tmp_path / "shards", max_shard_bytes=4096, max_skipped_share=0.5)
@@ -202,7 +202,7 @@ def test_shards_of_images_that_have_changed_are_refused(tmp_path):
 def test_a_conversion_that_closed_no_shard_does_not_block_the_next(m3t, tmp_path):
     wrong = f"images={tmp_path / 'nowhere'}"
     for settings in ([wrong], [wrong, "num_negatives=1"]):
-        with pytest.raises(DataError, match="make no sample, more than"):
+        with pytest.raises(DataError, match="were skipped, more than"):
             convert("m3t", m3t, tmp_path / "shards", *settings)
     assert convert("m3t", m3t, tmp_path / "shards").num_samples == 300
 

@@ -73,7 +73,9 @@ def test_the_wrapped_loss_is_checked_with_the_recipe():
         RecipeError, match=r"loss\.loss\.name: no loss named 'infonc'. Did you mean 'infonce'"
     ):
         load_recipe("quickstart", ["loss={name: matryoshka, dims: [64], loss: infonc}"])
-    with pytest.raises(RecipeError, match=r"loss\.loss\.temperatur: no such key. Did you mean 'temperature'"):
+    with pytest.raises(
+        RecipeError, match=r"loss\.loss\.temperatur: `.*` has no such key. Did you mean 'temperature'"
+    ):
         load_recipe(
             "quickstart", ["loss={name: matryoshka, dims: [64], loss: {name: infonce, temperatur: 1}}"]
         )

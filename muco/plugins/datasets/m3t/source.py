@@ -29,7 +29,7 @@ TASKS = (
 
 _DOWNLOAD = (
     "Fetch the table with `hf download --repo-type dataset naver-ai/M3T --local-dir M3T`: 5 million rows, "
-    "35 million pairs. It holds no images: `muco data download` fetches them by URL, of the order of 1 TB."
+    "35 million pairs. It holds no images: `muco data download` fetches them by URL, about 1 TB."
 )
 _COLUMNS = ("qry", "pos_text", "neg_text", "qry_sentence", "qry_image_path", "pos_image_path")
 

@@ -28,8 +28,8 @@ from muco.plugins.datasets.mbeir.files import (
 
 _DOWNLOAD = (
     "Fetch it with `hf download --repo-type dataset TIGER-Lab/M-BEIR --local-dir M-BEIR`: 1.5 million "
-    "queries, 5.6 million candidates, 170 GB of images in four parts, which are compressed and written "
-    "once without, to the cache folder."
+    "queries, 5.6 million candidates, 170 GB of compressed images, which are decompressed once into the "
+    "cache folder."
 )
 
 

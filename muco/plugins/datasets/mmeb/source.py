@@ -26,8 +26,8 @@ _FILES = {
     "train": "train*.parquet",
 }
 _DOWNLOAD = (
-    "Fetch it with `hf download --repo-type dataset TIGER-Lab/MMEB-train --local-dir MMEB-train`: 662,000 "
-    "pairs to a million, some 50 GB with the images' zip files, which are read as they are."
+    "Fetch it with `hf download --repo-type dataset TIGER-Lab/MMEB-train --local-dir MMEB-train`: up to a "
+    "million pairs, about 50 GB. The zip files of images need not be unpacked."
 )
 _TEXTS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 _CAPTIONS = ("qry_sentence", "pos_sentence")

@@ -11,7 +11,7 @@ from rich.console import Console
 from muco.commands.only_command import only_command
 from muco.config.recipe import Evaluation
 from muco.console import Terminal, print_metrics
-from muco.core.errors import MucoError
+from muco.core.errors import MucoError, RecipeError
 from muco.distributed.ranks import Ranks, explain_failed_exchange
 from muco.evaluation.score import score
 from muco.evaluation.suite import NamedSuite, make_suites
@@ -40,7 +40,10 @@ def evaluate(
     title = f"muco evaluate {model}"
     source = find_model(model)
     settings = {"name": suite} if data is None else {"name": suite, "data": str(data)}
-    evaluation = source.evaluation(title, suites=[settings], overrides=overrides)
+    try:
+        evaluation = source.evaluation(title, suites=[settings], overrides=overrides)
+    except RecipeError as error:
+        raise error.naming_option("evaluate.suites.0.data", "--data") from None
     suites = make_suites(evaluation.evaluate)
     verify_data(title, {}, suites)
     run_folder = RunFolder(to or source.run or Path("runs") / evaluation.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class MucoError(Exception):
@@ -35,6 +35,14 @@ class RecipeError(MucoError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{recipe}: {count}", *map(str, problems)]))
+
+    def naming_option(self, path: str, option: str) -> RecipeError:
+        """Return this error with the option of the command that gives the value at `path`."""
+        problems = [
+            replace(each, message=f"{each.message}. Give it as {option}") if each.path == path else each
+            for each in self.problems
+        ]
+        return RecipeError(self.recipe, problems)
 
 
 class PluginError(MucoError):

@@ -202,7 +202,7 @@ def test_mbeir_from_files_to_result(files, monkeypatch):
         ("qwen_vl", "mmbe", None, r"no suite named 'mmbe'\. Did you mean 'mmeb'\?"),
         ("qwen_lv", "scenes", None, r"no backbone of that name\. Did you mean 'qwen_vl'\?"),
         ("mmeb", "scenes", None, "neither a run folder"),
-        ("qwen_vl", "mmeb", None, "data: missing"),
+        ("qwen_vl", "mmeb", None, "data: missing; it has no default. Give it as --data"),
         ("qwen_vl", "mmeb", "none", "no files of .* --local-dir none"),
     ],
 )

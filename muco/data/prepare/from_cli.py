@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from muco.config.load import validate_settings
-from muco.core.errors import MucoError, Problem, RecipeError
+from muco.core.errors import MucoError, RecipeError
 from muco.core.registry import default_registry
 from muco.core.source import Source
 from muco.data.prepare.convert import Conversion, Layout
@@ -39,12 +38,6 @@ def conversion_of(
     try:
         config = validate_settings(cls.Config, values, settings, title=f"source {name}")
     except RecipeError as error:
-        raise RecipeError(error.recipe, [_with_option(problem) for problem in error.problems]) from None
+        raise error.naming_option("path", "--from") from None
     source: Source = cast(Any, cls)(config)
     return Conversion(name, config, source, folder, layout or Layout(), max_skipped_share)
-
-
-def _with_option(problem: Problem) -> Problem:
-    """Name the option that gives the path."""
-    hint = ". Give it as --from" if problem.path == "path" else ""
-    return replace(problem, message=problem.message + hint)

@@ -777,10 +777,14 @@ def test_a_named_pipe_is_not_waited_for(case: tuple[Format, str], good: Path, tm
         format_.read(work)
 
 
+class Waited(BaseException):
+    """The time is over; no `Exception`, which `library_errors` would turn into a MucoError."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TimeoutError
+        raise Waited
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -20,7 +20,7 @@ from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
+from muco.io.regular_file import read_file, refuse_special_files
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
 from muco.training.early_stopping import Best
@@ -175,6 +175,7 @@ def restore(
 ) -> tuple[Model, list[dict[str, Any]]]:
     """Return a checkpoint's model and optimizer states; raise DataError if a file is missing or damaged."""
     encoder = load_encoder(settings, checkpoint.folder / "model")
+    refuse_special_files(checkpoint.folder)
     with library_errors(f"{checkpoint.broken('training.pt')}"):
         state = torch.load(checkpoint.folder / "training.pt", weights_only=True, map_location="cpu")
         loss.load_state_dict(state["loss"])

@@ -36,12 +36,17 @@ from muco.plugins.packers.single_turn import SingleTurn
 
 SIDE_PIXELS, NUM_TURNS, CHUNK_TOKENS = 224, 7, 2048
 SINGLE = SingleTurn(SingleTurn.Config(turns="all", system=""))
+CACHED: dict[str, Any] = {"grad_cache": True, "chunk_tokens": CHUNK_TOKENS}
 STEPS: dict[str, dict[str, Any]] = {
-    "single-turn": {"packer": SINGLE},
-    "single-turn, cached": {"packer": SINGLE, "grad_cache": True, "chunk_tokens": CHUNK_TOKENS},
-    "multi-turn": {"packer": ISOLATED},
-    "multi-turn, cached": {"packer": ISOLATED, "grad_cache": True, "chunk_tokens": CHUNK_TOKENS},
+    f"{packing}{cached}": {"packer": packer, **options}
+    for packing, packer in (("single-turn", SINGLE), ("multi-turn", ISOLATED))
+    for cached, options in (
+        ("", {}),
+        (", cached", CACHED),
+        (", cached, all held", {**CACHED, "held_tokens": 2**31}),
+    )
 }
+"""All held: as with `train.held_tokens: auto` where the memory suffices; one chunk is held otherwise."""
 PEERS = {"sentence-transformers": False, "sentence-transformers, cached": True}
 """By name, whether gradients are cached."""
 

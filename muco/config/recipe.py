@@ -115,8 +115,11 @@ class TrainSettings(ComponentConfig):
     first batch; with gradient checkpointing if the longest dialogue does not fit without it. None: each side
     of a batch is encoded at once."""
     grad_cache: bool = False
-    """Store the activations of at most `chunk_tokens` tokens at a time, and encode the other chunks twice.
+    """Store the activations of at most `held_tokens` tokens at a time, and encode the other chunks twice.
     The gradient is the same. False: the activations of the whole batch are stored."""
+    held_tokens: PositiveInt | Literal["auto"] | None = None
+    """With `grad_cache`: the tokens (or patches) whose activations are stored, at least those of one chunk.
+    auto: what fits in the device's memory, measured on the first batch. None: `chunk_tokens`."""
     offload_image_features: bool = False
     """With `grad_cache` and a frozen vision tower: store its features in host memory between the passes."""
     gather_weights: Literal["step", "layer"] = "step"
@@ -161,9 +164,24 @@ class TrainSettings(ComponentConfig):
             raise ValueError("`chunk_tokens: auto` needs `grad_cache: true`")
         if self.offload_image_features and not self.grad_cache:
             raise ValueError("`offload_image_features` needs `grad_cache: true`")
+        if self.held_tokens is not None and not self.grad_cache:
+            raise ValueError("`held_tokens` needs `grad_cache: true`")
         if self.gather_weights == "layer" and not self.grad_cache:
             raise ValueError("`gather_weights: layer` needs `grad_cache: true`")
+        if self.gather_weights == "layer" and self.held_tokens is not None:
+            raise ValueError("`held_tokens` has no use with `gather_weights: layer`, which stores one chunk")
         return self
+
+    def held_limit(self, chunk_tokens: int) -> int | None:
+        """Return the tokens whose activations cached gradients store; None if the run measures it.
+
+        The largest chunk is always stored.
+        """
+        if self.gather_weights == "layer":
+            return 0  # all processes must encode equally often
+        if self.held_tokens == "auto":
+            return None
+        return self.held_tokens or chunk_tokens
 
     @model_validator(mode="after")
     def _check_validation(self) -> TrainSettings:

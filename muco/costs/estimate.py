@@ -77,8 +77,9 @@ def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any
 def _count_chunks(settings: TrainSettings, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the number of chunks of each side in one process, and how many of them are encoded twice.
 
-    `sizes` are the tokens of each side, or its patches if there are more. `chunk_tokens: auto` is not known
-    before a run: each side is one chunk, which is encoded twice.
+    `sizes` are the tokens of each side, or its patches if there are more. What is `auto` is not known before
+    a run. With `chunk_tokens: auto` each side is one chunk, which is encoded twice; with `held_tokens: auto`
+    only the largest chunk is encoded once.
     """
     limit = settings.chunk_tokens
     if not isinstance(limit, int):
@@ -86,9 +87,7 @@ def _count_chunks(settings: TrainSettings, sizes: Sequence[int]) -> tuple[list[i
         return chunks, chunks if settings.grad_cache else [0] * len(sizes)
     chunks = [-(-each // limit) for each in sizes]
     side_of = [side for side, number in enumerate(chunks) for _ in range(number)]
-    held = held_chunks(
-        [sizes[side] // chunks[side] for side in side_of], 0 if settings.gather_weights == "layer" else limit
-    )
+    held = held_chunks([sizes[side] // chunks[side] for side in side_of], settings.held_limit(limit) or 0)
     num_held = Counter(side_of[index] for index in held)
     twice = [number - num_held[side] for side, number in enumerate(chunks)]
     return chunks, twice if settings.grad_cache else [0] * len(sizes)

@@ -41,6 +41,8 @@ class Progress:
     train_seconds: float = 0.0
     chunk_tokens: int | None = None
     """What `train.chunk_tokens: auto` chose."""
+    held_tokens: int | None = None
+    """What `train.held_tokens: auto` chose."""
     gradient_checkpointing: bool = False
     """Whether `train.chunk_tokens: auto` turned it on."""
     window: dict[str, float] = field(default_factory=dict)

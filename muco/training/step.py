@@ -83,8 +83,7 @@ class Stepper:
         """Return the indices of the chunks of a step whose activations are held until their backward pass."""
         if not self.grad_cache:
             return list(range(len(chunks)))
-        # Where layers are gathered one by one, all ranks must encode equally often.
-        return held_chunks([chunk.size for chunk in chunks], 0 if self.shards.by_layer else self.held_tokens)
+        return held_chunks([chunk.size for chunk in chunks], self.held_tokens)
 
     def dry_run(self, chunk: EncoderInputs) -> int:
         """Run a step's passes over one chunk to measure their memory; its gradients are zero.

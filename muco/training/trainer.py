@@ -162,9 +162,9 @@ class Trainer:
         """Split the batches into chunks of the size that the recipe or the memory allows."""
         state_bytes = self._optimizers.state_bytes()
         choice = ChunkChoice(self._stepper, self.batches, self.progress, state_bytes, self.console)
-        chunk_tokens = choice.choose(self.settings.chunk_tokens, self.progress.step)
+        chunk_tokens, held_tokens = choice.choose(self.settings, self.progress.step)
         self.batches = self.batches.chunked(chunk_tokens)
-        self._stepper = replace(self._stepper, held_tokens=chunk_tokens or 0)
+        self._stepper = replace(self._stepper, held_tokens=held_tokens)
 
     def _open_log(self, start: int) -> TrainLog | None:
         """Return the log of the main process; the others have none."""

@@ -209,6 +209,11 @@ def test_a_recipe_is_frozen(load):
          "train: `chunk_tokens: auto` needs `grad_cache: true`\n"),
         ("train:\n", "train: # <-\n  offload_image_features: true\n",
          "train: `offload_image_features` needs `grad_cache: true`\n"),
+        ("train:\n", "train: # <-\n  held_tokens: 4096\n",
+         "train: `held_tokens` needs `grad_cache: true`\n"),
+        ("train:\n", "train: # <-\n  grad_cache: true\n  chunk_tokens: 9\n  held_tokens: auto\n"
+         "  gather_weights: layer\n",
+         "train: `held_tokens` has no use with `gather_weights: layer`"),
         ("seed: 0", "samples_per_step: 8 # <-", "samples_per_step: no such key"),
         ("  global_batch_size: 8", "  global_batch_size: 8\n  samples_per_step: 8 # <-",
          "train.samples_per_step: this key is now `global_batch_size`"),

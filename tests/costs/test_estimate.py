@@ -97,6 +97,8 @@ def test_each_shipped_recipe_is_counted_in_integers():
         (["chunk_tokens=32768", "gather_weights=layer"], {"language model"}),
         (["chunk_tokens=4232"], {"language model"}),
         (["chunk_tokens=2200"], {"vision tower", "projector", "language model"}),
+        (["chunk_tokens=2200", "held_tokens=16000"], set()),
+        (["chunk_tokens=4232", "held_tokens=auto"], {"language model"}),
         (["chunk_tokens=auto"], {"vision tower", "projector", "language model"}),
         (["chunk_tokens=2200", "grad_cache=false"], set()),
     ],

@@ -1,4 +1,4 @@
-"""`chunk_tokens: auto` in two processes whose devices differ in free memory."""
+"""`auto` in two processes whose devices differ in free memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from muco.config.recipe import TrainSettings
 from muco.console import Terminal
 from muco.distributed.fsdp import Shards
 from muco.distributed.ranks import Ranks
@@ -21,6 +22,9 @@ from muco.training.step import Stepper
 from tests.helpers.gradients import encoder, ragged
 from tests.helpers.ranks import Group
 
+AUTO = TrainSettings(
+    num_steps=1, global_batch_size=7, learning_rate=1e-3, grad_cache=True, chunk_tokens="auto"
+)
 FREE_BYTES = (2**33, 2**21)
 """The second process has room for one small chunk."""
 
@@ -44,7 +48,7 @@ def choices(ranks: Ranks, folder: str) -> list[int | None]:
         loss = MultiTurnInfoNCE(MultiTurnInfoNCE.Config())
         stepper = Stepper(model, loss, torch.device("cpu"), ranks, shards, grad_cache=True)
         choice = ChunkChoice(stepper, batches, Progress(), 0, Terminal(quiet=True))
-        chosen.append(choice.choose("auto", 0))
+        chosen.append(choice.choose(AUTO, 0)[0])
     return chosen
 
 

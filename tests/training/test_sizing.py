@@ -21,6 +21,7 @@ from muco.training.memory import peak_bytes
 from muco.training.sizing import (
     ChunkMemory,
     choose_chunk_tokens,
+    choose_held_tokens,
     describe_step,
     measure_chunks,
     predict_memory,
@@ -145,6 +146,23 @@ def test_auto_takes_what_fits_and_no_more_than_the_batch(batches, monkeypatch):
     assert with_room_for(300) == 256
     with pytest.raises(MucoError, match="the longest dialogue of the first batch"):
         with_room_for(-10_000)
+
+
+def test_auto_holds_the_chunks_that_fit(batches, monkeypatch):
+    step, singles, chunk_tokens = stepper(grad_cache=True), batches.chunked(1)[0], 60
+    memory = measure_chunks(step, batches, singles)
+    predicted = predict_memory(step, memory, singles, 0)
+    loaded = sum(weight.nbytes for weight in step.parameters())
+    other = predicted.total() - predicted.activations - loaded
+
+    def held_with_room_for(num_chunks: float) -> int:
+        bytes_ = memory.of(chunk_tokens) * num_chunks + memory.fixed + other
+        monkeypatch.setattr(sizing, "available_bytes", lambda _: bytes_ / 0.8)
+        return choose_held_tokens(step, memory, singles, 0, chunk_tokens=chunk_tokens)
+
+    assert [held_with_room_for(each) for each in (0.5, 1.5, 3.5)] == [60, 60, 180]
+    chunks = [chunk for side in (singles.queries, singles.targets) for chunk in side.chunks]
+    assert len(replace(step, held_tokens=held_with_room_for(1000)).held(chunks)) == len(chunks)
 
 
 def test_describes_a_step(batches):

@@ -86,6 +86,23 @@ def test_auto_turns_gradient_checkpointing_on_where_the_device_has_too_little_me
     assert not failures
 
 
+def test_a_resumed_run_holds_what_auto_chose(job_of, monkeypatch):
+    settings = [
+        "train.num_steps=1",
+        "train.grad_cache=true",
+        "train.chunk_tokens=300",
+        "train.held_tokens=auto",
+    ]
+    job = job_of(*settings)
+    job.trainer.train()
+    held_tokens = job.progress.held_tokens
+    assert held_tokens > 300
+    monkeypatch.setattr(sizing, "available_bytes", lambda _: 2**33 // 1024)
+    resumed = job_of(*settings)
+    resumed.trainer.train()
+    assert resumed.trainer._stepper.held_tokens == held_tokens
+
+
 def test_a_loss_names_its_own_counts_and_rates_in_the_log(tmp_path, job_of):
     job = job_of("train.num_steps=4", "train.log_every=2")
     model = replace(job.trainer.model, loss=Counting(job.trainer.model.loss))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +29,7 @@ def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains": cycle walking.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = [np.uint64(_mix(seed * _ROUNDS + index)) for index in range(_ROUNDS)]
+    keys = _keys(seed)
     values = _feistel(positions.astype(np.uint64), half, keys)
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], half, keys)
@@ -72,7 +75,12 @@ def permute_in_windows(
     return (landed + shift) % size
 
 
-def _feistel(values: NDArray[np.uint64], half: int, keys: list[np.uint64]) -> NDArray[np.uint64]:
+@lru_cache(maxsize=1024)
+def _keys(seed: int) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(_mix(seed * _ROUNDS + index)) for index in range(_ROUNDS))
+
+
+def _feistel(values: NDArray[np.uint64], half: int, keys: Sequence[np.uint64]) -> NDArray[np.uint64]:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for key in keys:

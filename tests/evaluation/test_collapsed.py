@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from muco.core import Content, MucoError, Suite, Task, TurnEmbeddings, TurnEncoder
+from muco.core import Content, MucoError, Pooler, Suite, Task, TurnEncoder
 from muco.evaluation.embedding_store import EmbeddingStore
 from muco.evaluation.encode import CachedEmbedder
 from muco.evaluation.suite import run_suite
@@ -16,14 +15,13 @@ from muco.plugins.packers.multi_turn import MultiTurn
 from tests.helpers.small import SMALL, TEXTS
 
 
-class OnePoint(nn.Module):
+class OnePoint(Pooler):
     """A pooler that maps every turn to one direction."""
 
     embedding_dim = 8
 
-    def forward(self, states):
-        vectors = torch.ones(len(states.ids), 8) / 8**0.5
-        return TurnEmbeddings.join(vectors, states.ids)
+    def pool(self, states):
+        return torch.ones(len(states.ids), 8)
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ class EncoderInputs:
 
         spans = TurnSpans(**{f.name: move(getattr(self.spans, f.name)) for f in fields(TurnSpans)})
         tensors = {name: move(tensor) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=tensors, spans=spans, ids=self.ids.to(device))
+        read_tokens = None if self.read_tokens is None else move(self.read_tokens)
+        return replace(self, tensors=tensors, spans=spans, ids=self.ids.to(device), read_tokens=read_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,11 +107,10 @@ def choose_held_tokens(
     stepper: Stepper, memory: ChunkMemory, singles: StepInputs, state_bytes: int, *, chunk_tokens: int
 ) -> int:
     """Return the largest `held_tokens` that fits into the free memory; see `choose_chunk_tokens`."""
-    full_batch = sum(chunk.size for chunk in _chunks(singles))
     # Beside the chunks that are held, another one is encoded without gradient.
     room = _room(stepper, memory, singles, state_bytes) - memory.fixed
     num_chunks = max(int(room / memory.of(chunk_tokens)), 1)
-    return min(num_chunks * chunk_tokens, max(full_batch, chunk_tokens))
+    return num_chunks * chunk_tokens
 
 
 def predict_memory(stepper: Stepper, memory: ChunkMemory, inputs: StepInputs, state_bytes: int) -> StepMemory:

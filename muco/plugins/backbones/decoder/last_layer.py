@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+_CALL = threading.local()
+"""`tokens` that the running call reads, and `rows`, the shape of its states. Each thread has its own, because
+several may encode with one model.
+"""
 
 
 class LastLayer:
@@ -19,14 +24,17 @@ class LastLayer:
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
-        self._tokens: Tensor | None = None
-        self._rows = torch.Size()
 
     def attach(self, layer: Any) -> None:
-        """Attach to a layer of transformers, and to the modules that it has now in place of earlier ones."""
+        """Attach to a layer of transformers, and to the modules that it has now in place of earlier ones.
+
+        A layer without these modules, as that of Phi-3, is computed for all tokens.
+        """
         for handle in self._handles:
             handle.remove()
-        attention = layer.self_attn
+        attention, self._handles = layer.self_attn, []
+        if not (hasattr(attention, "q_proj") and hasattr(attention, "o_proj") and hasattr(layer, "mlp")):
+            return
         # Hooks of the layer itself would not run again when gradient checkpointing computes it again.
         self._handles = [attention.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for module in (attention.q_proj, attention.o_proj, layer.mlp):
@@ -34,16 +42,16 @@ class LastLayer:
             self._handles.append(module.register_forward_hook(self._insert))
 
     def _begin(self, _attention: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._tokens = kwargs.get("read_tokens")
+        _CALL.tokens = kwargs.get("read_tokens")
 
     def _select(self, _module: nn.Module, args: tuple[Tensor]) -> Tensor | None:
-        if self._tokens is None:
+        if _CALL.tokens is None:
             return None
-        self._rows = args[0].shape[:-1]
-        return args[0].flatten(0, -2).index_select(0, self._tokens)
+        _CALL.rows = args[0].shape[:-1]
+        return args[0].flatten(0, -2).index_select(0, _CALL.tokens)[None]
 
     def _insert(self, _module: nn.Module, _args: Any, states: Tensor) -> Tensor | None:
-        if self._tokens is None:
+        if _CALL.tokens is None:
             return None
-        zeros = states.new_zeros(self._rows.numel(), states.shape[-1])
-        return zeros.index_copy(0, self._tokens, states).unflatten(0, self._rows)
+        zeros = states.new_zeros(_CALL.rows.numel(), states.shape[-1])
+        return zeros.index_copy(0, _CALL.tokens, states[0]).unflatten(0, _CALL.rows)

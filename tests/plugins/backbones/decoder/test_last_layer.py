@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from muco.core.backbone import Backbone
+from muco.plugins.backbones.decoder.last_layer import LastLayer
 from muco.testing import dialogue_of
 from tests.helpers.backbones import BACKBONES, REGISTRY
 from tests.helpers.small import TEXTS, picture
@@ -67,6 +69,32 @@ def test_states_and_gradients_are_those_of_the_whole_layer(name: str, setting: s
         weights = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).view_as(found)
         results.append([found, *torch.autograd.grad((found * weights).sum(), trained, allow_unused=True)])
     torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+
+def test_several_threads_encode_with_one_model():
+    backbone = build("qwen2_vl", {})
+    chunks = [
+        backbone.processor.prepare([dialogue_of([text] * number, [picture("red", (90, 60))])])
+        for text, number in (("what is it?", 1), ("a", 3), ("a red circle", 6))
+    ]
+    chunks = [replace(chunk, read_tokens=chunk.spans.token) for chunk in chunks]
+
+    @torch.no_grad()
+    def encode(index: int) -> torch.Tensor:
+        chunk = chunks[index % len(chunks)]
+        return backbone.encode(chunk).hidden[chunk.spans.token]
+
+    expected = [encode(index) for index in range(len(chunks))]
+    with ThreadPoolExecutor(4) as threads:
+        for index, found in enumerate(threads.map(encode, range(120))):
+            torch.testing.assert_close(found, expected[index % len(chunks)], rtol=0, atol=1e-10)
+
+
+def test_a_layer_with_other_modules_is_left_as_it_is():
+    layer = torch.nn.Module()
+    layer.self_attn, layer.mlp = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    LastLayer().attach(layer)
+    assert not layer.mlp._forward_hooks
 
 
 @pytest.mark.parametrize("setting", ["packed", "padded", "lora"])

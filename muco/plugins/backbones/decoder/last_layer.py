@@ -5,13 +5,21 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-_CALL = threading.local()
-"""`tokens` that the running call reads, and `rows`, the shape of its states. Each thread has its own, because
-several may encode with one model.
-"""
+
+class _Call(threading.local):
+    """The call that runs. Each thread has its own, because several may encode with one model."""
+
+    tokens: Tensor | None = None
+    """Those that are read; None for all."""
+    rows = torch.Size()
+    """The shape of the states without their size."""
+
+
+_CALL = _Call()
 
 
 class LastLayer:

@@ -78,3 +78,15 @@ def same(found, expected, tolerance):
     for name, gradient in expected[1].items():
         greatest = max(1.0, float(gradient.abs().max()))
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=tolerance * greatest, msg=name)
+
+
+def loss_change(encoder: TurnEncoder, step: Any) -> float:
+    """Return by how much three updates on the batch of `step` change its loss."""
+    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    first = last = step().mean
+    for _ in range(3):
+        optimizer.step()
+        optimizer.zero_grad()
+        last = step().mean
+    return last - first

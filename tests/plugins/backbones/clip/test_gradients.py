@@ -7,7 +7,7 @@ import torch
 
 from muco.core import MucoError
 from muco.plugins.packers.single_turn import SingleTurn
-from tests.helpers.clip import build, gradients, same, stepper
+from tests.helpers.clip import build, gradients, loss_change, same, stepper
 
 
 @pytest.mark.parametrize("tower", [{}, {"image_tower": {"name": "test_resnet"}}], ids=["vit", "timm"])
@@ -76,11 +76,4 @@ def test_steps_on_one_batch_lower_its_loss(reader, tower, fusion):
     encoder, step = stepper(reader, dtype=torch.float32, **tower)
     if fusion != "mlp":
         encoder.backbone = build(fusion=fusion, **tower).train()
-    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3)
-    first = step().mean
-    for _ in range(3):
-        optimizer.step()
-        optimizer.zero_grad()
-        last = step().mean
-    assert last < first - 0.05
+    assert loss_change(encoder, step) < -0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ _ROUNDS = 6
 _BLOCKS = 16
 """Blocks of neighbours in a window."""
 _MASK_64 = (1 << 64) - 1
+_Bits = Any
+"""An int below 2**64, or a uint64 array."""
 
 
 def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np.int64]:
@@ -28,8 +31,7 @@ def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
     References:
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains": cycle walking.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = _keys(seed)
+    half, keys = _half(size), _keys(seed)
     values = _feistel(positions.astype(np.uint64), half, keys)
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], half, keys)
@@ -37,8 +39,12 @@ def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np
 
 
 def permute_one(position: int, size: int, *, seed: int) -> int:
-    """Return where one position lands; see `permute`."""
-    return int(permute(np.array([position], dtype=np.int64), size, seed=seed)[0])
+    """Return where one position lands; see `permute`. Without arrays, which cost more than one number."""
+    half, keys = _half(size), _keys(seed)
+    value = _feistel(position, half, keys)
+    while value >= size:
+        value = _feistel(value, half, keys)
+    return value
 
 
 def permute_in_windows(
@@ -76,25 +82,29 @@ def permute_in_windows(
 
 
 @lru_cache(maxsize=1024)
-def _keys(seed: int) -> tuple[np.uint64, ...]:
-    return tuple(np.uint64(_mix(seed * _ROUNDS + index)) for index in range(_ROUNDS))
+def _keys(seed: int) -> tuple[int, ...]:
+    return tuple(_mix(seed * _ROUNDS + index) for index in range(_ROUNDS))
 
 
-def _feistel(values: NDArray[np.uint64], half: int, keys: Sequence[np.uint64]) -> NDArray[np.uint64]:
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> shift, values & mask
+def _half(size: int) -> int:
+    """Return half of the bits that hold numbers below `size`."""
+    return max(1, ((size - 1).bit_length() + 1) // 2)
+
+
+def _feistel(values: _Bits, half: int, keys: Sequence[int]) -> _Bits:
+    mask = (1 << half) - 1
+    left, right = values >> half, values & mask
     for key in keys:
         left, right = right, left ^ (_scramble(right ^ key) & mask)
-    return (left << shift) | right
+    return (left << half) | right
 
 
-def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _scramble(values: _Bits) -> _Bits:
     """The finalizer of SplitMix64: every bit of the input moves every bit of the output."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = (values ^ (values >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
+    values = (values ^ (values >> 27)) * 0x94D049BB133111EB & _MASK_64
+    return values ^ (values >> 31)
 
 
 def _mix(value: int) -> int:
-    value = (value * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & _MASK_64
-    return int(_scramble(np.array([value], dtype=np.uint64))[0])
+    return _scramble((value * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & _MASK_64)

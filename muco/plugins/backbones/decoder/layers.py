@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -74,12 +75,11 @@ class DecoderLayers(ModelLayers):
         if chunk.read_tokens is not None:
             of[_READ] = [len(chunk.read_tokens)]
         segment_of_token = torch.full_like(row_of_token, PREFIX) if segments is None else segments.flatten()
-        ids, counts = torch.stack([row_of_token, segment_of_token]).unique_consecutive(
-            dim=1, return_counts=True
-        )
         dialogues: dict[int, list[tuple[int, int]]] = {}
-        for row, segment, count in zip(*ids.tolist(), counts.tolist(), strict=True):
-            dialogues.setdefault(row, []).append((segment, count))
+        for (row, segment), run in groupby(
+            zip(row_of_token.tolist(), segment_of_token.tolist(), strict=True)
+        ):
+            dialogues.setdefault(row, []).append((segment, sum(1 for _ in run)))
         return Lengths(of, {TOKENS: sum(self._visible(parts) for parts in dialogues.values())})
 
     def lengths_for(self, dialogues: Sequence[DialogueShape]) -> Lengths:

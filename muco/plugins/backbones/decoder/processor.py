@@ -25,6 +25,7 @@ from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSe
 
 _Part = Markup | UserText | Visual | tuple[int, ...]
 """One special token of the template, plain text, an image, or tokens."""
+_NO_TEXT = UserText("")
 
 
 class DecoderProcessor(Processor):
@@ -48,7 +49,8 @@ class DecoderProcessor(Processor):
         self.emb_id: int
         self.mask_id: int
         self.emb_id, self.mask_id = tokenizer.convert_tokens_to_ids([EMB, MASK])
-        names = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.special_ids: dict[str, int] = tokenizer.get_added_vocab()
+        names = sorted(self.special_ids, key=len, reverse=True)
         self.special_tokens = re.compile(f"({'|'.join(map(re.escape, names))})")
         """Matches one special token of the template."""
         self._set_cache()
@@ -153,7 +155,7 @@ class DecoderProcessor(Processor):
         self.image_processor.save_pretrained(folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_ids"}
+        return {name: value for name, value in vars(self).items() if name not in ("_ids", "_split")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -161,6 +163,7 @@ class DecoderProcessor(Processor):
 
     def _set_cache(self) -> None:
         self._ids = lru_cache(maxsize=65536)(self._tokenize)
+        self._split = lru_cache(maxsize=1024)(self._split_markup)
 
     def _parts(self, pieces: Sequence[Piece]) -> list[_Part]:
         """Return plain texts, special tokens and images. Adjacent text of template and users is one text.
@@ -169,16 +172,20 @@ class DecoderProcessor(Processor):
         """
         parts: list[_Part] = []
         for piece in pieces:
-            split = self.special_tokens.split(piece.text) if isinstance(piece, Markup) else [piece]
-            for part in split:
-                if isinstance(part, str):
-                    is_special = self.special_tokens.fullmatch(part)
-                    part = Markup(part) if is_special else UserText(part)
+            for part in self._split(piece.text) if isinstance(piece, Markup) else (piece,):
                 if isinstance(part, UserText) and parts and isinstance(parts[-1], UserText):
                     parts[-1] = UserText(parts[-1].text + part.text)
-                else:
+                elif part != _NO_TEXT:
                     parts.append(part)
-        return [part for part in parts if part != UserText("")]
+        return parts
+
+    def _split_markup(self, text: str) -> tuple[Markup | UserText, ...]:
+        """Return the special tokens of the template and the texts between them."""
+        return tuple(
+            Markup(part) if part in self.special_ids else UserText(part)
+            for part in self.special_tokens.split(text)
+            if part
+        )
 
     def _join(self, prefix: list[_Part], turn: list[_Part]) -> None:
         """Tokenize the last text of the prefix and the first text of the turn as one text.
@@ -203,7 +210,7 @@ class DecoderProcessor(Processor):
             elif isinstance(part, tuple):
                 sequence.put_text(part)
             elif isinstance(part, Markup):
-                sequence.put_text((self.tokenizer.convert_tokens_to_ids(part.text),))
+                sequence.put_text((self.special_ids[part.text],))
                 if part.text == EMB:
                     sequence.mark_embedding()
             else:

@@ -89,7 +89,11 @@ class QwenVL(DecoderBackbone):
 
     def __init__(self, model: Any, processor: QwenVLProcessor, config: Config) -> None:
         super().__init__(model, processor, config)
+        from muco.plugins.backbones.qwen_vl.vision_attention import VisionAttention
+
         model.visual.patch_embed = PatchEmbedding(model.visual.patch_embed.proj)
+        for block in model.visual.blocks:
+            block.attn = VisionAttention(block.attn)
 
     @classmethod
     def offers(cls, config: Any) -> frozenset[Feature]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from muco.core.dialogue import Dialogue
@@ -27,6 +28,7 @@ from muco.plugins.backbones.decoder.chat_templates import layout
 from muco.plugins.backbones.decoder.jinja_template import ChatFormat
 from muco.plugins.backbones.decoder.processor import DecoderProcessor
 from muco.plugins.backbones.decoder.token_sequence import SequenceImage, TokenSequence
+from muco.plugins.backbones.qwen_vl.pixels import image_patches
 from muco.plugins.backbones.qwen_vl.transformers_processor import transformers_processor
 from muco.plugins.backbones.qwen_vl.video import Frames, cut, patches_of, slice_positions, slice_times
 
@@ -115,13 +117,10 @@ class QwenVLProcessor(DecoderProcessor):
 
     def _images(self, images: Sequence[EncodedImage]) -> list[tuple[Tensor, list[int]]]:
         """Return each image's patches, uint8, and its grid."""
-        if not images:
-            return []
-        decoded = [self._decode(image) for image in images]
-        made = self.image_processor(decoded, do_rescale=False, do_normalize=False, return_tensors="pt")
-        grids = made["image_grid_thw"]
-        patches = made["pixel_values"].byte().split(grids.prod(-1).tolist())
-        return list(zip(patches, grids.tolist(), strict=True))
+        grids = [self._grid(image) for image in images]
+        resized = [self._resized(image, grid) for image, grid in zip(images, grids, strict=True)]
+        patches = image_patches(resized, self.image_processor)
+        return [(torch.from_numpy(each), list(grid)) for each, grid in zip(patches, grids, strict=True)]
 
     def _video(self, video: Video) -> tuple[Tensor, list[int]]:
         """Return a video's patches, uint8, and its grid."""
@@ -130,10 +129,14 @@ class QwenVLProcessor(DecoderProcessor):
         grid = [made.num_slices, made.height // patch, made.width // patch]
         return torch.from_numpy(patches_of(video, made, self.image_processor)), grid
 
-    def _decode(self, image: EncodedImage) -> Any:
+    def _resized(self, image: EncodedImage, grid: tuple[int, int, int]) -> Image:
+        """Return the decoded image in the size of its grid."""
         decoded = image.decode()
         size = self._size(decoded.size)
-        return decoded if size == decoded.size else decoded.resize(size)
+        if size != decoded.size:
+            decoded = decoded.resize(size)
+        patch, (_, rows, columns) = self.image_processor.patch_size, grid
+        return decoded.resize((columns * patch, rows * patch), self.image_processor.resample)
 
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return width and height before the image processor resizes an image of that size."""

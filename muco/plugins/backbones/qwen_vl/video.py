@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from muco.core.errors import DataError
 from muco.core.video import Video
+from muco.plugins.backbones.qwen_vl.pixels import slice_patches
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def slice_times(video: Video, made: Cut) -> list[str]:
 
 
 def patches_of(video: Video, made: Cut, images: Any) -> NDArray[np.uint8]:
-    """Return a video's patches, slice by slice in the order of the language model's tokens.
-
-    uint8 [S x rows x columns, channels x depth x patch x patch].
+    """Return a video's patches, slice by slice; uint8 [S x rows x columns, channels x depth x patch x patch].
 
     Raises:
         DataError: a frame cannot be decoded.
@@ -113,9 +112,5 @@ def patches_of(video: Video, made: Cut, images: Any) -> NDArray[np.uint8]:
         for index in dict.fromkeys(made.indices)
     }
     pixels_THWC = np.stack([np.asarray(decoded[index]) for index in made.indices])
-    patch, merge = images.patch_size, images.merge_size
-    rows, columns = made.height // (patch * merge), made.width // (patch * merge)
-    parts = pixels_THWC.reshape(made.num_slices, made.depth, rows, merge, patch, columns, merge, patch, -1)
-    # Slices, rows, columns; within a token its rows and columns; then channels, frames, pixels.
-    ordered = parts.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return ordered.reshape(made.num_slices * rows * columns * merge**2, -1)
+    pixels_SFHWC = pixels_THWC.reshape(made.num_slices, made.depth, *pixels_THWC.shape[1:])
+    return np.concatenate(slice_patches(pixels_SFHWC, images))

@@ -73,20 +73,31 @@ def test_equals_the_whole_transformers_model(backbone):
             use_cache=False,
         ).last_hidden_state
         found = backbone.encode(backbone.processor.prepare([dialogue])).hidden
-    torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
 
 
-def test_the_patch_embedding_is_the_convolution_of_transformers(backbone):
-    """With a bias where the family has one, which is zero in random weights."""
-    own = copy.deepcopy(backbone.model.visual.patch_embed).double()
-    if own.proj.bias is not None:
-        torch.nn.init.normal_(own.proj.bias)
+def test_the_vision_tower_is_that_of_transformers(backbone):
+    """Outputs and gradients, for images of equal and of other sizes, one larger than a window."""
+    own = copy.deepcopy(backbone.model.visual).double()
+    bias = own.patch_embed.proj.bias
+    if bias is not None:  # zero in random weights
+        torch.nn.init.normal_(bias)
     config = backbone.model.config
-    theirs = AutoModel.from_config(config).visual.patch_embed.double()
+    theirs = AutoModel.from_config(config).visual.double()
     theirs.load_state_dict(own.state_dict())
-    patches = torch.randn(5, own.proj.weight[0].numel())
-    torch.testing.assert_close(own(patches), theirs(patches), rtol=0, atol=1e-10)
-    assert (own.proj.bias is not None) == (config.model_type == "qwen3_vl")
+    grids = torch.tensor([[1, 4, 4], [1, 2, 6], [1, 4, 4], [1, 4, 20]])
+    patches = torch.randn(int(grids.prod(1).sum()), own.patch_embed.proj.weight[0].numel())
+    outputs, gradients = [], []
+    for tower in (own, theirs):
+        output = tower(patches, grid_thw=grids)
+        features = [output.pooler_output, *getattr(output, "deepstack_features", ())]
+        loss = torch.stack([each.square().sum() for each in features]).sum()
+        outputs.append(features)
+        gradients.append(torch.autograd.grad(loss, list(tower.parameters())))
+    # transformers rotates in float32.
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    assert (bias is not None) == (config.model_type == "qwen3_vl")
 
 
 def test_chatml_renders_the_public_base_template():

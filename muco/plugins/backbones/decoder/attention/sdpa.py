@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from muco.plugins.backbones.decoder.attention.products import attend
 from muco.plugins.backbones.decoder.attention.segments import Segment, segments_of
 
 _MIN_SHARE = 0.5
@@ -51,20 +51,14 @@ class BucketLayout:
         """Return [1, T, h, d] of queries [1, h, T, d], keys and values [1, g, T, d]."""
         parts = []
         for bucket in self.buckets:
-            keys, values = _gather(key, bucket.keys), _gather(value, bucket.keys)
-            if bucket.mask is not None and query.device.type != "cpu":
-                # The kernels of CUDA that take a mask need as many heads of keys as of queries.
-                groups = query.shape[1] // key.shape[1]
-                keys, values = (each.repeat_interleave(groups, 1) for each in (keys, values))
-            out = F.scaled_dot_product_attention(
+            out = attend(
                 _gather(query, bucket.queries),
-                keys,
-                values,
-                attn_mask=bucket.mask,
-                dropout_p=dropout,
-                is_causal=self.causal and bucket.mask is None,
-                scale=scaling,
-                enable_gqa=keys.shape[1] < query.shape[1],
+                _gather(key, bucket.keys),
+                _gather(value, bucket.keys),
+                mask=bucket.mask,
+                causal=self.causal and bucket.mask is None,
+                scaling=scaling,
+                dropout=dropout,
             )
             parts.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(parts).index_select(0, self.back)[None]

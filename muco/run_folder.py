@@ -126,8 +126,7 @@ class RunFolder:
     def num_threads(self) -> int | None:
         """Return how many threads the run computes with; None if it has not begun.
 
-        Raises:
-            MucoError: it is no number of threads.
+        Raise MucoError if that is no number of threads.
         """
         number = (self.read("environment.json") or {}).get("num_threads")
         if number is not None and not (type(number) is int and 0 < number <= MAX_THREADS):

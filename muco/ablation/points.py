@@ -136,8 +136,7 @@ def check_excluded(grid: Grid) -> Iterator[Problem]:
 def selection_of(grid: Grid, only: Sequence[str], points: Sequence[Point]) -> Changes:
     """Return what `--only KEY=VALUE` asks for, by axis; repeated keys stand for any of their values.
 
-    Raises:
-        MucoError: there is no such axis, or no cell with that value.
+    Raise MucoError if there is no such axis, or no cell with that value.
     """
     chosen: dict[str, list[Any]] = {}
     for each in only:

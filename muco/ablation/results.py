@@ -80,8 +80,7 @@ class RowResult:
 def results_of(plan: Plan) -> list[RowResult]:
     """Return the results of all rows; of those that are not done, what there is.
 
-    Raises:
-        MucoError: a file of a run is not what muco writes.
+    Raise MucoError if a file of a run is not what muco writes.
     """
     summaries = {cell.fingerprint: summary_of(cell) for cell in plan.cells()}
     differences = {

@@ -116,8 +116,7 @@ def _launcher(
 def write_table(plan: Plan, folder: Path) -> Path:
     """Write the table of a grid in all formats and return their folder.
 
-    Raises:
-        MucoError: no run has a metric of the grid, or a file is not what muco writes.
+    Raise MucoError if no run has a metric of the grid, or a file is not what muco writes.
     """
     results = results_of(plan)
     check_metrics(plan, results)

@@ -15,8 +15,7 @@ from muco.io.lock import locked
 def only_command(path: Path, ranks: Ranks) -> Generator[None]:
     """Hold the lock of a run folder, a file beside it, in the main process.
 
-    Raises:
-        MucoError: another command holds it.
+    Raise MucoError if another command holds it.
     """
     if not ranks.is_main:
         yield

@@ -15,9 +15,8 @@ from muco.core.sample import Content
 class Task:
     """Queries that are searched in one pool of candidates.
 
-    Raises:
-        ValueError: the lists differ in length, there is no query, or a query has no relevant candidate, a
-            relevant one that is no candidate, or a candidate twice or outside the pool.
+    Raises ValueError if the lists differ in length, there is no query, or a query has no relevant candidate,
+    a relevant one that is no candidate, or a candidate twice or outside the pool.
     """
 
     name: str

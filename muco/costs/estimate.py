@@ -101,11 +101,8 @@ def _of_images(of_image: Sequence[Lengths], numbers: Sequence[int]) -> Lengths:
 def known_layers(backbone: ComponentRef[Any], sizes_of: ComponentRef[Any] | None = None) -> KnownLayers:
     """Return the layers of a backbone.
 
-    The sizes are those of `sizes_of`, by default its own: from `random_init`, a local folder, or the table
-    of public models.
-
-    Raises:
-        MucoError: none of these tells its sizes, or the backbone does not tell its layers.
+    The sizes are those of `sizes_of`, by default its own: from `random_init`, a local folder, or the table of
+    public models. Raise MucoError if none of these tells its sizes, or the backbone does not tell its layers.
     """
     cls, config = cast("type[Backbone]", backbone.cls), backbone.config
     origin = (sizes_of or backbone).config

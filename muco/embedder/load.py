@@ -47,8 +47,7 @@ def load(
 def load_for_store(store: VectorStore, model: str | None) -> Embedder:
     """Return the model of a store: `model`, or the one that made the store, by the name or path it had.
 
-    Raises:
-        MucoError: it cannot be loaded, or did not make the store.
+    Raise MucoError if it cannot be loaded, or did not make the store.
     """
     try:
         embedder = load(model or store.metadata.model)

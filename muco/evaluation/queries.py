@@ -36,8 +36,7 @@ def queries_file(folder: Path, suite: str) -> Path:
 def write_queries(path: Path, tasks: Mapping[str, QueryScores]) -> None:
     """Write a row for each query; equal scores give equal bytes.
 
-    Raises:
-        MucoError: the disk is full or not writable.
+    Raise MucoError if the disk is full or not writable.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -62,8 +61,7 @@ def write_queries(path: Path, tasks: Mapping[str, QueryScores]) -> None:
 def read_queries(path: Path) -> dict[str, QueryScores]:
     """Return the queries of each task.
 
-    Raises:
-        MucoError: the file is missing, or not what the evaluation writes.
+    Raise MucoError if the file is missing, or not what the evaluation writes.
     """
     import pyarrow as pa
     from pyarrow import parquet

@@ -91,8 +91,7 @@ def _write(loaded: LoadedModel, source: ModelSource, folder: Path) -> tuple[Expo
 def system_of(packer: Packer) -> str:
     """Return the system text that a packer puts before every content.
 
-    Raises:
-        MucoError: it changes contents in a way that a chat template does not.
+    Raise MucoError if it changes contents in a way that a chat template does not.
     """
     content = Content("a text")
     dialogue = packer.inference(content)

@@ -36,8 +36,7 @@ class Client:
     def __init__(self, server: Server) -> None:
         """Check the settings; nothing is sent.
 
-        Raises:
-            MucoError: openai is missing, or the variable of the key is not set.
+        Raise MucoError if openai is missing, or the variable of the key is not set.
         """
         try:
             import aiohttp  # noqa: F401

@@ -87,8 +87,7 @@ class Curriculum:
     def parse(self, text: str, *, with_caption: bool) -> tuple[str, list[PairAnswer]]:
         """Return caption (empty if not asked for) and pairs, in the order of the turns.
 
-        Raises:
-            InvalidAnswerError: the text holds no JSON of the form.
+        Raise InvalidAnswerError if the text holds no JSON of the form.
         """
         values = json_in(text)
         try:
@@ -109,8 +108,7 @@ class Curriculum:
 def json_in(text: str) -> Any:
     """Return the JSON object in an answer, without what the model thought or wrote around it.
 
-    Raises:
-        InvalidAnswerError: there is none.
+    Raise InvalidAnswerError if there is none.
     """
     text = without_thinking(text)
     start, end = text.find("{"), text.rfind("}")

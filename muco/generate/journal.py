@@ -36,8 +36,7 @@ class Journal:
     def open(cls, path: Path) -> Generator[Journal]:
         """Open a journal, made if it is not there.
 
-        Raises:
-            MucoError: another process has it open, it is damaged, or the disk is full or not writable.
+        Raise MucoError if another process has it open, it is damaged, or the disk is full or not writable.
         """
         try:
             _make_folder(path.parent)

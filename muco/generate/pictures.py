@@ -20,10 +20,8 @@ _URLS = ("http://", "https://")
 def image_url(name: str, images: ImageFiles, settings: ImageSettings) -> str:
     """Return the URL of an image: its own, or one that holds it.
 
-    A PNG or JPEG within the bound is sent as it is; others as JPEG.
-
-    Raises:
-        DataError: it is missing or broken, or has no URL.
+    A PNG or JPEG within the bound is sent as it is; others as JPEG. Raise DataError if the image is missing
+    or broken, or has no URL.
     """
     if settings.send == "url":
         if not name.startswith(_URLS):

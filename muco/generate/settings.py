@@ -185,8 +185,7 @@ def turns_of(kinds: dict[str, PairKind]) -> list[tuple[str, str]]:
 def load_generation(name: str, overrides: Sequence[str] = ()) -> Generation:
     """Read a file of settings, or the shipped one of that name; `overrides` are `KEY=VALUE`.
 
-    Raises:
-        MucoError: there is no such file, or it has problems; all are listed.
+    Raise MucoError, which lists all problems, if there is no such file, or it has some.
     """
     path = name if Path(name).is_file() else f"generate/{name}"
     values, lines = read_recipe(path)

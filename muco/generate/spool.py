@@ -22,8 +22,7 @@ class Spool:
     def add(self, name: str, text: str = "") -> bool:
         """Add a text; return False, without a change, if the name has one.
 
-        Raises:
-            MucoError: the temporary folder is full.
+        Raise MucoError if the temporary folder is full.
         """
         with _errors():
             return self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (name, text)).rowcount == 1

@@ -19,10 +19,8 @@ _PNG_MODES |= {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 def encoded_image(image: Image) -> EncodedImage:
     """Return an image of any mode without loss, as `EncodedImage.faithful` shows it.
 
-    RGB is encoded as BMP, which costs no compression.
-
-    Raises:
-        DataError: the image is empty, closed or truncated.
+    RGB is encoded as BMP, which costs no compression. Raise DataError if the image is empty, closed or
+    truncated.
     """
     from PIL import ImageOps
 

@@ -135,8 +135,7 @@ def _check_append(base: VectorStore, metadata: StoreMetadata, *, append: bool) -
 def _begin(path: Path, parts: Path, plan: dict[str, Any]) -> None:
     """Keep the parts that were written under this plan, and remove those of another.
 
-    Raises:
-        MucoError: a file that this plan did not write has the name of one beside the store.
+    Raise MucoError if a file that this plan did not write has the name of one beside the store.
     """
     file = parts / "plan.json"
     text = json.dumps(plan, sort_keys=True)

@@ -64,8 +64,7 @@ class LocalLauncher:
 def device_groups(devices: Sequence[str], num_jobs: int, num_processes: int) -> list[str | None]:
     """Return the GPUs of each of the cells that run at once; None where there are none.
 
-    Raises:
-        MucoError: there are too few.
+    Raise MucoError if there are too few.
     """
     if not devices:
         return [None] * num_jobs

@@ -103,10 +103,7 @@ def download(urls: Iterable[str], folder: Path, limits: DownloadLimits) -> Fetch
     """Fetch images into `images-000000.tar` and so on in a folder, each named by the hash of its URL.
 
     Started again, it fetches what is missing. `failures.jsonl` lists the URLs that failed, and why. Repeated
-    URLs are fetched once.
-
-    Raises:
-        MucoError: aiohttp is missing, or the folder cannot be written.
+    URLs are fetched once. Raise MucoError if aiohttp is missing, or the folder cannot be written.
     """
     try:
         import aiohttp  # noqa: F401

@@ -49,8 +49,8 @@ class Limits:
 def resize_images(sample: Sample, limits: Limits) -> Sample:
     """Read the header of every image and frame; return the sample with those above the limits reduced.
 
-    Raises:
-        DataError: broken image, or one with more pixels than muco reads; a video whose frames differ in size.
+    Raise DataError if an image is broken or has more pixels than muco reads, or if the frames of a video
+    differ in size.
     """
     for visual in sample.visuals():
         _ = visual.size

@@ -69,8 +69,7 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
 def local_sizes(name: str) -> dict[str, Any] | None:
     """Return the configuration of a checkpoint as plain data, defaults filled in; None if it is no folder.
 
-    Raises:
-        MucoError: the folder has no configuration that transformers reads.
+    Raise MucoError if the folder has no configuration that transformers reads.
     """
     folder = Path(expanduser(name))
     if not folder.is_dir():
@@ -138,8 +137,7 @@ def _used(names: Iterable[str]) -> list[str]:
 def load_tokenizer(name: str | Path) -> Any:
     """Return the tokenizer of a checkpoint, a folder or a hub name, in the transformers layout.
 
-    Raises:
-        MucoError: it is missing or cannot be read.
+    Raise MucoError if it is missing or cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -186,11 +184,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file.
-
-    Raises:
-        MucoError: it cannot be read.
-    """
+    """Return the tensors of a safetensors file; raise MucoError if it cannot be read."""
     from safetensors.torch import load_file
 
     with library_errors(f"{file}: it cannot be read"):

@@ -200,8 +200,7 @@ def find_adapter(name: str) -> Path | None:
 def read_settings(file: Path) -> AdapterSettings:
     """Return the settings that made the adapters of a file.
 
-    Raises:
-        DataError: the metadata has no valid settings, or their rank is not that of the weights.
+    Raise DataError if the metadata has no valid settings, or their rank is not that of the weights.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -231,8 +230,7 @@ def read_settings(file: Path) -> AdapterSettings:
 def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
     """Load what `save_adapter` wrote into a module with adapters of the same settings.
 
-    Raises:
-        DataError: a weight is missing, unexpected or of another shape.
+    Raise DataError if a weight is missing, unexpected or of another shape.
     """
     weights = read_weights(file)
     expected = {**split_state(module)[1], **_row_weights(rows)}

@@ -40,8 +40,7 @@ class AdaptedBackbone(Backbone):
     def adaptable(self, settings: AdapterSettings) -> Mapping[nn.Module, Sequence[str]]:
         """Return the modules to adapt, and for each the names of the linear layers that can have adapters.
 
-        Raises:
-            MucoError: the settings ask for layers that this model does not have.
+        Raise MucoError if the settings ask for layers that this model does not have.
         """
 
     @abstractmethod
@@ -91,8 +90,7 @@ class AdaptedBackbone(Backbone):
     def read_adapter(self, folder: Path) -> None:
         """Load the adapters that `save_weights` wrote.
 
-        Raises:
-            DataError: the folder has adapters and the settings have none, or the reverse, or they differ.
+        Raise DataError if the folder has adapters and the settings have none, or the reverse, or they differ.
         """
         file = folder / ADAPTER_FILE
         if self.adapter is None:

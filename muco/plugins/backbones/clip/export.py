@@ -27,8 +27,7 @@ _LIMITS = (
 def export_towers(towers: Towers, weights: Mapping[str, Tensor], folder: Path) -> Exported:
     """Write the towers, with these weights, as a `CLIPModel` with its processor.
 
-    Raises:
-        MucoError: a `CLIPModel` has no such tower; the message says why.
+    Raise MucoError, which says why, if a `CLIPModel` has no such tower.
     """
     from transformers import CLIPModel, CLIPProcessor
 

@@ -45,8 +45,7 @@ class TextReader:
     def num_tokens(self, text: str) -> int:
         """Return how many tokens the tower reads, including padding if it reads padding.
 
-        Raises:
-            DataError: the text is too long and `truncate` is false.
+        Raise DataError if the text is too long and `truncate` is false.
         """
         length = len(self._tokens(text)[0])
         return self.tokenizer.context_length if self.full_context else length

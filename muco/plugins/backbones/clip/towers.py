@@ -202,8 +202,7 @@ def load_weights(
 def folder_of(name: str) -> Path:
     """Return the folder of that name, or of the downloaded `hf-hub:` repository.
 
-    Raises:
-        MucoError: it does not exist or cannot be downloaded.
+    Raise MucoError if it does not exist or cannot be downloaded.
     """
     if not name.startswith(HUB):
         folder = Path(expanduser(name))
@@ -225,8 +224,7 @@ def folder_of(name: str) -> Path:
 def local_sizes(name: str) -> dict[str, Any] | None:
     """Return the `model_cfg` of a folder in open_clip's layout; None if there is no such folder.
 
-    Raises:
-        MucoError: the folder has no `model_cfg`.
+    Raise MucoError if the folder has no `model_cfg`.
     """
     folder = Path(expanduser(name))
     if not folder.is_dir():

@@ -174,8 +174,7 @@ class Llava(DecoderBackbone):
 def _image_processor(config: Llava.Config, model: Any, name: str | Path) -> Any:
     """Return the family's image processor, from the checkpoint or for `random_init`.
 
-    Raises:
-        MucoError: the checkpoint has none, or its picture size is not that of the vision tower.
+    Raise MucoError if the checkpoint has none, or its picture size is not that of the vision tower.
     """
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil

@@ -38,8 +38,7 @@ class Tiling:
     def of(cls, config: Any) -> Tiling:
         """Return the tiling of a transformers model with this configuration.
 
-        Raises:
-            MucoError: the vision tower, or the selection of its features, is not one of these families'.
+        Raise MucoError if the vision tower, or the selection of its features, is not one of these families'.
         """
         vision, family = config.vision_config, config.model_type
         towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -121,8 +120,7 @@ def _fit(height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
 def limited_grids(config: Any, max_tiles: int | None) -> list[list[int]]:
     """Return the grids of a model, height and width in pixels, that have at most so many tiles.
 
-    Raises:
-        MucoError: it has none, or its configuration does not describe grids.
+    Raise MucoError if it has none, or its configuration does not describe grids.
     """
     with library_errors("image_grid_pinpoints of the model are not pairs of height and width"):
         all_grids = [[int(height), int(width)] for height, width in config.image_grid_pinpoints]

@@ -50,13 +50,7 @@ class PageRow:
 
 
 def render(plan: Plan, results: Sequence[RowResult], folder: Path) -> str:
-    """Return the page; every string of the grid is escaped.
-
-    Args:
-        plan: the grid.
-        results: of its rows.
-        folder: where the page is written; links are relative to it.
-    """
+    """Return the page that is written to `folder`, to which links are relative; every string is escaped."""
     css = (report.TEMPLATES / "page.css").read_text("utf-8") + (_TEMPLATES / "grid.css").read_text("utf-8")
     js = (_TEMPLATES / "grid.js").read_text("utf-8")
     templates = html_templates("ablation/templates")

@@ -24,12 +24,8 @@ def run_cells(
 ) -> dict[str, str]:
     """Run cells to their end and return what became of each, by fingerprint.
 
-    Args:
-        cells: not done yet, earlier stages first.
-        launcher: runs them.
-        report: is called at each change.
-        fail_fast: stop all cells when one fails.
-        num_processes: of a cell.
+    The cells are not done yet, earlier stages first; each has `num_processes`. `report` is called at each
+    change. With `fail_fast` all cells are stopped when one fails.
     """
     outcome: dict[str, str] = {}
     waiting = {cell.fingerprint: cell for cell in cells}

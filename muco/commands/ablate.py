@@ -52,25 +52,8 @@ def ablate(
 ) -> Path | None:
     """Run a grid and return the folder of its table; None for a dry run.
 
-    Args:
-        grid: a path, or the name of a shipped grid.
-        console: where messages go.
-        folder: of all grids' results; grids share the cells that they have in common.
-        bases: other base recipes, `STAGE=RECIPE` each in a grid with stages.
-        overrides: `KEY=VALUE` each, set in every cell.
-        only: `KEY=VALUE` each: run the cells with these values. The table has all that are done.
-        launcher: what runs the cells.
-        num_jobs: how many run at once, by the local launcher.
-        num_processes: of a cell, one for each of its GPUs.
-        resources: `KEY=VALUE` each: of a cell, by the other launchers.
-        dry_run: print the cells and stop.
-        retry_failed: run cells that failed before again.
-        fail_fast: stop when a cell fails.
-        yes: allow a large grid.
-
-    Raises:
-        RecipeError: the grid or a cell of it has problems.
-        MucoError: something else that the user can fix; a cell that failed among it.
+    The arguments are the options of `muco ablate`. Raise RecipeError if the grid or a cell of it has
+    problems, MucoError for something else that the user can fix; a cell that failed among it.
     """
     given = dict(read_assignment("--resource", each) for each in resources)
     plan = plan_grid(grid, folder, bases=bases, overrides=overrides, yes=yes)

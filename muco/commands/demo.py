@@ -27,14 +27,8 @@ _IMAGE_PIXELS = 768
 def demo(path: Path, *, model: str | None, port: int, console: Console) -> None:
     """Serve a search page at 127.0.0.1 until Ctrl-C.
 
-    Args:
-        path: the store.
-        model: as for `muco.load`; None for the one that made the store, by the path it had.
-        port: of the page; 0 for any that is free.
-        console: shows the address.
-
-    Raises:
-        MucoError: gradio is not installed, the store or the model cannot be read, or the port is taken.
+    The arguments are the options of `muco demo`. Raise MucoError if gradio is not installed, the store or the
+    model cannot be read, or the port is taken.
     """
     store = VectorStore.open(path)
     embedder = load_for_store(store, model)

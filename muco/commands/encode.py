@@ -37,21 +37,8 @@ def encode(
 ) -> None:
     """Encode the images in a folder, or the rows of a table, into a store of vectors.
 
-    Args:
-        model: as for `muco.load`.
-        path: the folder, searched recursively, or the table.
-        to: the store to write, `.parquet` or `.npy`.
-        columns: of the table.
-        images: the folder or archive that the table's image paths start from; None for its own folder.
-        instruction: put before every text as it is.
-        dim: cut the vectors to this size; see `Embedder.encode`.
-        dtype: of a stored number.
-        batch_tokens: tokens, and image patches, that are encoded at once; see `Embedder.encode`.
-        append: add the items whose ids the store does not have.
-        console: shows progress, and what was skipped.
-
-    Raises:
-        MucoError: something that the user can fix.
+    The arguments are the options of `muco encode`; see `Embedder.encode` for `dim` and `batch_tokens`. Raise
+    MucoError for what the user can fix.
     """
     inputs = read_inputs(path, columns, images=images, instruction=instruction)
     embedder = load(model)

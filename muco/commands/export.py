@@ -30,23 +30,10 @@ def export(
     license_id: str | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Write the model of a run or of a model folder, its adapters merged into its weights.
+    """Write the model of a run or of a model folder, its adapters merged into its weights; return `to`.
 
-    Args:
-        model: a run folder or a model folder.
-        to: the folder to write; it appears when it is complete.
-        layout: see `Layout`.
-        check: whether to compare vectors that another tool computes from the folder with muco's; with the
-            layout `transformers` only.
-        license_id: of the weights, for the model card.
-        console: shows the result of the check.
-
-    Returns:
-        `to`.
-
-    Raises:
-        MucoError: there is no model, other tools cannot compute its vectors, the check failed, `to` exists,
-            or the disk is full or not writable.
+    The arguments are the options of `muco export`. Raise MucoError if there is no model, other tools cannot
+    compute its vectors, the check failed, `to` exists, or the disk is full or not writable.
     """
     source = find_model(model)
     if source.folder is None:

@@ -17,13 +17,8 @@ NOT_COUNTED = "softmax, norms, activations, embedding lookups, the pooler, the o
 def print_flops(recipe: Recipe, assume: Sequence[str], console: Console) -> None:
     """Print the FLOPs of a step by part, and everything that was assumed.
 
-    Args:
-        recipe: it is valid.
-        assume: `KEY=VALUE` each; see `Assumptions`.
-        console: where the tables go.
-
-    Raises:
-        MucoError: an assumption is not allowed, or the sizes of the backbone are not known.
+    `assume` are `KEY=VALUE` each; see `Assumptions`. Raise MucoError if one is not allowed, or the sizes of
+    the backbone are not known.
     """
     assumed = read_assumptions(assume, recipe.train.global_batch_size)
     result = estimate(recipe, assumed)

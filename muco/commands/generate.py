@@ -46,16 +46,8 @@ def generate(
 ) -> None:
     """Ask for what the journal beside the table lacks, then write table, list of skipped images and page.
 
-    Args:
-        settings: server, prompts, kinds and filters.
-        inputs: the images.
-        to: the table, `.jsonl` or `.parquet`.
-        one_stage: ask for caption and pairs in one request.
-        dry_run: print the requests of three images and stop; no server is needed.
-        console: shows progress and counts.
-
-    Raises:
-        MucoError: something that the user can fix. Answers that arrived are kept.
+    `dry_run` prints the requests of three images and stops; no server is needed. Raise MucoError for what the
+    user can fix; answers that arrived are kept.
     """
     check_table(to, inputs)
     number = inputs.count()

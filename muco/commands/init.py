@@ -41,18 +41,9 @@ def init(
 ) -> Path:
     """Write a training table, a held-out table and a recipe, and return the recipe's path.
 
-    Args:
-        path: a table, a folder of tables, or a folder `class/image.jpg`.
-        to: the recipe; None for the data's name in the working folder. The tables go beside it.
-        images: where image paths start from; None looks for them.
-        columns: columns that the user named, by part of a pair; an empty name leaves the part out.
-        held_out: share of the images that is held out.
-        seed: decides which.
-        machine: what the recipe is for; None for this one.
-        console: shows what was seen and decided.
-
-    Raises:
-        MucoError: something that the user can fix; a file that is in the way among it.
+    The arguments are the options of `muco init`; `columns` are those that the user named, by part of a pair,
+    and an empty name leaves the part out. Raise MucoError for what the user can fix, a file that is in the
+    way among it.
     """
     data = find_data(path, images)
     known = describe_columns(data.sample(), exists_in(data.files), lambda name: (data.root / name).is_dir())

@@ -23,15 +23,8 @@ from muco.training.probe import NUM_BATCHES, blind_probe
 def probe(recipe: Recipe, *, folder: Path | None = None, console: Console) -> dict[str, float]:
     """Measure; print the figures and add them to summary.json and the report.
 
-    They are `probe/blind`, `probe/sighted` and `probe/chance`; see `blind_probe`.
-
-    Args:
-        recipe: of the run.
-        folder: the run folder; by default `runs/<name>` in the working folder.
-        console: where the figures go.
-
-    Raises:
-        MucoError: the run is not done, or the folder is another run's.
+    They are `probe/blind`, `probe/sighted` and `probe/chance`; see `blind_probe`. `folder` is by default
+    `runs/<name>`. Raise MucoError if the run is not done, or the folder is another run's.
     """
     quiet_libraries()
     run_folder = RunFolder(folder or Path("runs") / recipe.name)

@@ -11,15 +11,8 @@ from muco.model.folder import METADATA_FILE, read_metadata
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Upload a folder that `muco export` wrote, and return its address on the hub.
 
-    The repository is made if it is missing. The login is that of `hf auth login`, or `HF_TOKEN`.
-
-    Args:
-        folder: with weights, model card and muco.json.
-        name: owner/name.
-        public: whether a new repository is public.
-
-    Raises:
-        MucoError: the folder is no exported model, its card is not valid, or the hub refuses.
+    The repository, `name` as owner/name, is made if it is missing. The login is that of `hf auth login`, or
+    `HF_TOKEN`. Raise MucoError if the folder is no exported model, its card is not valid, or the hub refuses.
     """
     from huggingface_hub import HfApi, ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError

@@ -39,21 +39,10 @@ def run(
     only: Only | None = None,
     console: Console | None = None,
 ) -> dict[str, Any] | None:
-    """Train, evaluate and report.
+    """Train, evaluate and report; return what summary.json holds, None in all processes but the main one.
 
-    Args:
-        recipe: a validated recipe.
-        folder: the run folder; by default `runs/<name>` in the working folder.
-        resume: go on from the last checkpoint.
-        fresh: remove the run in the folder first.
-        only: one part of the run.
-        console: where messages go; by default the terminal.
-
-    Returns:
-        The contents of summary.json; None in all processes but the main one.
-
-    Raises:
-        MucoError: something that the user can fix; another run in the folder among it.
+    The arguments are the options of `muco run`: `folder` is by default `runs/<name>`, and `only` names one
+    part of the run. Raise MucoError for what the user can fix, another run in the folder among it.
     """
     start = time.perf_counter()
     run_folder = RunFolder(folder or Path("runs") / recipe.name)

@@ -25,18 +25,7 @@ def search(
 ) -> None:
     """Print the nearest items of a store, and write them as a page.
 
-    Args:
-        path: the store.
-        text: of the query; empty for none.
-        image: of the query.
-        model: as for `muco.load`; None for the one that made the store, by the path it had.
-        instruction: put before the text as it is.
-        k: how many items.
-        html: the page to write.
-        console: shows the items.
-
-    Raises:
-        MucoError: something that the user can fix.
+    The arguments are the options of `muco search`. Raise MucoError for what the user can fix.
     """
     if not text and image is None:
         raise MucoError("give a text, or an image with --image FILE, or both")

@@ -89,13 +89,8 @@ def validate_settings(
 ) -> S:
     """Return a validated recipe, evaluation or component's `Config`; raise RecipeError with all problems.
 
-    Args:
-        schema: the class of the settings.
-        values: plain data. The overrides are written into them.
-        overrides: `KEY=VALUE` each, as for a recipe.
-        title: begins an error's message.
-        lines: the line of each key in the file.
-        registry: as for `load_recipe`.
+    `schema` is its class, `title` begins the message, and `lines` has the line of each key in the file. The
+    overrides, `KEY=VALUE` each, are written into `values`.
     """
     registry, lines = registry or default_registry(), {} if lines is None else lines
     for override in overrides:

@@ -49,17 +49,10 @@ def set_value(
     value: Any,
     is_component: Callable[[KeyPath], bool] = lambda path: False,
 ) -> KeyPath:
-    """Set one value in place and return its path.
+    """Set the value of a dotted key in place and return its path; see `apply_override`.
 
-    Args:
-        title: the recipe's name for messages.
-        values: the recipe.
-        key: dotted; a number in it indexes a list.
-        value: what is set.
-        is_component: see `apply_override`.
-
-    Raises:
-        MucoError: the key leads into a value without keys, or behind the end of a list.
+    `title` names the recipe in messages. Raise MucoError if the key leads into a value without keys, or
+    behind the end of a list.
     """
     *parents, last = key.split(".")
     container: Any = values

@@ -43,14 +43,9 @@ class Assumptions(ComponentConfig):
 
 
 def read_assumptions(texts: Sequence[str], images: int) -> Assumptions:
-    """Return the assumptions.
+    """Return the assumptions of some `KEY=VALUE`; `images` is the default of `images`.
 
-    Args:
-        texts: `KEY=VALUE` each.
-        images: the default of `images`.
-
-    Raises:
-        MucoError: a key or value that is not allowed.
+    Raise MucoError for a key or value that is not allowed.
     """
     values: dict[str, object] = {"images": images}
     for text in texts:

@@ -40,13 +40,7 @@ class Flops:
 
 
 def count_part(part: Part, lengths: Lengths, *, calls: int = 1) -> Flops:
-    """Return the FLOPs of a part of a model.
-
-    Args:
-        part: its layers.
-        lengths: of all chunks together.
-        calls: the number of chunks.
-    """
+    """Return the FLOPs of a part of a model for so many chunks (`calls`), of these lengths together."""
     total, needs_gradient = Flops(), part.input_gradient
     for block in part.blocks:
         trains = any(each.trained or each.rank for each in block.linears)
@@ -57,14 +51,7 @@ def count_part(part: Part, lengths: Lengths, *, calls: int = 1) -> Flops:
 
 
 def _count_layer(block: Block, lengths: Lengths, calls: int, input_gradient: bool) -> Flops:
-    """Return the FLOPs of one of a block's layers.
-
-    Args:
-        block: of equal layers.
-        lengths: of all chunks together.
-        calls: the number of chunks.
-        input_gradient: whether the input of the layer needs a gradient.
-    """
+    """Return the FLOPs of one of a block's layers, whose input may need a gradient; see `count_part`."""
     of_block = lengths.of.get(block.rows, ())
     rows = {each: sum(lengths.of.get(each.rows or block.rows, of_block)) for each in block.linears}
     steps = list(_gradients(block, input_gradient))

@@ -45,13 +45,8 @@ class Estimate:
 def estimate(recipe: Recipe, assumed: Assumptions, *, sizes_of: ComponentRef[Any] | None = None) -> Estimate:
     """Return the FLOPs of a step of a recipe for a batch that is as assumed.
 
-    Args:
-        recipe: its settings are counted.
-        assumed: the batch.
-        sizes_of: a backbone of the same sizes, where the recipe's model does not exist yet.
-
-    Raises:
-        MucoError: the sizes of the backbone, or its FLOPs, are not known; the message says what to do.
+    `sizes_of` is a backbone of the same sizes, where the recipe's model does not exist yet. Raise MucoError,
+    which says what to do, if the sizes of the backbone, or its FLOPs, are not known.
     """
     known = known_layers(recipe.backbone, sizes_of)
     packer: Packer = recipe.packer.make()

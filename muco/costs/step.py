@@ -50,14 +50,10 @@ class Chunks:
 def count_step(
     parts: Sequence[Part], chunks: Chunks, *, loss: Flops, twice: Chunks | None = None
 ) -> StepFlops:
-    """Return the FLOPs of a step.
+    """Return the FLOPs of a step over chunks of queries and targets; see `count_loss` for `loss`.
 
-    Args:
-        parts: of the backbone.
-        chunks: of queries and targets.
-        loss: see `count_loss`.
-        twice: the chunks that cached gradients encode twice. Image features are kept between the passes if
-            nothing of what computes them is trained.
+    `twice` are the chunks that cached gradients encode twice. Image features are kept between the passes if
+    nothing of what computes them is trained.
     """
     once = {part.name: count_part(part, chunks.lengths, calls=chunks.number) for part in parts}
     keeps_images = not any(part.trained for part in parts if part.computes_images)

@@ -14,11 +14,7 @@ def public_model(name: str) -> dict[str, Any] | None:
 
 
 def peak_flops(device: str) -> float | None:
-    """Return the FLOP/s of a device in bfloat16; None if it is not in the table.
-
-    Args:
-        device: as `torch.cuda.get_device_name` returns it.
-    """
+    """Return the FLOP/s in bfloat16 of a device, by CUDA's name of it; None if it is not in the table."""
     return next((each["peak"] for each in _read("devices.yaml") if device in each["names"]), None)
 
 

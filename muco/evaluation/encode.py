@@ -83,14 +83,9 @@ class CachedEmbedder:
     ) -> None:
         """Take a model, on its device, and a store of its vectors only, open for writing.
 
-        Args:
-            encoder: the model.
-            packer: makes a dialogue of a content, with the prompts of training.
-            store: shared with the other processes.
-            batch_tokens: language-model tokens and image patches that are encoded at once.
-            join_turns: encode contents with the same images in one pass, isolated from each other; for a
-                backbone that offers `isolated_turns`.
-            ranks: the processes that share the work.
+        `packer` makes a dialogue of a content, with the prompts of training; `batch_tokens` language-model
+        tokens and image patches are encoded at once. `join_turns` encodes contents with the same images in
+        one pass, isolated from each other, for a backbone that offers `isolated_turns`.
         """
         self._encoder = encoder.eval()
         self._packer = packer

@@ -22,18 +22,12 @@ _METRIC = re.compile(r"(precision|hit|recall|ndcg)@([1-9]\d*)|mrr")
 
 
 def score(ranking: Ranking, metric: str, ties: Ties) -> float:
-    """Return one query's score.
+    """Return one query's score; raise ValueError if there is no such metric.
 
-    Args:
-        ranking: of its right answers.
-        metric: precision@k: the share of right answers among the best k. hit@k: 1 if a right answer is among
-            the best k, else 0. recall@k: the share of all right answers that are among the best k. ndcg@k:
-            normalized discounted cumulative gain with binary relevance, as in trec_eval. mrr: 1 divided by
-            the rank of the first right answer.
-        ties: `share` or `first`, see above.
-
-    Raises:
-        ValueError: no such metric.
+    precision@k: the share of right answers among the best k. hit@k: 1 if a right answer is among the best k,
+    else 0. recall@k: the share of all right answers that are among the best k. ndcg@k: normalized discounted
+    cumulative gain with binary relevance, as in trec_eval. mrr: 1 divided by the rank of the first right
+    answer.
     """
     match = _METRIC.fullmatch(metric)
     if not match:

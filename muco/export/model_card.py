@@ -24,16 +24,10 @@ def write_model_card(
     dense: str | None,
     license_id: str | None,
 ) -> None:
-    """Write README.md; what is not known of a model, the card leaves open.
+    """Write README.md of an exported folder; what is not known of a model, the card leaves open.
 
-    Args:
-        folder: the exported one.
-        exported: what it can do.
-        source: where the model comes from; data and scores are those of its run.
-        loaded: the model.
-        name: the title.
-        dense: the folder of the projection; None without one.
-        license_id: of the weights, such as `apache-2.0`.
+    Data and scores are those of the source's run. `name` is the title, `dense` the folder of the projection,
+    and `license_id` that of the weights.
     """
     run = None if source.run is None else read_run(source.run)
     card = _template().render(

@@ -21,14 +21,8 @@ def write_modules(
 ) -> str | None:
     """Write the modules after the model: pooling, projection and normalization.
 
-    Args:
-        folder: the model's.
-        exported: how the model makes a vector.
-        projection: of the pooler; None for none.
-        hidden_dim: size of the model's states.
-
-    Returns:
-        The projection's folder in the model's; None without one.
+    `hidden_dim` is the size of the model's states. Return the projection's folder in the model's; None
+    without one.
     """
     names = ["Transformer"]
     if exported.pools_last_token:

@@ -29,18 +29,9 @@ from muco.model.source import ModelSource
 def write_exported(source: ModelSource, to: Path, *, check: bool, license_id: str | None) -> list[Agreement]:
     """Write the model to a folder that appears when it is complete and checked.
 
-    Args:
-        source: of a trained model.
-        to: the folder.
-        check: whether to compare its vectors, as another tool computes them, with muco's.
-        license_id: of the weights, for the model card; None to leave it open.
-
-    Returns:
-        How near the vectors are, by batch; empty without a check.
-
-    Raises:
-        MucoError: other tools cannot compute these vectors, the check failed, `to` exists, or the disk is
-            full or not writable.
+    With `check`, return how near to muco's the vectors are that another tool computes, by batch. Raise
+    MucoError if other tools cannot compute these vectors, the check failed, `to` exists, or the disk is full
+    or not writable.
     """
     loaded = _load_merged(source, to)
     with _written(to) as partial:

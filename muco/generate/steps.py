@@ -74,12 +74,7 @@ class Skipped:
 
 
 def follow(steps: Asking[T], lookup: Callable[[bytes], Answer | None]) -> T | Request:
-    """Return the result of steps, or their first request without an answer.
-
-    Args:
-        steps: of an image.
-        lookup: returns the answer of a request by its key; None if there is none yet.
-    """
+    """Return the result of an image's steps, or their first request for which `lookup` has no answer."""
     try:
         request = next(steps)
         while (answer := lookup(request.key)) is not None:

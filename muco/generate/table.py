@@ -67,12 +67,6 @@ def write_table(path: Path, items: Iterable[Item], steps: Steps, journal: Journa
 
     Only settings, images and the journal decide the bytes. The list, `TABLE.skipped.jsonl`, has the image,
     the reason and details of each image that is not in the table.
-
-    Args:
-        path: of the table.
-        items: the images.
-        steps: give the result of each image.
-        journal: has the answers, and why there is none.
     """
     counts = Counts()
     constants = _constants(steps)

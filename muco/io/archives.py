@@ -86,11 +86,9 @@ class Archives:
         The archive may have any folders before the name. Generic folders and those named like the archive may
         be missing or differ. Of several matches the one that agrees in most folders is returned. Of one name
         twice in an archive the later file counts, as in tar and zip. The Unicode normal form does not matter.
-        Only archives below one of the folders `below` are searched; None for all.
-
-        Raises:
-            DataError: two archives hold different files that match equally well.
-            MucoError: an archive cannot be listed or decompressed, so all its files are missing.
+        Only archives below one of the folders `below` are searched; None for all. Raise DataError if two
+        archives hold different files that match equally well, MucoError if an archive cannot be listed or
+        decompressed.
         """
         parts = PurePosixPath(_normal(name)).parts
         if not self.paths or not parts:

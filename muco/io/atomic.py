@@ -50,11 +50,8 @@ def atomic_file(path: Path, *, inside: Path | None = None) -> Generator[BinaryIO
 def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
     """Yield the path of an empty file that replaces `path` when the block ends without an error.
 
-    Parent folders are made. No folder between `inside`, a folder above, and the file may be a symbolic link.
-
-    Raises:
-        DataError: a folder is a symbolic link.
-        OSError: the disk is full or not writable.
+    Parent folders are made. Raise DataError if a folder between `inside`, a folder above, and the file is a
+    symbolic link, OSError if the disk is full or not writable.
     """
     partial = _partial(path, inside)
     try:

@@ -92,15 +92,9 @@ def pair_from(
 ) -> tuple[tuple[Visual, ...], Pair]:
     """Return the query's images and the pair that a row or a tar's record holds, from its values by column.
 
-    Args:
-        columns: the column of each part.
-        values: by column.
-        read: returns the image for the value of an image column.
-        list_frames: lists the frames of a folder; None if videos cannot be folders.
-
-    Raises:
-        DataError: query or target is empty, a text holds the image token without an image, a text is of
-            another type, or a video has no frames.
+    `read` returns the image for the value of an image column; `list_frames` is None if videos cannot be
+    folders. Raise DataError if query or target is empty, a text holds the image token without an image or is
+    of another type, or a video has no frames.
     """
     names = columns.model_dump()
 

@@ -15,13 +15,10 @@ from muco.core.errors import MucoError
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Generator[None]:
-    """Hold the lock file `path`, which names this host and process id.
+    """Hold the lock file `path`, which names this host and process id, and is removed at the end.
 
-    The system frees the lock of a process that dies. The file is removed at the end.
-
-    Raises:
-        MucoError: another thread or process of this machine holds it, and `wait` is false.
-        OSError: the file cannot be made.
+    The system frees the lock of a process that dies. Raise MucoError if another thread or process of this
+    machine holds it and `wait` is false, OSError if the file cannot be made.
     """
     lock = FileLock(path, timeout=-1 if wait else 0, poll_interval=0.02)
     try:

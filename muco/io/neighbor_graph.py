@@ -34,12 +34,7 @@ class NeighbourGraph:
     """Fingerprint of the teacher: the hash of its weights, or its name and revision."""
 
     def write(self, path: Path) -> None:
-        """Write the file atomically.
-
-        Raises:
-            ValueError: `neighbours` has another dtype or shape, or an index outside the samples.
-            DataError: the file cannot be written.
-        """
+        """Write the file atomically; raise DataError if that fails, ValueError if the rows are not valid."""
         import numpy as np
         from safetensors import numpy as safetensors
 

@@ -8,11 +8,9 @@ from muco.core.errors import DataError
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file.
+    """Return the bytes of a file; raise ValueError if the path has a null character.
 
-    Raises:
-        OSError: it is missing, cannot be read, or is no regular file: a named pipe would be waited for.
-        ValueError: the path has a null character.
+    Raise OSError if it is missing, cannot be read, or is no regular file: a named pipe would be waited for.
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file")

@@ -125,14 +125,10 @@ def num_rows(path: Path) -> int:
 def rows(path: Path, columns: Sequence[str] | None = None, *, start: int = 0) -> Iterator[Row]:
     """Yield the rows from number `start` on, in bounded memory; a row that cannot be read has a `fault`.
 
-    Args:
-        path: a file with one of `SUFFIXES`, which decides how it is read, or a `.json` file that holds one
-            list of objects, which is read as a whole, or JSONL.
-        columns: the columns to read; None for all. In JSONL a row may lack some of them.
-        start: number of rows to skip. Whole row groups of a Parquet file are skipped without reading.
-
-    Raises:
-        DataError: the file is missing, broken or has another suffix, or it has no such column.
+    The suffix decides how a file is read. A `.json` file holds one list of objects, which is read as a whole,
+    or JSONL. `columns` are those to read, None for all; in JSONL a row may lack some of them. Whole row
+    groups of a Parquet file are skipped without reading. Raise DataError if the file is missing, broken or
+    has another suffix, or it has no such column.
     """
     readers = {
         ".parquet": _columnar_rows,

@@ -16,12 +16,10 @@ def plan_chunks(
 ) -> list[list[int]]:
     """Return the indices of the dialogues of each chunk, the longest dialogue first; no chunk is empty.
 
-    Args:
-        costs: of the dialogues. An image that several dialogues of a chunk have counts once.
-        budget: a chunk's limit; a dialogue above it is a chunk of its own. None: all are one chunk, in order.
-        padded: whether dialogues are padded to the longest one of their chunk; padding counts.
-        groups: of each dialogue, what it shares with others; without padding, dialogues of one group follow
-            one another, the group with the longest dialogue first.
+    A dialogue above the budget is a chunk of its own; without a budget all are one chunk, in order. An image
+    that several dialogues of a chunk have counts once. If the dialogues are padded to the longest one of
+    their chunk, padding counts; if not, those of one group follow one another, the group with the longest
+    dialogue first.
     """
     if budget is None:
         return [list(range(len(costs)))] if costs else []

@@ -39,14 +39,9 @@ def save_encoder(
     step: int,
     nested_dims: Sequence[int] = (),
 ) -> None:
-    """Write backbone, processor, pooler, and the settings that they were built from.
+    """Write backbone, processor, pooler, and the settings that they were built from, to a folder.
 
-    Args:
-        encoder: its weights are on any device.
-        settings: what it was built from.
-        folder: of the model; made if it is missing.
-        step: number of updates so far.
-        nested_dims: `Loss.nested_dims` of the training.
+    `step` is the number of updates so far, and `nested_dims` is `Loss.nested_dims` of the training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)

@@ -40,13 +40,8 @@ class ModelSource:
     ) -> Evaluation:
         """Return the validated settings of an evaluation of this model.
 
-        Args:
-            title: begins an error's message.
-            suites: as in a recipe.
-            overrides: `KEY=VALUE` each, of the evaluation's keys.
-
-        Raises:
-            MucoError: a key or value that is not allowed.
+        `title` begins an error's message, `suites` are as in a recipe, and overrides `KEY=VALUE` each, of the
+        evaluation's keys. Raise MucoError for a key or value that is not allowed.
         """
         values = {**self.values, "evaluate": {**self.values["evaluate"], "suites": list(suites)}}
         return validate_settings(Evaluation, values, overrides, title=title)

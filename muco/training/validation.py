@@ -46,9 +46,8 @@ class Validator:
     def of(cls, recipe: Recipe, suites: Sequence[NamedSuite], run_folder: Path, ranks: Ranks) -> Validator:
         """Read the tasks of the suites that are validated; their images are read when they are used.
 
-        Raises:
-            MucoError: no task or average has the name of a metric that `train` watches.
-            DataError: a file of a suite is missing or broken.
+        Raise MucoError if no task or average has the name of a metric that `train` watches, DataError if a
+        file of a suite is missing or broken.
         """
         train = recipe.train
         chosen = [each for each in suites if each.name in (train.validate_suites or (each.name,))]

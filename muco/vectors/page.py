@@ -17,15 +17,7 @@ from muco.vectors.store import VectorStore
 
 
 def write_page(path: Path, text: str, image: Path | None, hits: Sequence[Hit], store: VectorStore) -> None:
-    """Write a page of the items that a search returned, with thumbnails.
-
-    Args:
-        path: of the page.
-        text: of the query.
-        image: of the query.
-        hits: the items, the best first.
-        store: that was searched.
-    """
+    """Write a page of the items that a search for a text and an image returned, with thumbnails."""
     templates = html_templates("vectors/templates")
     page = templates.get_template("search.html").render(
         title=str(store.path),

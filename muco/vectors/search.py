@@ -29,13 +29,8 @@ class Hit:
 def search(store: VectorStore, query_1D: NDArray[np.float32], k: int) -> list[Hit]:
     """Return the k nearest items of a store, the best first; equal scores in the order of the store.
 
-    Args:
-        store: of the query's model.
-        query_1D: float32 [1, D], unit length.
-        k: how many, at least 1; fewer if the store has fewer.
-
-    Raises:
-        DataError: a vector of the store is not finite.
+    `query_1D` is float32 [1, D], unit length, of the store's model. `k` is at least 1; a smaller store gives
+    fewer. Raise DataError if a vector of the store is not finite.
     """
     if k < 1:
         raise ValueError(f"k={k}: ask for at least one item")

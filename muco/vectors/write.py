@@ -53,17 +53,9 @@ def write_store(
 ) -> Written:
     """Encode items into a store; a call after a kill continues, and writes the same bytes.
 
-    Args:
-        path: of the store, `.parquet` or `.npy`.
-        inputs: the items.
-        metadata: of the vectors; `inputs` in it is filled in.
-        encode: embeds some contents.
-        append: add the items whose ids a Parquet store does not have.
-        track: shows the progress.
-
-    Raises:
-        MucoError: the store is there already and has other inputs or another model, a file of another origin
-            has the name of one of its files, another process writes it, or the disk is full or not writable.
+    `append` adds the items whose ids a Parquet store does not have. `encode` embeds some contents. Raise
+    MucoError if the store is there already and has other inputs or another model, a file of another origin
+    has the name of one of its files, another process writes it, or the disk is full or not writable.
     """
     if path.suffix not in SUFFIXES:
         raise MucoError(f"{path}: name a store that ends in {' or '.join(SUFFIXES)}")

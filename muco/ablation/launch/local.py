@@ -17,15 +17,7 @@ class LocalLauncher:
     """Run some cells at once; each gets its share of the processor's threads and of the GPUs."""
 
     def __init__(self, num_jobs: int = 1, *, num_processes: int = 1) -> None:
-        """Find the GPUs.
-
-        Args:
-            num_jobs: cells at once.
-            num_processes: of a cell.
-
-        Raises:
-            MucoError: there are GPUs, but too few for so many cells.
-        """
+        """Find the GPUs of `num_jobs` cells of `num_processes` each; raise MucoError if they are too few."""
         self._devices: Queue[str | None] = Queue()
         for group in device_groups(_visible_devices(), num_jobs, num_processes):
             self._devices.put(group)

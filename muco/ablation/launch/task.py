@@ -104,13 +104,9 @@ def run_task(
     """Run one task to its end and return the exit code, negative if a signal ended it.
 
     Another process may still run the cell: that of a grid that shares it, or one that a killed command left.
-    It is waited for, and the run then finds its result.
-
-    Args:
-        task: the run.
-        num_threads: of computation; None leaves it to torch.
-        devices: its GPUs, as CUDA_VISIBLE_DEVICES names them; None leaves all.
-        on_start: is given the process.
+    It is waited for, and the run then finds its result. `num_threads` None leaves the threads to torch;
+    `devices` are the GPUs as CUDA_VISIBLE_DEVICES names them, None leaves all. `on_start` is given the
+    process.
     """
     folder = task.working_folder / task.folder
     (task.working_folder / task.failure).unlink(missing_ok=True)

@@ -60,13 +60,7 @@ class Column:
 def describe_columns(
     rows: Sequence[Mapping[str, Any]], exists: Callable[[str], bool], is_folder: Callable[[str], bool]
 ) -> list[Column]:
-    """Return what each column of some rows holds.
-
-    Args:
-        rows: values by name.
-        exists: says whether an image of a name is there.
-        is_folder: says whether a name is that of a folder.
-    """
+    """Return what each column of some rows holds; the functions say whether an image or folder exists."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [_describe(name, [row.get(name) for row in rows], exists, is_folder) for name in names]
 
@@ -91,12 +85,8 @@ def image_names(value: Any) -> Iterator[str]:
 def guess_parts(columns: Sequence[Column], chosen: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each part of a pair.
 
-    Args:
-        columns: of the table.
-        chosen: columns that the user named, by part; an empty name leaves the part out.
-
-    Raises:
-        MucoError: a chosen column is not there, or a query or a target is not found.
+    `chosen` are the columns that the user named, by part; an empty name leaves the part out. Raise MucoError
+    if one is not there, or a query or a target is not found.
     """
     known = [column.name for column in columns]
     for part, name in chosen.items():

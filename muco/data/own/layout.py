@@ -49,10 +49,9 @@ class OwnData:
 def find_data(path: Path, images: Path | None) -> OwnData:
     """Return the rows and images at a path; raise DataError if there are none.
 
-    Args:
-        path: a table, a folder of tables, or a folder with a folder of images for each class.
-        images: where image names start from; None looks for them in the table's folder, in its folders, and
-            in the working folder.
+    The path is a table, a folder of tables, or a folder with a folder of images for each class. `images` is
+    where image names start from; None looks for them in the table's folder, in its folders, and in the
+    working folder.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")

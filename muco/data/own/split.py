@@ -44,16 +44,9 @@ def split_rows(
 ) -> Split:
     """Write `STEM_train` and `STEM_held_out`, as JSONL, or as Parquet if the table holds the images.
 
-    Args:
-        data: the rows.
-        columns: of the pairs; other columns are left out.
-        stem: path of the tables without the end of their names.
-        share: of the images that is held out; 0 for none.
-        seed: decides which.
-        check_free: raises MucoError if a path may not be written.
-
-    Raises:
-        DataError: no row has a pair.
+    The tables have only the columns of the pairs. A `share` of the images is held out, 0 for none; the seed
+    decides which. `check_free` raises MucoError if a path may not be written. Raise DataError if no row has a
+    pair.
     """
     pairs = PairRows(data, columns)
     groups = _Groups()

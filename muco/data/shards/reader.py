@@ -33,11 +33,8 @@ class ShardReader:
         """Open a folder, or the URL of one.
 
         `columns` make a pair of a record that another tool wrote, and `dataset` names the data set of such
-        samples. Remote shards take at most `cache_bytes` of this machine's disk.
-
-        Raises:
-            DataError: no index, a broken one, or shards that do not fit it.
-            MucoError: a location that would run a program.
+        samples. Remote shards take at most `cache_bytes` of this machine's disk. Raise DataError for no
+        index, a broken one, or shards that do not fit it, MucoError for a location that would run a program.
         """
         self._arguments = (location, columns, cache_bytes, dataset)
         self._storage = storage_of(location, cache_bytes=cache_bytes)

@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which encodes any text.
+    """Train a byte-level BPE tokenizer, which encodes any text; the same texts give the same tokenizer.
 
-    Args:
-        texts: training texts; the same texts give the same tokenizer.
-        vocab_size: at most this many tokens, including the 256 bytes and the special tokens.
-        special_tokens: the first is the padding token.
+    `vocab_size` includes the 256 bytes and the special tokens, of which the first is the padding token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -31,17 +31,11 @@ def dtype_of(name: Dtype) -> torch.dtype:
 
 
 def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str]) -> Any:
-    """Return the transformers model of a checkpoint without its head.
+    """Return the transformers model of a checkpoint, a folder or hub name, without its head.
 
-    Args:
-        name: folder or hub name.
-        dtype: of the weights.
-        backbone: name of the backbone, for messages.
-        families: the `model_type`s that the backbone supports.
-
-    Raises:
-        MucoError: no such checkpoint, one of another family, or one with adapters of peft.
-        DataError: a weight is missing, unexpected or of another shape.
+    `backbone` names the backbone in messages, and `families` are the `model_type`s that it supports. Raise
+    MucoError for no such checkpoint, one of another family, or one with adapters of peft, DataError if a
+    weight is missing, unexpected or of another shape.
     """
     from transformers import AutoConfig
     from transformers.utils.hub import has_file
@@ -154,15 +148,10 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
-    """Return the image processor of a checkpoint, with some settings replaced.
+    """Return the image processor of a checkpoint, with some settings replaced, by transformers' names.
 
-    Args:
-        cls: its class in transformers.
-        name: folder or hub name.
-        settings: replaced ones, by transformers' names.
-
-    Raises:
-        MucoError: there is none, or a setting of the checkpoint overrules a replaced one.
+    `cls` is its class in transformers. Raise MucoError if there is none, or a setting of the checkpoint
+    overrules a replaced one.
     """
     settings = {"do_resize": True, **settings}
     with library_errors(f"backbone.pretrained: preprocessor_config.json of {name} cannot be read"):
@@ -198,14 +187,7 @@ def check_fit(
     *,
     ignored: Collection[str] = (),
 ) -> None:
-    """Raise DataError with the message unless both have the same names and shapes.
-
-    Args:
-        weights: by name.
-        expected: the weights of the module that they are for.
-        message: what does not fit what.
-        ignored: names that may differ.
-    """
+    """Raise DataError with the message unless both have the same names, but for `ignored`, and shapes."""
     both = weights.keys() & expected.keys()
     wrong = {
         "missing": expected.keys() - weights.keys(),
@@ -226,10 +208,8 @@ def _refuse(wrong: Mapping[str, Iterable[str]], message: str) -> None:
 def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:
     """Add `<|emb|>` and `<|mask|>`; the embedding matrix grows only if it has too few spare rows.
 
-    Args:
-        model: of transformers.
-        tokenizer: of the model.
-        known: added tokens of the tokenizer to make special, so that user text cannot produce them.
+    Those of the added tokens `known` that the tokenizer has become special, so that user text cannot produce
+    them.
     """
     special = [token for token in known if token in tokenizer.get_added_vocab()]
     tokenizer.add_special_tokens(

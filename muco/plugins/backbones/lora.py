@@ -114,12 +114,8 @@ def linear_layers(module: nn.Module) -> list[str]:
 def adapt(layers: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
     """Freeze the modules and put adapters, at least float32, on their linear layers.
 
-    Args:
-        layers: the names of the linear layers of each module that can be adapted.
-        settings: of the adapters; `targets` chooses among the layers.
-
-    Raises:
-        MucoError: a target matches no layer.
+    `layers` has the names of the layers of each module that can be adapted; `settings.targets` chooses among
+    them. Raise MucoError if a target matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -54,13 +54,9 @@ class AdaptedBackbone(Backbone):
     def set_up(self, config: AdaptedSettings, *, start: str | None = None) -> Self:
         """Freeze and adapt the model by the settings, after its weights are loaded.
 
-        Args:
-            config: of the subclass.
-            start: folder or hub name of the checkpoint of the weights. Its adapters are merged.
-
-        Raises:
-            MucoError: the settings name layers that cannot be adapted.
-            DataError: the checkpoint's adapters do not fit its weights.
+        `start` is the folder or hub name of the checkpoint of the weights, whose adapters are merged. Raise
+        MucoError if the settings name layers that cannot be adapted, DataError if the checkpoint's adapters
+        do not fit its weights.
         """
         file = None if start is None else find_adapter(start)
         if file is not None:

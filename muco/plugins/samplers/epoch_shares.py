@@ -103,14 +103,9 @@ def run_position(
 ) -> tuple[str, int]:
     """Return the data set of a position in the epoch, and the position within that data set's quota.
 
-    Each quota is cut into runs, and the runs of all data sets are shuffled together. The positions of each
-    quota after its last whole run come at the end of the epoch, data set by data set.
-
-    Args:
-        quotas: samples of each data set in an epoch.
-        position: in the epoch, less than the sum of the quotas.
-        run_length: samples of one run.
-        epoch: seeds the order of the runs.
+    Each quota, the samples of a data set in an epoch, is cut into runs, and the runs of all data sets are
+    shuffled together. The positions of each quota after its last whole run come at the end of the epoch, data
+    set by data set.
     """
     runs = {name: quota // run_length for name, quota in quotas.items()}
     num_runs = sum(runs.values())

@@ -18,12 +18,9 @@ class ImageCache:
         self._features: dict[tuple[object, ...], Tensor] = {}
 
     def encode(self, tower: nn.Module, pixels: Tensor, image_ids: Tensor) -> Tensor:
-        """Return the tower's features, [images, ...], without gradient.
+        """Return the features of a frozen tower, [images, ...], without gradient.
 
-        Args:
-            tower: frozen.
-            pixels: [images, 3, height, width].
-            image_ids: int64 [images], hashes of the images' contents.
+        `pixels` is [images, 3, height, width], `image_ids` int64 [images], hashes of the images' contents.
         """
         device = pixels.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype

@@ -44,13 +44,7 @@ class ClipProcessor(Processor):
     def __init__(
         self, texts: TextReader, transform: Callable[[Any], Tensor], *, patches_per_image: int
     ) -> None:
-        """Store the parts.
-
-        Args:
-            texts: tokenizes for the text tower.
-            transform: makes float32 [3, height, width] of a picture; all have one size.
-            patches_per_image: number of patches that the image tower reads.
-        """
+        """Store the parts; `transform` makes float32 [3, height, width] of a picture, all of one size."""
         self.texts = texts
         self.transform = transform
         self.patches_per_image = patches_per_image
@@ -113,9 +107,7 @@ class ClipProcessor(Processor):
 def _turn_contents(dialogue: Dialogue) -> list[_TurnContent]:
     """Return what is encoded of each turn; the system text is not.
 
-    Raises:
-        MucoError: a turn has a video.
-        ValueError: turns see earlier turns.
+    Raise MucoError if a turn has a video, ValueError if turns see earlier turns.
     """
     if dialogue.context == "causal" and len(dialogue.turns) > 1:
         raise ValueError("two towers have no context between turns; pack with `context: isolated`")

@@ -16,12 +16,10 @@ class TextReader:
     """Convert texts to rows of tokens, each within the text tower's context."""
 
     def __init__(self, tokenizer: Any, *, full_context: bool, truncate: bool) -> None:
-        """Set up the tokenizer.
+        """Change a tokenizer of open_clip to read special tokens in a text as ordinary characters.
 
-        Args:
-            tokenizer: of open_clip. It is changed to read special tokens in a text as ordinary characters.
-            full_context: pad every text to the tower's context, because the tower reads padding.
-            truncate: cut longer texts; else they are errors.
+        `full_context` pads every text to the tower's context, because the tower reads padding. `truncate`
+        cuts longer texts; else they are errors.
         """
         self.tokenizer = tokenizer
         self.inner = getattr(tokenizer, "tokenizer", None)

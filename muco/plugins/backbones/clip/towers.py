@@ -92,9 +92,8 @@ class Towers:
 def read_towers(name: str) -> Towers:
     """Load the towers from a folder in open_clip's layout, or from `hf-hub:` and a name.
 
-    Raises:
-        MucoError: it does not exist, or describes a model that this backbone does not support.
-        DataError: a weight is missing, unexpected or of another shape.
+    Raise MucoError if it does not exist, or describes a model that this backbone does not support, DataError
+    if a weight is missing, unexpected or of another shape.
     """
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -133,10 +132,8 @@ def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
 def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
     """Return the towers with an image tower of timm and, by default, a new linear layer to the embedding.
 
-    Raises:
-        MucoError: timm has no such tower, its features are not of the embedding's size and there is no linear
-            layer, or the folder is not in timm's layout.
-        DataError: a weight of the folder is missing, unexpected or of another shape.
+    Raise MucoError if timm has no such tower, its features are not of the embedding's size and there is no
+    linear layer, or the folder is not in timm's layout, DataError if a weight of it does not fit.
     """
     from open_clip.timm_model import TimmModel
 
@@ -181,17 +178,7 @@ def _pooling(trunk: Any, dim: int) -> str:
 def load_weights(
     module: nn.Module, weights: Mapping[str, Tensor], *, source: str, ignored: Collection[str] = ()
 ) -> None:
-    """Load weights into a module.
-
-    Args:
-        module: to load into.
-        weights: by name.
-        source: where they come from, for messages.
-        ignored: names that may differ.
-
-    Raises:
-        DataError: a weight is missing, unexpected or of another shape.
-    """
+    """Load weights of a source into a module; raise DataError if any but the ignored ones do not fit."""
     own = module.state_dict()
     message = f"{source}: the weights do not fit the model that its configuration describes"
     check_fit(weights, own, message, ignored=ignored)

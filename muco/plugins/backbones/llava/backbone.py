@@ -154,8 +154,7 @@ class Llava(DecoderBackbone):
     def _pack_images(self, images: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, ...]:
         """Return each image's tokens [tokens, H].
 
-        Args:
-            images: of each, its pictures [tiles, patches, H], and its height and width in pixels.
+        Of each image, the arguments are its pictures [tiles, patches, H], and its height and width in pixels.
         """
         if not images:
             return ()

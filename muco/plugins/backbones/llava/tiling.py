@@ -63,15 +63,9 @@ class Tiling:
         return cls(vision.image_size, side, tokens, grids, most, splits_only_single=True, frame_tokens=frame)
 
     def num_tiles(self, height: int, width: int, *, is_only: bool) -> int:
-        """Return the number of pictures of an image of this size in pixels.
+        """Return the number of pictures of an image, size in pixels; raise DataError if it is too elongated.
 
-        Args:
-            height: the image's.
-            width: the image's.
-            is_only: whether no other image is shown with it.
-
-        Raises:
-            DataError: the image is too elongated.
+        `is_only` says whether no other image is shown with it.
         """
         refuse_elongated(width, height)
         if not self.grids or (self.splits_only_single and not is_only):

@@ -65,7 +65,7 @@ def resize_images(sample: Sample, limits: Limits) -> Sample:
         return replace(old, frames=tuple(map(image, old.frames))) if isinstance(old, Video) else image(old)
 
     def content(old: Content) -> Content:
-        return replace(old, images=tuple(map(visual_of, old.images)))
+        return replace(old, images=tuple(map(visual_of, old.images))) if old.images else old
 
     pairs = tuple(
         replace(

@@ -118,10 +118,8 @@ def test_a_request_is_repeated_after_the_time_that_the_server_names(server, tmp_
 
 def test_few_requests_go_to_one_host_at_a_time(server, tmp_path):
     urls = [server.url(f"slow/{number}") for number in range(12)]
-    began = time.monotonic()
     assert fetch(urls, tmp_path, per_host=3, concurrency=50).num_new == 12
-    assert server.most_at_once <= 3
-    assert time.monotonic() - began < 12 * 0.1 * 0.9, "they are made side by side"
+    assert 1 < server.most_at_once <= 3
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0"])

@@ -29,8 +29,8 @@ dialogue = st.one_of(
         lambda sizes: [0] * sizes[0] + [turn + 1 for turn, size in enumerate(sizes[1]) for _ in range(size)]
     ),
 )
-"""The segment_ids of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns. Some have more
-keys than `sdpa` computes by the plain formula on a CPU."""
+"""The segment_ids of one dialogue's tokens: causal, or a prefix (empty too) and isolated turns. Some
+dialogues have more keys than `sdpa` computes by the plain formula on a CPU."""
 
 
 class Layer(torch.nn.Module):

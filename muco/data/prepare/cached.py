@@ -12,6 +12,10 @@ from muco.data.prepare.convert import Conversion, describe
 from muco.data.progress import ShowProgress
 from muco.io.cache import cache_errors, cache_folder
 
+_WORKERS = 2
+_MANY_RECORDS = 2000
+"""From here on, processes save more time than they need to start."""
+
 
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
     """Return the folder of the shards of the source with this name in the registry; make it if missing.
@@ -22,7 +26,8 @@ def cached_shards(name: str, config: ComponentConfig, source: Source, progress: 
     if not folder.is_dir():
         with cache_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        Conversion(name, config, source, folder).run(progress=progress)
+        workers = _WORKERS if len(source) >= _MANY_RECORDS else 0
+        Conversion(name, config, source, folder).run(workers=workers, progress=progress)
     return folder
 
 

@@ -80,7 +80,7 @@ def in_processes(maker: Maker, records: Iterator[Any], num_workers: int) -> Iter
     except BrokenProcessPool:
         raise DataError(
             "a process that reads images was killed, most likely because memory ran out. Start again to "
-            "continue where it stopped, with fewer --workers."
+            "continue where it stopped; `muco data convert` takes less memory with fewer --workers."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

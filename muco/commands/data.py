@@ -278,12 +278,11 @@ def show(
         for name, number in counts.most_common(40):
             console.print(f"{number:>12,} {title} {name}")
     if html is not None:
+        from muco.io.atomic import write_errors
         from muco.report.samples import write_page
 
-        try:
+        with write_errors(f"{html}: the page"):
             write_page(html, reader, summary, name=shards, size=size, most=samples)
-        except OSError as error:
-            raise MucoError(f"{html}: the page cannot be written: {error}") from None
         console.print(f"{html}")
 
 

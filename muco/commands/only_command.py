@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from muco.distributed.ranks import Ranks
-from muco.io.atomic import remove_leftovers, remove_leftovers_below
+from muco.io.atomic import remove_leftovers
 from muco.io.lock import locked
 
 
@@ -26,7 +27,8 @@ def only_command(path: Path, ranks: Ranks) -> Generator[None]:
     remove_leftovers(folder.parent)
     try:
         with locked(folder.parent / f".{folder.name}.lock", wait=False):
-            remove_leftovers_below(folder)
+            for parent, _, _ in os.walk(folder):
+                remove_leftovers(Path(parent))
             yield
     finally:
         if is_new:

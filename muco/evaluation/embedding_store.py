@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from muco.core.errors import DataError, MucoError
 from muco.evaluation.search.vectors import TensorVectors
-from muco.io.atomic import open_append, write_text
+from muco.io.atomic import open_append, write_errors, write_text
 from muco.io.json_text import parse_json
 from muco.io.lock import locked
 from muco.io.regular_file import read_file
@@ -95,7 +95,7 @@ class EmbeddingStore:
         self._checked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened, self._explain_errors():
+        with ExitStack() as opened, write_errors(f"{self.folder}: embeddings"):
             try:
                 opened.enter_context(locked(self._name("lock"), wait=False))
             except MucoError as error:
@@ -128,13 +128,11 @@ class EmbeddingStore:
         records = np.empty(len(vectors), dtype=_ROW)
         records["content_id"] = content_ids
         records["checksum"] = list(map(_checksum, records["content_id"], vectors))
-        try:
+        with write_errors(f"{self.folder}: embeddings"):
             for file, array in zip(self._files, (vectors, records), strict=True):
                 file.write(array.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be written: {error}") from error
 
     def refresh(self) -> None:
         """Read what all processes have written so far; raise DataError if a new row has a wrong checksum."""
@@ -165,13 +163,6 @@ class EmbeddingStore:
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize
 
-    @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MucoError(f"{self.folder}: embeddings cannot be stored here: {error}") from error
-
     def _name(self, kind: str) -> Path:
         return self.folder / f"{self._part:04d}.{kind}"
 
@@ -179,7 +170,7 @@ class EmbeddingStore:
         """Write about.json, or compare it."""
         path = self.folder / "about.json"
         try:
-            with self._explain_errors():
+            with write_errors(f"{self.folder}: embeddings"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stored = parse_json(read_file(path)) if path.exists() else None
                 if stored is None:

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muco.core.errors import MucoError, library_errors
-from muco.io.atomic import write_bytes
+from muco.core.errors import library_errors
+from muco.io.atomic import write_bytes, write_errors
 from muco.io.regular_file import read_file
-
-COLUMNS = ("task", "query", "rank", "score")
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,8 @@ def write_queries(path: Path, tasks: Mapping[str, QueryScores]) -> None:
     }
     buffer = io.BytesIO()
     parquet.write_table(pa.table(columns), buffer)
-    try:
+    with write_errors(f"{path}: the result"):
         write_bytes(path, buffer.getvalue(), inside=path.parent.parent)
-    except OSError as error:
-        raise MucoError(f"{path}: the result cannot be written: {error}") from error
 
 
 def read_queries(path: Path) -> dict[str, QueryScores]:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from pydantic import FiniteFloat
 
-from muco.core.errors import MucoError
-from muco.io.atomic import write_text
+from muco.io.atomic import write_errors, write_text
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,5 @@ class Gallery:
 def write_results(folder: Path, scores: SuiteScores, gallery: Gallery) -> None:
     """Write `<suite>.json` and `<suite>.gallery.json` to `folder`, each whole or not at all."""
     for name, record in ((f"{gallery.suite}.gallery.json", gallery), (f"{scores.suite}.json", scores)):
-        try:
+        with write_errors(f"{folder / name}: the result"):
             write_text(folder / name, json.dumps(asdict(record), indent=1) + "\n", inside=folder.parent)
-        except OSError as error:
-            raise MucoError(f"{folder / name}: the result cannot be written: {error}") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from muco.export.model_card import write_model_card
 from muco.export.probes import make_probes
 from muco.export.readers import open_folder
 from muco.export.sentence_transformers import write_modules
-from muco.io.atomic import atomic_folder
+from muco.io.atomic import atomic_folder, write_errors
 from muco.model.folder import LoadedModel, save_encoder, save_exported
 from muco.model.source import ModelSource
 
@@ -34,7 +32,7 @@ def write_exported(source: ModelSource, to: Path, *, check: bool, license_id: st
     or not writable.
     """
     loaded = _load_merged(source, to)
-    with _written(to) as partial:
+    with write_errors(f"{to}: the model"), atomic_folder(to) as partial:
         exported, dense = _write(loaded, source, partial)
         write_model_card(partial, exported, source, loaded, name=to.name, dense=dense, license_id=license_id)
         return _checked(loaded, exported, partial) if check else []
@@ -44,7 +42,7 @@ def write_merged(source: ModelSource, to: Path) -> None:
     """Write the model as a run saves it, its adapters merged; errors as above."""
     loaded = _load_merged(source, to)
     settings = _without_adapters(source).evaluation("muco export").model
-    with _written(to) as partial:
+    with write_errors(f"{to}: the model"), atomic_folder(to) as partial:
         save_encoder(loaded.encoder, settings, partial, step=loaded.step, nested_dims=loaded.nested_dims)
 
 
@@ -54,16 +52,6 @@ def _load_merged(source: ModelSource, to: Path) -> LoadedModel:
     loaded = source.load(source.evaluation(f"muco export {source.folder}").model)
     loaded.encoder.backbone.merge_adapters()
     return loaded
-
-
-@contextmanager
-def _written(to: Path) -> Generator[Path]:
-    """Yield a folder that becomes `to` when the block ends without an error."""
-    try:
-        with atomic_folder(to) as partial:
-            yield partial
-    except OSError as error:
-        raise MucoError(f"{to}: the model cannot be written: {error}") from error
 
 
 def _write(loaded: LoadedModel, source: ModelSource, folder: Path) -> tuple[Exported, str | None]:

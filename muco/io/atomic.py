@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from muco.core.errors import DataError
+from muco.core.errors import DataError, MucoError
 
 _PARTIAL = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.partial(-.+)?", re.DOTALL)
 """Host, process id; the last group is what a library adds to the name, `-journal` of SQLite."""
@@ -90,6 +91,15 @@ def atomic_folder(path: Path, *, replace: bool = False, inside: Path | None = No
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def write_errors(what: str, remedy: str = "") -> Generator[None]:
+    """Raise MucoError if the block cannot write `what`: the disk is full, or a file is in the way."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise MucoError(f"{what} cannot be written: {error}{remedy}") from error
+
+
 def remove_folder(path: Path) -> None:
     """Rename a folder, then remove it: nobody sees half of it. A link is removed, not what it leads to."""
     partial = _partial(path, None)
@@ -142,12 +152,6 @@ def remove_leftovers(folder: Path) -> None:
         match = _PARTIAL.fullmatch(path.name)
         if match and _is_abandoned(path, match[1], int(match[2])):
             _remove(path)
-
-
-def remove_leftovers_below(folder: Path) -> None:
-    """Remove what killed processes left in a folder and in the folders below; links are not followed."""
-    for parent, _, _ in os.walk(folder):
-        remove_leftovers(Path(parent))
 
 
 def _is_abandoned(path: Path, host: str, pid: int) -> bool:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from muco.core.errors import MucoError
-from muco.io.atomic import atomic_path
+from muco.io.atomic import atomic_path, write_errors
 from muco.io.lock import locked
 
 
@@ -41,10 +40,8 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
 @contextmanager
 def cache_errors(path: Path) -> Generator[None]:
     """Raise MucoError if the block cannot write `path`, which is in the cache folder."""
-    try:
+    with write_errors(f"{path}", ". Set $MUCO_CACHE to another folder."):
         yield
-    except (OSError, sqlite3.Error) as error:
-        raise MucoError(f"{path} cannot be written: {error}. Set $MUCO_CACHE to another folder.") from error
 
 
 def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:

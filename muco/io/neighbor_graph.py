@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from muco.core.errors import DataError
-from muco.io.atomic import atomic_path
+from muco.io.atomic import atomic_path, write_errors
 from muco.io.safetensors_header import sort_header
 
 if TYPE_CHECKING:
@@ -34,21 +34,18 @@ class NeighbourGraph:
     """Fingerprint of the teacher: the hash of its weights, or its name and revision."""
 
     def write(self, path: Path) -> None:
-        """Write the file atomically; raise DataError if that fails, ValueError if the rows are not valid."""
+        """Write the file atomically; raise MucoError if that fails, ValueError if the rows are not valid."""
         import numpy as np
         from safetensors import numpy as safetensors
 
         if problem := _problem(self.neighbours):
             raise ValueError(problem)
         metadata = {"format": _FORMAT, "version": _VERSION, "data": self.data, "teacher": self.teacher}
-        try:
-            with atomic_path(path) as partial:
-                tensors = {"neighbours": np.ascontiguousarray(self.neighbours)}
-                # `save_file` writes a file of its own beside `partial`, which would stay after a kill.
-                partial.write_bytes(cast(Any, safetensors).save(tensors, metadata=metadata))
-                sort_header(partial)
-        except OSError as error:
-            raise DataError(f"{path}: the graph cannot be written: {error}") from error
+        with write_errors(f"{path}: the graph"), atomic_path(path) as partial:
+            tensors = {"neighbours": np.ascontiguousarray(self.neighbours)}
+            # `save_file` writes a file of its own beside `partial`, which would stay after a kill.
+            partial.write_bytes(cast(Any, safetensors).save(tensors, metadata=metadata))
+            sort_header(partial)
 
     @classmethod
     def read(cls, path: Path) -> NeighbourGraph:

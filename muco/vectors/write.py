@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.sample import Content
-from muco.io.atomic import atomic_file, remove_folder, write_text
+from muco.io.atomic import atomic_file, remove_folder, write_errors, write_text
 from muco.io.json_text import parse_json
 from muco.io.lock import locked
 from muco.vectors.inputs import Inputs
@@ -62,14 +62,12 @@ def write_store(
     if append and path.suffix != ".parquet":
         raise MucoError(f"{path}: --append needs a store that ends in .parquet")
     parts = path.with_name(f".{path.name}.parts")
-    try:
+    with write_errors(f"{path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.name}.lock"), wait=False):
             written = _write(path, parts, inputs, metadata, encode, append, track)
             remove_folder(parts)
             return written
-    except OSError as error:
-        raise MucoError(f"{path}: cannot be written: {error}") from error
 
 
 def _write(

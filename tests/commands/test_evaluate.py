@@ -285,7 +285,7 @@ def test_a_damaged_folder_of_results_is_reported_and_a_whole_one_is_used_again(f
         again()
     shutil.rmtree(vectors)
     vectors.write_text("in the way")
-    with pytest.raises(MucoError, match="embeddings cannot be stored here"):
+    with pytest.raises(MucoError, match="embeddings cannot be written"):
         again()
     vectors.unlink()
     assert again() == scores

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -27,7 +26,7 @@ from muco.data.progress import ShowProgress
 from muco.data.shards.format import FORMAT_VERSION
 from muco.data.shards.index import INDEX_JSON, read_index, write_index
 from muco.data.shards.writer import MAX_SHARD_BYTES, ShardWriter
-from muco.io.atomic import write_text
+from muco.io.atomic import write_errors, write_text
 from muco.io.lock import locked
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -140,7 +139,7 @@ class Conversion:
         `workers` are processes of the local engine; 0 reads in this process. Raise DataError if too many
         records make no sample, the disk is full, or the folder holds something else.
         """
-        try:
+        with write_errors(f"{self.folder}: the shards"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.folder.parent / f".{self.folder.name}.lock"):
                 if not self.folder.exists():
@@ -150,8 +149,6 @@ class Conversion:
                         self._write(engine, workers, progress)
                     os.rename(self.work, self.folder)
                 return self._converted()
-        except (OSError, sqlite3.Error) as error:
-            raise DataError(f"{self.folder}: the shards cannot be written: {error}") from error
 
     def _converted(self) -> Converted:
         if not (self.folder / INDEX_JSON).is_file():

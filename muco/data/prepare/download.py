@@ -24,7 +24,7 @@ from muco.core.image import EncodedImage
 from muco.core.printable import printable
 from muco.data.prepare.resize import Limits
 from muco.data.shards.format import TAR_END, tar_entry
-from muco.io.atomic import write_text
+from muco.io.atomic import write_errors, write_text
 
 JOURNAL_FILE, FAILURES_FILE = "downloads.sqlite", "failures.jsonl"
 
@@ -109,7 +109,7 @@ def download(urls: Iterable[str], folder: Path, limits: DownloadLimits) -> Fetch
         import aiohttp  # noqa: F401
     except ImportError:
         raise MucoError("downloading needs aiohttp: pip install 'muco[data]'") from None
-    try:
+    with write_errors(f"{folder}: the images"):
         folder.mkdir(parents=True, exist_ok=True)
         with closing(_Store(folder)) as store:
             try:
@@ -118,8 +118,6 @@ def download(urls: Iterable[str], folder: Path, limits: DownloadLimits) -> Fetch
                 store.commit()
             store.finish()
             return store.fetched
-    except (OSError, sqlite3.Error) as error:
-        raise DataError(f"{folder}: the images cannot be written: {error}") from error
 
 
 class _Store:

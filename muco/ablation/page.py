@@ -16,7 +16,7 @@ from muco.ablation.plots import curves_of, effects_of, heat_maps_of
 from muco.ablation.results import RowResult
 from muco.ablation.state import status_of
 from muco.ablation.table import cells_of, header, notes
-from muco.io.html import html_templates
+from muco.io.templates import html_templates
 from muco.report import formatting as words
 from muco.report import page as report
 from muco.run_folder import differences

@@ -11,9 +11,9 @@ from statistics import median
 from typing import Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
 from muco.core.image import EncodedImage
+from muco.io.templates import text_templates
 
 Machine = Literal["cpu", "gpu"]
 
@@ -66,10 +66,8 @@ class OwnRecipe:
         """Return the recipe."""
         batch_size, num_steps = _batch_and_steps(self.num_samples, self.machine)
         least, most = _pixel_limits(self.sizes, self.machine)
-        templates = Environment(  # YAML has no characters of HTML to escape
-            loader=PackageLoader("muco.commands"), trim_blocks=True, keep_trailing_newline=True
-        )
-        return templates.get_template("own_data.yaml").render(
+        template = text_templates("commands/templates").get_template("own_data.yaml")
+        return template.render(
             name=json.dumps(self.name) if self.name.isdigit() else self.name,
             title=" ".join(self.title.split()),
             made=" ".join(self.made_from.split()),

@@ -242,7 +242,20 @@ class ModelSettings:
         return {kind: getattr(self, kind).dump() for kind in ("packer", "backbone", "pooler")}
 
 
-class Recipe(ComponentConfig):
+class _Run(ComponentConfig):
+    """What a recipe and an evaluation have in common, without the fields: each has an order of its own."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The components that decide an embedding."""
+        return ModelSettings(*(getattr(self, kind) for kind in ("packer", "backbone", "pooler")))
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data with every default filled in; it validates to itself."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Recipe(_Run):
     """A whole run: everything that decides its outcome."""
 
     name: FileName
@@ -274,17 +287,8 @@ class Recipe(ComponentConfig):
         _check_validated_suites(self.train, [suite.label for suite in self.evaluate.suites])
         return self
 
-    @property
-    def model(self) -> ModelSettings:
-        """The components that decide an embedding."""
-        return ModelSettings(self.packer, self.backbone, self.pooler)
 
-    def dump(self) -> dict[str, Any]:
-        """Return the recipe as plain data with every default filled in; it validates to itself."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-class Evaluation(ComponentConfig):
+class Evaluation(_Run):
     """The evaluation of a trained model: a recipe without its training."""
 
     name: FileName
@@ -299,15 +303,6 @@ class Evaluation(ComponentConfig):
         # What a packer needs is for training; a single content is packed alike for every backbone.
         _check_compatible({"backbone": self.backbone, "pooler": self.pooler}, self.evaluate)
         return self
-
-    @property
-    def model(self) -> ModelSettings:
-        """The components that decide an embedding."""
-        return ModelSettings(self.packer, self.backbone, self.pooler)
-
-    def dump(self) -> dict[str, Any]:
-        """Return it as plain data with every default filled in; it validates to itself."""
-        return self.model_dump(mode="json", exclude_none=True)
 
 
 def _check_dims(backbone: ComponentRef[Any], pooler: ComponentRef[Any], loss: ComponentRef[Any]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from muco import __version__
 from muco.core.exported import Exported
+from muco.io.templates import text_templates
 from muco.model.folder import LoadedModel
 from muco.model.source import ModelSource
 from muco.report.read import RunFiles, read_run
@@ -30,7 +29,8 @@ def write_model_card(
     and `license_id` that of the weights.
     """
     run = None if source.run is None else read_run(source.run)
-    card = _template().render(
+    template = text_templates("export/templates").get_template("model_card.md")
+    card = template.render(
         name=name,
         dense=dense,
         license_id=license_id,
@@ -46,17 +46,6 @@ def write_model_card(
         version=__version__,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("muco", "export/templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("model_card.md")
 
 
 def _base_model(backbone: dict[str, Any]) -> str | None:

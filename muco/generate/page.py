@@ -10,7 +10,7 @@ from muco.generate.counts import Counts
 from muco.generate.inputs import Inputs
 from muco.generate.settings import Generation
 from muco.io.atomic import write_bytes
-from muco.io.html import html_templates
+from muco.io.templates import html_templates
 from muco.io.thumbnails import thumbnail_uri
 
 _THUMBNAIL_PIXELS, _MOST_ANSWERS, _MAX_CHARACTERS = 224, 40, 600

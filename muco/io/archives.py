@@ -13,10 +13,9 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import blake2b
 from itertools import chain, pairwise, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from muco.core.errors import DataError, MucoError
 from muco.core.printable import printable
 from muco.io.cache import cache_folder, cached_database, cached_file
+from muco.io.digest import digest_of_states
 from muco.io.tar import is_macos_file, is_plain_file, tar_files
 
 MAX_FILE_BYTES = 2**28
@@ -179,7 +179,7 @@ class Archives:
 
     @cached_property
     def _index(self) -> sqlite3.Connection:
-        return cached_database(self._index_name, lambda to: _write_index(to, self.paths, self._plain))
+        return cached_database(self._index_name, lambda index: _write_index(index, self.paths, self._plain))
 
     def _members(
         self, condition: str, values: Sequence[str], below: Sequence[Path] | None
@@ -253,11 +253,7 @@ def _normal(name: str) -> str:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    digest = blake2b(digest_size=8)
-    for path in (part for each in paths for part in _parts(each)):
-        stat = path.stat()
-        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+    return digest_of_states((part.resolve(), part) for path in paths for part in _parts(path))
 
 
 def _decompressed(path: Path) -> Path:
@@ -307,20 +303,17 @@ class _Joined(io.RawIOBase):
         return 0
 
 
-def _write_index(to: Path, paths: Sequence[Path], plain: Sequence[Path]) -> None:
-    with closing(sqlite3.connect(to)) as index:
-        index.execute("PRAGMA synchronous = OFF")
-        index.execute(
-            "CREATE TABLE members (tail TEXT, archive INT, name TEXT, offset INT, stored INT, size INT, "
-            "method INT, crc INT)"
-        )
-        for number, (path, file) in enumerate(zip(paths, plain, strict=True)):
-            members = _zip_members(number, file) if file.suffix == ".zip" else _tar_members(number, file)
-            generic = {*_GENERIC, stem_of(path)}
-            rows = ((_tail(member.name, generic), *vars(member).values()) for member in members)
-            index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        index.execute("CREATE INDEX tails ON members (tail)")
-        index.commit()
+def _write_index(index: sqlite3.Connection, paths: Sequence[Path], plain: Sequence[Path]) -> None:
+    index.execute(
+        "CREATE TABLE members (tail TEXT, archive INT, name TEXT, offset INT, stored INT, size INT, "
+        "method INT, crc INT)"
+    )
+    for number, (path, file) in enumerate(zip(paths, plain, strict=True)):
+        members = _zip_members(number, file) if file.suffix == ".zip" else _tar_members(number, file)
+        generic = {*_GENERIC, stem_of(path)}
+        rows = ((_tail(member.name, generic), *vars(member).values()) for member in members)
+        index.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    index.execute("CREATE INDEX tails ON members (tail)")
 
 
 def _tail(path: str, generic: set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from muco.io.atomic import atomic_path, write_errors
@@ -44,7 +44,14 @@ def cache_errors(path: Path) -> Generator[None]:
         yield
 
 
-def cached_database(name: str, write: Callable[[Path], None]) -> sqlite3.Connection:
-    """Return a SQLite file of the cache folder, open for reading; as `cached_file`."""
+def cached_database(name: str, fill: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    """Return a SQLite file of the cache folder, open for reading; `fill` writes it as in `cached_file`."""
+
+    def write(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA synchronous = OFF")
+            fill(database)
+            database.commit()
+
     path = cached_file(name, write)
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)

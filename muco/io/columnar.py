@@ -93,15 +93,12 @@ def _parquet_batches(path: Path, columns: list[str] | None, start: int) -> Itera
 def _arrow_batches(path: Path, columns: list[str] | None, start: int) -> Iterator[tuple[int, Any]]:
     number = 0
     reader = _arrow(path)
-    in_order = reader if hasattr(reader, "read_next_batch") else map(reader.get_batch, _batch_numbers(reader))
-    for batch in in_order:
+    if not hasattr(reader, "read_next_batch"):
+        reader = map(reader.get_batch, range(reader.num_record_batches))
+    for batch in reader:
         batch.validate(full=True)  # else offsets beyond the data are read, and the process may crash
         yield number, batch if columns is None else batch.select(columns)
         number += len(batch)
-
-
-def _batch_numbers(reader: Any) -> range:
-    return range(reader.num_record_batches)
 
 
 def _arrow(path: Path) -> Any:

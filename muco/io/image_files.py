@@ -6,7 +6,6 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from hashlib import blake2b
 from os.path import expanduser
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -18,6 +17,7 @@ from muco.core.ids import url_name
 from muco.core.image import EncodedImage, ImageDecoding
 from muco.core.sample import Content
 from muco.io.archives import COMPRESSED, PLAIN, Archives, Member, stem_of
+from muco.io.digest import digest_of_states
 from muco.io.lazy import LazyContents
 from muco.io.tar import is_macos_file
 
@@ -122,13 +122,9 @@ class ImageFiles:
 
         Folders of muco's shards are left out: a conversion may write them beside the images.
         """
-        digest = blake2b(digest_size=8)
-        for root in self.paths:
-            for path in _images_and_archives(root):
-                stat = path.stat()
-                name = os.path.relpath(path, root)
-                digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
-        return digest.hexdigest()
+        return digest_of_states(
+            (os.path.relpath(path, root), path) for root in self.paths for path in _images_and_archives(root)
+        )
 
     @cached_property
     def _plain(self) -> Archives:
@@ -233,9 +229,13 @@ def is_image(name: str) -> bool:
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the regular files at or below a path that have one of the suffixes, except in hidden folders."""
+    """Yield the regular files at or below a path that have one of the suffixes.
+
+    Files in hidden folders, and those that only macOS uses, are left out.
+    """
     walked = (Path(folder, name) for folder, names in _folders(path) for name in names)
-    yield from (file for file in (path, *walked) if file.name.endswith(suffixes) and _is_archive(file))
+    named = (file for file in (path, *walked) if file.name.endswith(suffixes))
+    yield from (file for file in named if file.is_file() and not is_macos_file(file.name))
 
 
 def _folders(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -243,11 +243,6 @@ def _folders(path: Path) -> Iterator[tuple[str, list[str]]]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield folder, sorted(names)
-
-
-def _is_archive(path: Path) -> bool:
-    """Return whether a path of an archive's suffix is a regular file, and not one that only macOS uses."""
-    return path.is_file() and not is_macos_file(path.name)
 
 
 def _images_and_archives(path: Path) -> Iterator[Path]:

@@ -24,7 +24,10 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise MucoError(f"{path} is held by {_holder(path)}") from None
+        holder = ""
+        with suppress(OSError, UnicodeDecodeError):
+            holder = path.read_text(encoding="utf-8").strip()[:200]
+        raise MucoError(f"{path} is held by {holder or 'another process'}") from None
     try:
         path.write_text(f"host {platform.node()}, process {os.getpid()}\n", encoding="utf-8")
         yield
@@ -34,9 +37,3 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
         with suppress(OSError):
             path.unlink()
         lock.release()
-
-
-def _holder(path: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8").strip()[:200] or "another process"
-    return "another process"

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import islice
 from os.path import expanduser
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from muco.core.errors import DataError
 from muco.core.sample import Sample
 from muco.core.source import Source
+from muco.io.digest import digest_of_states
 from muco.io.image_files import ImageFiles
 from muco.io.tables import Row, num_rows, rows
 
@@ -99,11 +99,7 @@ class TableSource(Source, ABC):
 
 def revision_of(paths: Iterable[Path]) -> str:
     """Return a hash of the names, sizes and modification times of files."""
-    digest = blake2b(digest_size=8)
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+    return digest_of_states((path.name, path) for path in paths)
 
 
 def existing(path: str | Path, *, hint: str) -> Path:

@@ -83,9 +83,8 @@ def kind_of(path: Path) -> str:
 def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the tables in a folder, and the files that may be tables but are not read, both sorted.
 
-    Links to folders are followed. Hidden files and folders are skipped: editors write copies there; so
-    are files of `datasets` beside its tables. Raise
-    DataError if the name of a table is not valid Unicode.
+    Links to folders are followed. Hidden files and folders are skipped: editors write copies there; so are
+    files of `datasets` beside its tables. Raise DataError if the name of a table is not valid Unicode.
     """
     tables: list[Path] = []
     left_out: list[Path] = []

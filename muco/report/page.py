@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from muco import __version__
 from muco.io.atomic import write_bytes
-from muco.io.html import html_templates
+from muco.io.templates import html_templates
 from muco.report import formatting as words
 from muco.report.comparison import comparisons_of, differences_of
 from muco.report.gallery import gallery_of, is_safe_image
@@ -40,26 +40,23 @@ def render(run: RunFiles, others: Sequence[RunFiles] = ()) -> str:
     css, js = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     training = training_of(run.log, run.validations) if run.log else None
     gallery = gallery_of(run.galleries)
-    return (
-        _templates()
-        .get_template("page.html")
-        .render(
-            run=run,
-            training=training,
-            headlines=[
-                (suite.suite, name, mean) for suite in run.suites for name, mean in suite.averages.items()
-            ],
-            suites=[suite_of(suite) for suite in run.suites],
-            comparisons=comparisons_of(run, others),
-            changed_recipes=differences_of(run, others),
-            gallery=gallery,
-            anchors={(task.suite, task.name): task.anchor for task in gallery},
-            notices=list(_notices(run, training)),
-            css=css,
-            js=js,
-            policy=content_policy(css, js),
-            version=__version__,
-        )
+    template = _templates().get_template("page.html")
+    return template.render(
+        run=run,
+        training=training,
+        headlines=[
+            (suite.suite, name, mean) for suite in run.suites for name, mean in suite.averages.items()
+        ],
+        suites=[suite_of(suite) for suite in run.suites],
+        comparisons=comparisons_of(run, others),
+        changed_recipes=differences_of(run, others),
+        gallery=gallery,
+        anchors={(task.suite, task.name): task.anchor for task in gallery},
+        notices=list(_notices(run, training)),
+        css=css,
+        js=js,
+        policy=content_policy(css, js),
+        version=__version__,
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
@@ -14,24 +13,24 @@ from muco.core.video import Video, Visual
 from muco.data.shards.reader import ShardReader
 from muco.data.shards.statistics import Summary, spread_over
 from muco.io.atomic import write_bytes
+from muco.io.templates import html_templates
 from muco.io.thumbnails import thumbnail_uri
+from muco.report.formatting import clipped
 
 _THUMBNAIL_PIXELS = 224
-_MAX_WORDINGS, _MAX_CHARACTERS, _MAX_FRAMES = 3, 600, 8
+_MAX_WORDINGS, _MAX_FRAMES = 3, 8
 
 
 def write_page(path: Path, reader: ShardReader, summary: Summary, *, name: str, size: str, most: int) -> None:
     """Write a page of at most `most` samples, evenly spread; every string of the data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("muco", "report/templates"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"sides": _sides, "clipped": _clipped, "thumbnails": _thumbnails}
+    templates = html_templates("report/templates")
+    templates.filters |= {"sides": _sides, "clipped": partial(clipped, most=600), "thumbnails": _thumbnails}
     tables = [
         ("Data sets, samples", summary.datasets.most_common(40)),
         ("From -> to, pairs", summary.directions.most_common()),
         ("Tasks, pairs", summary.tasks.most_common(40)),
     ]
-    page = environment.get_template("samples.html").render(
+    page = templates.get_template("samples.html").render(
         name=name, size=size, summary=summary, tables=tables, samples=_samples(reader, most)
     )
     write_bytes(path, page.encode(errors="replace"))
@@ -53,10 +52,6 @@ def _sides(pair: Pair) -> Iterator[tuple[str, Content]]:
     yield from (("or", wording) for wording in others)
     yield "target", pair.target
     yield from (("negative", negative) for negative in pair.negatives[:_MAX_WORDINGS])
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ..."
 
 
 def _thumbnails(visuals: Iterable[Visual]) -> Iterator[tuple[str, str]]:

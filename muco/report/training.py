@@ -13,9 +13,11 @@ from muco.report.formatting import count, percent, title
 from muco.training.log import LoggedStep, LoggedValidation
 
 Curve = list[tuple[int, float]]
+ValueAxis = Callable[[Sequence[float]], Axis]
 
 _MAX_AVERAGES = 8
 """Curves of validations that are drawn."""
+_few_ticks = partial(value_axis, num_ticks=2)
 
 
 @dataclass(frozen=True)
@@ -61,32 +63,32 @@ def _loss_charts(curve: Curve) -> tuple[Chart, ...]:
 
 
 def _small_charts(log: Sequence[LoggedStep]) -> list[Chart]:
-    few_ticks = partial(value_axis, num_ticks=2)
-    rows: list[tuple[str, str, Callable[[Sequence[float]], Axis]]] = [
+    rows: list[tuple[str, str, ValueAxis]] = [
         ("In-batch accuracy", "in_batch_accuracy", lambda _: Axis(0, 1, (0, 0.5, 1))),
-        ("Gradient norm", "grad_norm", few_ticks),
-        ("Learning rate", "lr", few_ticks),
-        ("Pairs a second", "pairs_per_second", few_ticks),
+        ("Gradient norm", "grad_norm", _few_ticks),
+        ("Learning rate", "lr", _few_ticks),
+        ("Pairs a second", "pairs_per_second", _few_ticks),
     ]
-    charts: list[Chart] = []
-    for name, field, axis in rows:
-        if curve := _curve(log, field):
-            steps = step_axis([step for step, _ in curve], num_ticks=3)
-            values = axis([value for _, value in curve])
-            charts.append(draw(name, curve, steps=steps, values=values, is_noisy=field != "lr"))
-    return charts
+    return [
+        _small_chart(name, curve, axis, is_noisy=field != "lr")
+        for name, field, axis in rows
+        if (curve := _curve(log, field))
+    ]
 
 
 def _validation_charts(validations: Sequence[LoggedValidation]) -> list[Chart]:
     """Return a chart of each of the first averages over the steps."""
     names = dict.fromkeys(name for line in validations for name in line.averages)
-    charts: list[Chart] = []
-    for name in list(names)[:_MAX_AVERAGES]:
-        curve = [(line.step, line.averages[name]) for line in validations if name in line.averages]
-        steps = step_axis([step for step, _ in curve], num_ticks=3)
-        values = value_axis([score for _, score in curve], num_ticks=2)
-        charts.append(draw(name, curve, steps=steps, values=values))
-    return charts
+    curves = {
+        name: [(line.step, line.averages[name]) for line in validations if name in line.averages]
+        for name in list(names)[:_MAX_AVERAGES]
+    }
+    return [_small_chart(name, curve, _few_ticks) for name, curve in curves.items()]
+
+
+def _small_chart(name: str, curve: Curve, axis: ValueAxis, *, is_noisy: bool = True) -> Chart:
+    steps, values = zip(*curve, strict=True)
+    return draw(name, curve, steps=step_axis(steps, num_ticks=3), values=axis(values), is_noisy=is_noisy)
 
 
 def _facts(log: Sequence[LoggedStep]) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from muco.config.recipe import ModelSettings
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
+from muco.io.digest import digest_of
 from muco.io.json_text import parse_json
 from muco.io.regular_file import read_file, refuse_special_files
 from muco.model.build import Model
@@ -121,12 +121,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _digests(folder: Path) -> dict[str, str]:
     """Return a digest of each file of a checkpoint by its relative path, the manifest left out."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
-    digests: dict[str, str] = {}
-    for path in paths:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        digests[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return digests
+    return {path.relative_to(folder).as_posix(): digest_of(path) for path in paths}
 
 
 def save_checkpoint(

@@ -13,7 +13,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from muco.core.dialogue import Dialogue, DialoguePair
+from muco.core.dialogue import Dialogue, DialoguePair, Message
 from muco.core.encoder import TurnEncoder
 from muco.core.loss import Loss
 from muco.core.packer import Packer
@@ -38,7 +38,7 @@ def blind_probe(encoder: TurnEncoder, loss: Loss, batches: StepBatches, *, start
     whole = copy.copy(batches.chunked(None))
     whole.rank, whole.num_ranks = 0, 1
     blind = copy.copy(whole)
-    blind.packer = with_one_picture(whole.packer)
+    blind.packer = OnePicture(whole.packer)
     sums = {"blind": 0.0, "sighted": 0.0, "chance": 0.0}
     num_queries = 0
     for step in range(start, start + NUM_BATCHES):
@@ -68,37 +68,33 @@ def _encode(encoder: TurnEncoder, side: SideInputs, device: torch.device) -> Tur
     return TurnEmbeddings.join(vectors[side.row_index.to(device)], side.ids.to(device))
 
 
-def with_one_picture(packer: Packer) -> Packer:
-    """Return a packer that replaces every image by the first picture that it packs."""
-    return _OnePicture(packer)
+class OnePicture(Packer):
+    """Replaces every image by the first picture that it packs.
 
-
-class _OnePicture(Packer):
-    """The turns keep their ids, so that positives and negatives stay what they are."""
+    The turns keep their ids, so that positives and negatives stay what they are.
+    """
 
     def __init__(self, packer: Packer) -> None:
         self.packer = packer
         self.picture: Visual | None = None
 
     def pack(self, sample: Sample, *, batch_random: Random, sample_random: Random) -> DialoguePair:
+        """Pack a sample and replace its images."""
         pair = self.packer.pack(sample, batch_random=batch_random, sample_random=sample_random)
         sides = (pair.queries, pair.targets, pair.negatives)
         return DialoguePair(*(tuple(map(self._replaced, dialogues)) for dialogues in sides))
 
     def inference(self, content: Content) -> Dialogue:
+        """Return the dialogue of a content, its images replaced."""
         return self._replaced(self.packer.inference(content))
 
     def _replaced(self, dialogue: Dialogue) -> Dialogue:
-        turns = tuple(
-            replace(
-                turn, messages=tuple(replace(each, content=self._of(each.content)) for each in turn.messages)
-            )
-            for turn in dialogue.turns
-        )
-        return replace(dialogue, images=self._pictures(dialogue.images), turns=turns)
+        turns = [replace(turn, messages=tuple(map(self._message, turn.messages))) for turn in dialogue.turns]
+        return replace(dialogue, images=self._pictures(dialogue.images), turns=tuple(turns))
 
-    def _of(self, content: Content) -> Content:
-        return replace(content, images=self._pictures(content.images))
+    def _message(self, message: Message) -> Message:
+        content = message.content
+        return replace(message, content=replace(content, images=self._pictures(content.images)))
 
     def _pictures(self, images: Sequence[Visual]) -> tuple[Visual, ...]:
         if images and self.picture is None:

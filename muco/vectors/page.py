@@ -10,7 +10,7 @@ from pathlib import Path
 from muco.core.errors import MucoError
 from muco.core.image import EncodedImage
 from muco.io.atomic import write_bytes
-from muco.io.html import html_templates
+from muco.io.templates import html_templates
 from muco.io.thumbnails import data_uri
 from muco.vectors.search import Hit
 from muco.vectors.store import VectorStore

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from muco.core import Content, Pair, Sample, TurnEmbeddings
-from muco.training.probe import precision_at_1, with_one_picture
+from muco.training.probe import OnePicture, precision_at_1
 from tests.helpers.backbones import REGISTRY
 from tests.helpers.small import picture
 
@@ -57,7 +57,7 @@ def test_turns_of_the_same_image_compete_only_without_the_mask():
 def test_a_packer_shows_one_picture_and_keeps_the_identities(name: str):
     cls = REGISTRY.component("packer", name)
     packer = cls(cls.Config())
-    blind = with_one_picture(packer)
+    blind = OnePicture(packer)
     shown = set()
     for index, colour in enumerate(("red", "blue")):
         image = picture(colour, (60, 60 + index))

@@ -14,9 +14,9 @@ from muco.core.image import EncodedImage
 from muco.core.sample import Sample
 from muco.core.video import stills
 from muco.data.progress import ShowProgress
-from muco.data.shards.index import digest_of
 from muco.data.shards.reader import ShardReader
 from muco.io.columns import PairColumns
+from muco.io.digest import digest_of
 from muco.io.table_text import IMAGE_TOKEN
 
 _UNREADABLE = 0

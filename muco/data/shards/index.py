@@ -9,8 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,12 +65,6 @@ class ShardIndex:
     def fingerprint(self) -> str:
         """A hash of the data: two folders with one fingerprint hold the same samples."""
         return blake2b("".join(shard.blake2b for shard in self.shards).encode(), digest_size=8).hexdigest()
-
-
-def digest_of(path: Path) -> str:
-    """Return the hex digest of a file, 16 bytes, as an index stores it."""
-    with open(path, "rb") as file:
-        return file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
 
 
 def write_index(

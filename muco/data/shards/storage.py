@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muco.core.errors import DataError, MucoError
-from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, digest_of, read_index
+from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
 from muco.io.atomic import atomic_path, write_bytes
 from muco.io.cache import cache_errors, cache_folder
+from muco.io.digest import digest_of
 from muco.io.lock import locked
 
 _TRIES, _FIRST_WAIT_SECONDS = 4, 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -54,16 +54,12 @@ def from_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if ".self_attn.q_proj." in name:
             layer, kind = _replace(name, names).split(".self_attn.q_proj.")
-            converted[f"{layer}.attn.in_proj_{kind}"] = torch.cat(list(_projections(weights, name)))
+            projections = [weights[name.replace("q_proj", part)] for part in _QKV]
+            converted[f"{layer}.attn.in_proj_{kind}"] = torch.cat(projections)
         elif not any(f".self_attn.{part}." in name for part in _QKV):
             own = weight.T.contiguous() if name in _TRANSPOSED else weight
             converted[_replace(_replace(name, names), parts)] = own
     return converted
-
-
-def _projections(weights: Mapping[str, Tensor], query: str) -> Iterator[Tensor]:
-    for part in _QKV:
-        yield weights[query.replace("q_proj", part)]
 
 
 def _replace(name: str, table: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,9 +161,7 @@ class CandidatePool:
     @cached_property
     def _list(self) -> sqlite3.Connection:
         revisions = "-".join(revision_of([path.resolve()]) for path in self.paths)
-        return cached_database(
-            f"candidates-3/{revisions}.sqlite", lambda partial: _write_list(partial, self.paths)
-        )
+        return cached_database(f"candidates-3/{revisions}.sqlite", lambda to: _write_list(to, self.paths))
 
     @cached_property
     def _files(self) -> list[int]:
@@ -204,36 +201,33 @@ class CandidatePool:
         return self._clean(text), image
 
 
-def _write_list(to: Path, paths: Sequence[Path]) -> None:
+def _write_list(database: sqlite3.Connection, paths: Sequence[Path]) -> None:
     """List the candidates in the order of their lines; one that has no id of its own is left out.
 
     Only the first fault is written: `CandidatePool.check` reports one, and there may be millions.
     """
-    with closing(sqlite3.connect(to)) as database:
-        database.execute("PRAGMA synchronous = OFF")
-        database.execute(
-            "CREATE TABLE candidates (candidate INTEGER PRIMARY KEY, id INT UNIQUE, file INT, offset INT, "
-            "size INT)"
-        )
-        database.execute("CREATE TABLE summary (num_empty INT, fault TEXT)")
-        index, num_empty, fault = 0, 0, ""
-        for file, path in enumerate(paths):
-            for number, offset, line in _lines(path):
-                try:
-                    row = json_object(line)
-                    values = (index, number_of(text_of(row.get("did"), "did")), file, offset, len(line))
-                    insert = "INSERT OR IGNORE INTO candidates VALUES (?, ?, ?, ?, ?)"
-                    if not database.execute(insert, values).rowcount:
-                        raise DataError(f"a second candidate {row['did']}")
-                    index += 1
-                    if row.get("txt") or row.get("img_path"):
-                        text_and_image(row, "txt", "img_path", "modality")
-                    else:
-                        num_empty += 1
-                except DataError as error:
-                    fault = fault or f"{path}, line {number}: {error}"
-        database.execute("INSERT INTO summary VALUES (?, ?)", (num_empty, fault))
-        database.commit()
+    database.execute(
+        "CREATE TABLE candidates "
+        "(candidate INTEGER PRIMARY KEY, id INT UNIQUE, file INT, offset INT, size INT)"
+    )
+    database.execute("CREATE TABLE summary (num_empty INT, fault TEXT)")
+    index, num_empty, fault = 0, 0, ""
+    for file, path in enumerate(paths):
+        for number, offset, line in _lines(path):
+            try:
+                row = json_object(line)
+                values = (index, number_of(text_of(row.get("did"), "did")), file, offset, len(line))
+                insert = "INSERT OR IGNORE INTO candidates VALUES (?, ?, ?, ?, ?)"
+                if not database.execute(insert, values).rowcount:
+                    raise DataError(f"a second candidate {row['did']}")
+                index += 1
+                if row.get("txt") or row.get("img_path"):
+                    text_and_image(row, "txt", "img_path", "modality")
+                else:
+                    num_empty += 1
+            except DataError as error:
+                fault = fault or f"{path}, line {number}: {error}"
+    database.execute("INSERT INTO summary VALUES (?, ?)", (num_empty, fault))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

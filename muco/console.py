@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from muco.core.printable import printable
@@ -59,6 +60,14 @@ class JsonTerminal(Terminal):
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"event": name, "time": moment, **values})
         super().print(line, soft_wrap=True)
+
+
+def plain_table(*columns: str) -> Table:
+    """Return a table without lines, of columns that are not wrapped; without a heading if they have no names."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
 def print_record(console: Console, event: str, values: Mapping[str, Any], text: str) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from muco.commands.options import LogFormat, Quiet, console_of
-from muco.console import Terminal, progress_bar
+from muco.console import Terminal, plain_table, progress_bar
 from muco.core.errors import DataError, MucoError
+from muco.core.printable import format_size
 
 if TYPE_CHECKING:
     from muco.core.source import Source
@@ -89,8 +90,6 @@ def prepare(
 
 def _estimate(conversion: Conversion, console: Terminal) -> None:
     """Print an estimate of the shards' size, and stop if the disk has no room for it."""
-    from muco.data.prepare.convert import format_size
-
     estimate = conversion.estimate(partial(progress_bar, console=console))
     message = f"{len(conversion.source):,} records, about {format_size(estimate.num_bytes)} of shards"
     if estimate.num_missing:
@@ -116,7 +115,7 @@ def _write(conversion: Conversion, engine: Any, workers: int, console: Terminal)
 def generate(
     source: Annotated[str, typer.Argument(help="The kinds and prompts: m3t, or a YAML file.")],
     path: Annotated[Path, typer.Option("--from", help="A folder, zip or tar of images, or a table.")],
-    to: Annotated[Path, typer.Option("--to", help="The table to write: .jsonl or .parquet.")],
+    to: Annotated[Path, typer.Option(help="The table to write: .jsonl or .parquet.")],
     settings: Settings = None,
     captions: Annotated[
         Path | None, typer.Option(help="A table of image paths and captions; only these images are used.")
@@ -155,7 +154,7 @@ def generate(
 def download(
     source: Annotated[str, typer.Argument(help="The source whose records name images by URL.")],
     path: Annotated[Path, typer.Option("--from", help="The folder or file of its tables.")],
-    to: Annotated[Path, typer.Option("--to", help="The folder for tars of images.")],
+    to: Annotated[Path, typer.Option(help="The folder for tars of images.")],
     settings: Settings = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 32,
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 4,
@@ -249,9 +248,6 @@ def show(
     most: Annotated[int, typer.Option(min=1, help="Number of samples to read for the statistics.")] = 10_000,
 ) -> None:
     """Print statistics of a folder of shards: counts, tasks, lengths of texts, sizes of images."""
-    from rich.table import Table
-
-    from muco.data.prepare.convert import format_size
     from muco.data.shards.reader import ShardReader
     from muco.data.shards.statistics import summarize
 
@@ -266,7 +262,7 @@ def show(
         console.print(
             f"{summary.num_unreadable:,} cannot be read; `muco data check` lists them", style="yellow"
         )
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = plain_table()
     for name, spread in summary.spreads():
         table.add_row(name, spread)
     console.print(table)

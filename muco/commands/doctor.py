@@ -7,6 +7,7 @@ from pathlib import Path
 
 from muco.commands.packages import optional_packages, package_problems
 from muco.core.errors import PluginError
+from muco.core.printable import format_size
 from muco.core.registry import default_registry
 from muco.io.cache import cache_folder
 from muco.run_folder import versions
@@ -31,7 +32,7 @@ def findings() -> dict[str, str]:
     for name, folder in (("free here", Path.cwd()), ("free in cache", cache_folder())):
         while not folder.exists():
             folder = folder.parent
-        result[name] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
+        result[name] = format_size(shutil.disk_usage(folder).free)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.table import Table
 
-from muco.console import Terminal
+from muco.console import Terminal, plain_table
 from muco.core.errors import MucoError
 from muco.export.write import write_exported, write_merged
 from muco.model.source import find_model
@@ -50,9 +50,7 @@ def export(
 
 
 def _table(agreements: list[Agreement]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("read by", "inputs", "number", "lowest cosine to muco"):
-        table.add_column(column, no_wrap=True)
+    table = plain_table("read by", "inputs", "number", "lowest cosine to muco")
     for each in agreements:
         table.add_row(each.reader, each.kind, str(each.number), f"{min(each.cosine, 1):.6f}")
     return table

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from muco.commands.check import check
 from muco.commands.init_recipe import ImageSizes, Machine, OwnRecipe, measure_images
 from muco.config.load import load_recipe
+from muco.console import plain_table
 from muco.core.errors import DataError, MucoError
 from muco.core.registry import default_registry
 from muco.data.own.guess import VIDEO_HINT, Column, describe_columns, guess_parts
@@ -140,7 +140,7 @@ def _print(
     split: Split,
     made: OwnRecipe,
 ) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = plain_table()
     why = {column.name: f"{column.kind}: {column.why}" for column in known}
     for part, column in parts.items():
         table.add_row(part, escape(f"column {column}"), escape(why[column]))

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
-from rich.table import Table
 
 from muco.commands.data import app as data_app
 from muco.commands.options import LogFormat, Quiet, console_of
-from muco.console import Terminal
+from muco.console import Terminal, plain_table
 from muco.core.errors import MucoError, RecipeError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
@@ -62,15 +61,15 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run in the folder first.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the recipe and stop.")] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="The run folder; by default runs/NAME.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME.")] = None,
     probe: Annotated[
         Literal["blind"] | None,
-        typer.Option("--probe", help="blind: rank batches of a finished run without its images."),
+        typer.Option(help="blind: rank batches of a finished run without its images."),
     ] = None,
     flops: Annotated[bool, typer.Option("--flops", help="Count the FLOPs of a step and stop.")] = False,
     assume: Annotated[
         list[str] | None,
-        typer.Option("--assume", metavar="KEY=VALUE", help="An assumption about the batch, for --flops."),
+        typer.Option(metavar="KEY=VALUE", help="An assumption about the batch, for --flops."),
     ] = None,
     quiet: Quiet = False,
     log_format: LogFormat = "text",
@@ -111,7 +110,7 @@ def init_command(
         Path, typer.Argument(metavar="TABLE", help="A table, or a folder of tables or of CLASS/IMAGE.jpg.")
     ],
     to: Annotated[Path | None, typer.Option("--to", help="The recipe; else NAME.yaml.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Where image paths start from.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Where image paths start from.")] = None,
     query_text: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
     query_image: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
     target_text: Annotated[str | None, typer.Option(help="The column; '' for none.")] = None,
@@ -144,11 +143,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a backbone's name.")],
     suite: Annotated[str, typer.Option("--suite", help="The suite: scenes, pairs, mmeb, mbeir or mteb.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="The folder of the suite's data, if it reads files.")
+        Path | None, typer.Option(help="The folder of the suite's data, if it reads files.")
     ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="The folder for the results; by default runs/NAME.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder for the results; by default runs/NAME.")] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     log_format: LogFormat = "text",
@@ -169,20 +166,14 @@ def ablate(
     overrides: Overrides = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="KEY=VALUE", help="Run cells with this value. Repeatable."),
+        typer.Option(metavar="KEY=VALUE", help="Run cells with this value. Repeatable."),
     ] = None,
-    folder: Annotated[Path, typer.Option("--folder", help="The folder of all grids.")] = Path(
-        "runs/ablations"
-    ),
+    folder: Annotated[Path, typer.Option(help="The folder of all grids.")] = Path("runs/ablations"),
     launcher: Annotated[
-        Literal["local", "slurm", "ray"], typer.Option("--launcher", help="Where the cells run.")
+        Literal["local", "slurm", "ray"], typer.Option(help="Where the cells run.")
     ] = "local",
-    jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Cells that run at once; they share the threads.")
-    ] = 1,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes of a cell, one for each of its GPUs.")
-    ] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once; they share the threads.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of a cell, one for each of its GPUs.")] = 1,
     resources: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,7 +207,7 @@ def mine(
         Path | None, typer.Option("--to", help="The folder to write; by default RUN/mined.")
     ] = None,
     shards: Annotated[
-        Path | None, typer.Option("--shards", help="A folder of shards; by default the run's data.")
+        Path | None, typer.Option(help="A folder of shards; by default the run's data.")
     ] = None,
     range_min: Annotated[
         int, typer.Option(min=0, help="Leave out this many nearest neighbours, which are likely positives.")
@@ -268,22 +259,18 @@ def encode(
         Path, typer.Argument(help="A folder of images, or a JSONL, CSV, TSV or Parquet table.")
     ],
     to: Annotated[Path, typer.Option("--to", help="The store to write: .parquet or .npy.")],
-    text: Annotated[str | None, typer.Option("--text", help="The table's column of texts.")] = None,
-    image: Annotated[str | None, typer.Option("--image", help="The table's column of image paths.")] = None,
+    text: Annotated[str | None, typer.Option(help="The table's column of texts.")] = None,
+    image: Annotated[str | None, typer.Option(help="The table's column of image paths.")] = None,
     id_: Annotated[
         str | None, typer.Option("--id", help="The table's column of ids; by default row numbers.")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="The folder to which image paths are relative.")
-    ] = None,
-    instruction: Annotated[
-        str, typer.Option("--instruction", help="Text put before every text, without a space.")
-    ] = "",
+    images: Annotated[Path | None, typer.Option(help="The folder to which image paths are relative.")] = None,
+    instruction: Annotated[str, typer.Option(help="Text put before every text, without a space.")] = "",
     dim: Annotated[
-        int | None, typer.Option("--dim", help="Shorten the vectors to this size, if it was trained.")
+        int | None, typer.Option(help="Shorten the vectors to this size, if it was trained.")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option("--dtype", help="Type of the stored numbers.")
+        Literal["float32", "float16"], typer.Option(help="Type of the stored numbers.")
     ] = "float32",
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens and image patches encoded at once.")
@@ -311,12 +298,8 @@ def search(
     image: Annotated[Path | None, typer.Option("--image", help="The query's image.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
     html: Annotated[Path | None, typer.Option("--html", help="Also write the items as a page.")] = None,
-    instruction: Annotated[
-        str, typer.Option("--instruction", help="Text put before the query's text, without a space.")
-    ] = "",
-    model: Annotated[
-        str | None, typer.Option("--model", help="The model; by default the path in the store.")
-    ] = None,
+    instruction: Annotated[str, typer.Option(help="Text put before the query's text, without a space.")] = "",
+    model: Annotated[str | None, typer.Option(help="The model; by default the path in the store.")] = None,
 ) -> None:
     """Print the items of a store that are nearest to a text, an image, or both."""
     from muco.commands.search import search as run_search
@@ -363,9 +346,7 @@ def list_command(
 
     if kind is not None and kind not in KINDS:
         raise MucoError(f"no kind named {kind!r}.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("kind", "name", "provider"):
-        table.add_column(column, no_wrap=True)
+    table = plain_table("kind", "name", "provider")
     for entry in default_registry():
         if kind in (None, entry.kind):
             table.add_row(entry.kind, entry.name, entry.provider)
@@ -377,7 +358,7 @@ def doctor() -> None:
     """Print what muco runs on: versions, device, precision, attention kernel, free disk space."""
     from muco.commands.doctor import findings
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = plain_table()
     for name, value in findings().items():
         table.add_row(name, value)
     Terminal().print(table)

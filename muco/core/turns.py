@@ -51,12 +51,6 @@ class TurnIds:
         """Return the rows on `device`."""
         return self._each(lambda column: column.to(device, non_blocking=True))
 
-    @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """Return the rows of all `parts`, in order."""
-        columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)}
-        return cls(**columns)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
 

@@ -155,10 +155,6 @@ class EmbeddingStore:
         assert (rows >= 0).all(), "a vector is missing"
         return StoredVectors(tuple(self._parts), rows, self.dim)
 
-    def everything(self) -> tuple[NDArray[np.int64], StoredVectors]:
-        """Return the content ids and the vectors of all rows."""
-        return self._ids, StoredVectors(tuple(self._parts), np.arange(len(self._ids)), self.dim)
-
     @property
     def _row_bytes(self) -> int:
         return self.dim * self.dtype.itemsize

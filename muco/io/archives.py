@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-from muco.core.printable import printable
+from muco.core.printable import format_size, printable
 from muco.io.cache import cache_folder, cached_database, cached_file
 from muco.io.digest import digest_of_states
 from muco.io.tar import is_macos_file, is_plain_file, tar_files
@@ -265,7 +265,7 @@ def _decompressed(path: Path) -> Path:
 def _decompress(path: Path, to: Path) -> None:
     parts = _parts(path)
     num_bytes = sum(part.stat().st_size for part in parts)
-    message = f"{path} is compressed, {num_bytes / 2**30:,.1f} GiB: it is decompressed once, to {to.parent}"
+    message = f"{path} is compressed, {format_size(num_bytes)}: it is decompressed once, to {to.parent}"
     print(printable(message), file=sys.stderr, flush=True)
     try:
         with ExitStack() as stack:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.core.printable import format_size
 from muco.core.sample import Content, Pair, Sample
 from muco.core.video import Video, Visual
 from muco.data.shards.reader import ShardReader
@@ -73,4 +74,4 @@ def _thumbnail(image: EncodedImage) -> tuple[str, str]:
     except DataError as error:
         return "", str(error)
     width, height = image.size
-    return uri, f"{width} x {height}, {len(image.data) / 1024:,.0f} KiB"
+    return uri, f"{width} x {height}, {format_size(len(image.data))}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from muco.core.errors import MucoError
+from muco.core.printable import format_size
 from muco.core.turns import EncoderInputs
 from muco.distributed.ranks import Ranks
 from muco.training.batches import SideInputs, StepBatches, StepInputs
@@ -56,8 +57,12 @@ class StepMemory:
         return self.weights + self.activations + self.rest
 
     def __str__(self) -> str:
-        parts = f"weights and optimizer {_gib(self.weights)}, activations {_gib(self.activations)}"
-        return f"predicted peak memory {_gib(self.total())}: {parts}, the rest {_gib(self.rest)}"
+        parts = (
+            f"weights and optimizer {format_size(self.weights)}, activations {format_size(self.activations)}"
+        )
+        return (
+            f"predicted peak memory {format_size(self.total())}: {parts}, the rest {format_size(self.rest)}"
+        )
 
 
 def measure_chunks(stepper: Stepper, batches: StepBatches, singles: StepInputs) -> ChunkMemory | None:
@@ -97,7 +102,7 @@ def choose_chunk_tokens(
         raise _does_not_fit(longest, "It needs more memory than the device has")
     room = _room(stepper, memory, singles, state_bytes)
     if memory.of(longest) > room:
-        needed, available = _gib(memory.of(longest)), _gib(max(room, 0))
+        needed, available = format_size(memory.of(longest)), format_size(max(room, 0))
         raise _does_not_fit(longest, f"It needs {needed} of memory, and {available} are available")
     largest = int((room - _CHUNKS_AT_ONCE * memory.fixed) / max(memory.per_unit, 1e-9))
     return max(longest, min(largest // _MULTIPLE, -(-full_batch // _MULTIPLE)) * _MULTIPLE)
@@ -209,7 +214,3 @@ def _sides(inputs: StepInputs) -> Sequence[SideInputs]:
 
 def _chunks(inputs: StepInputs) -> list[EncoderInputs]:
     return [chunk for side in _sides(inputs) for chunk in side.chunks]
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from muco.core.component import ComponentConfig
 from muco.core.errors import DataError
 from muco.core.image import EncodedImage
+from muco.core.printable import format_size
 from muco.core.sample import Sample
 from muco.core.source import Source
 from muco.data.prepare.journal import Journal
@@ -264,12 +265,6 @@ def _text_bytes(record: Any) -> int:
         elif not isinstance(value, bytes):
             total += len(repr(value).encode())
     return total
-
-
-def format_size(num_bytes: float) -> str:
-    """Return a size in the unit that fits: `1.5 GiB`."""
-    size, unit = next((it for it in ((2**30, "GiB"), (2**20, "MiB")) if num_bytes >= it[0]), (2**10, "KiB"))
-    return f"{num_bytes / size:,.1f} {unit}"
 
 
 def _remove_open_shard(folder: Path, journal: Journal) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muco.core.errors import DataError, MucoError
+from muco.core.printable import format_size
 from muco.data.shards.index import INDEX_JSON, INDEX_ROWS, Shard, ShardIndex, read_index
 from muco.io.atomic import atomic_path, write_bytes
 from muco.io.cache import cache_errors, cache_folder
@@ -64,7 +65,7 @@ class RemoteStorage:
         largest = max(index.shards, key=lambda shard: shard.num_bytes)
         if largest.num_bytes > self.max_bytes:
             raise DataError(
-                f"{self.name}: {largest.file} has {largest.num_bytes / 2**30:.2f} GiB, more than the cache "
+                f"{self.name}: {largest.file} has {format_size(largest.num_bytes)}, more than the cache "
                 "may hold; raise cache_gib"
             )
         return index

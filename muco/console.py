@@ -63,7 +63,7 @@ class JsonTerminal(Terminal):
 
 
 def plain_table(*columns: str) -> Table:
-    """Return a table without lines, of columns that are not wrapped; without a heading if they have no names."""
+    """Return a table without lines; named columns are not wrapped, without names there is no heading."""
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
     for column in columns:
         table.add_column(column, no_wrap=True)

@@ -57,11 +57,9 @@ class StepMemory:
         return self.weights + self.activations + self.rest
 
     def __str__(self) -> str:
-        parts = (
-            f"weights and optimizer {format_size(self.weights)}, activations {format_size(self.activations)}"
-        )
-        return (
-            f"predicted peak memory {format_size(self.total())}: {parts}, the rest {format_size(self.rest)}"
+        sizes = map(format_size, (self.total(), self.weights, self.activations, self.rest))
+        return "predicted peak memory {}: weights and optimizer {}, activations {}, the rest {}".format(
+            *sizes
         )
 
 

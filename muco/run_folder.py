@@ -124,10 +124,7 @@ class RunFolder:
         write_text(self.path / name, text)
 
     def num_threads(self) -> int | None:
-        """Return how many threads the run computes with; None if it has not begun.
-
-        Raise MucoError if that is no number of threads.
-        """
+        """Return how many threads the run computes with, None before it began; raise MucoError if damaged."""
         number = (self.read("environment.json") or {}).get("num_threads")
         if number is not None and not (type(number) is int and 0 < number <= MAX_THREADS):
             raise MucoError(

@@ -78,10 +78,7 @@ class RowResult:
 
 
 def results_of(plan: Plan) -> list[RowResult]:
-    """Return the results of all rows; of those that are not done, what there is.
-
-    Raise MucoError if a file of a run is not what muco writes.
-    """
+    """Return the results of all rows, as far as they are done; raise MucoError for a damaged file."""
     summaries = {cell.fingerprint: summary_of(cell) for cell in plan.cells()}
     differences = {
         id(row): _difference(plan, row, summaries) for row in plan.rows if row is not plan.baseline

@@ -97,10 +97,7 @@ def _launcher(
 
 
 def write_table(plan: Plan, folder: Path) -> Path:
-    """Write the table of a grid in all formats and return their folder.
-
-    Raise MucoError if no run has a metric of the grid, or a file is not what muco writes.
-    """
+    """Write a grid's table in all formats; raise MucoError if no run has a metric or a file is damaged."""
     results = results_of(plan)
     check_metrics(plan, results)
     for name, text in (("table.md", markdown), ("table.csv", csv_text), ("table.tex", latex)):

@@ -119,10 +119,7 @@ def evaluate(
 
 
 def _as_set_options(overrides: Mapping[str, Any]) -> list[str]:
-    """Return values as `--set` takes them: `KEY=VALUE`, the value as YAML on one line.
-
-    Raise TypeError if a value is of a type that a recipe cannot hold.
-    """
+    """Return values as `--set` takes them; raise TypeError for a type that a recipe cannot hold."""
     return [f"{key}={_yaml(key, value)}" for key, value in overrides.items()]
 
 

@@ -125,10 +125,7 @@ def _check(readers: Mapping[str, ShardReader], range_min: int, range_max: int, n
 def _neighbours(
     reader: ShardReader, embedder: CachedEmbedder, num_neighbours: int, name: str, console: Console
 ) -> NDArray[np.int32] | None:
-    """Return each sample's neighbours, nearest first; None in all processes but the main one.
-
-    int32 [samples, num_neighbours], -1 where none is left.
-    """
+    """Return int32 [samples, num_neighbours], nearest first, -1 for none; None but in the main process."""
     num_pairs = [len(reader[index].pairs) for index in range(len(reader))]
     sample_of_pair = np.repeat(np.arange(len(reader)), num_pairs)
     queries, answers = (

@@ -14,10 +14,7 @@ from muco.io.lock import locked
 
 @contextmanager
 def only_command(path: Path, ranks: Ranks) -> Generator[None]:
-    """Hold the lock of a run folder, a file beside it, in the main process.
-
-    Raise MucoError if another command holds it.
-    """
+    """Hold the lock beside a run folder, in the main process; raise MucoError if another command has it."""
     if not ranks.is_main:
         yield
         return

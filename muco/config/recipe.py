@@ -173,10 +173,7 @@ class TrainSettings(ComponentConfig):
         return self
 
     def held_limit(self, chunk_tokens: int) -> int | None:
-        """Return the tokens whose activations cached gradients store; None if the run measures it.
-
-        The largest chunk is always stored.
-        """
+        """Return how many tokens' activations cached gradients store; None if the run measures it."""
         if self.gather_weights == "layer":
             return 0  # all processes must encode equally often
         if self.held_tokens == "auto":

@@ -39,10 +39,7 @@ class Rendered(Protocol):
 
 
 class Processor(ABC):
-    """The part of a backbone without weights: tokenizer, image processor, chat template.
-
-    It must be picklable, because data workers get a copy.
-    """
+    """The part of a backbone without weights: tokenizer, image processor, template; it is pickled."""
 
     padded: bool = False
     """Whether `collate` pads each dialogue to the longest of its chunk; padding counts against the budget."""

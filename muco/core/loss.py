@@ -106,10 +106,7 @@ class Loss(Component, nn.Module, ABC):
         """
 
     def candidates(self, query: TurnEmbeddings, target: TurnEmbeddings) -> Candidates:
-        """Return what the loss compares each query with: by default its positives, and all other targets.
-
-        The arguments are those of `per_turn`.
-        """
+        """Return what the loss compares each query with: by default its positives, and all other targets."""
         scores = query.vectors.float() @ target.vectors.float().T
         is_positive = torch.zeros_like(scores, dtype=torch.bool)
         is_positive[positive_pairs(query, target)] = True

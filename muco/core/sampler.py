@@ -36,10 +36,7 @@ class Sampler(Component, ABC):
     kind: ClassVar[Kind] = "sampler"
 
     def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
-        """Raise MucoError if the settings do not fit these data sets or this batch size over all ranks.
-
-        By default all are accepted.
-        """
+        """Raise MucoError if the settings do not fit these data sets or this batch size; by default never."""
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
         """Raise MucoError if the sampler was made for other data; by default any data is accepted.

@@ -43,10 +43,7 @@ class Assumptions(ComponentConfig):
 
 
 def read_assumptions(texts: Sequence[str], images: int) -> Assumptions:
-    """Return the assumptions of some `KEY=VALUE`; `images` is the default of `images`.
-
-    Raise MucoError for a key or value that is not allowed.
-    """
+    """Return assumptions from `KEY=VALUE`; raise MucoError for one that is not allowed."""
     values: dict[str, object] = {"images": images}
     for text in texts:
         key, equals, value = text.partition("=")

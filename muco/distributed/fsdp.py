@@ -117,10 +117,7 @@ class Shards:
             module.unshard()
 
     def reshard(self, encoder: nn.Module) -> None:
-        """Shard the weights again; a shard's gradient is the sum over the processes.
-
-        Where no process has a gradient, it stays None.
-        """
+        """Shard the weights again, and the gradients' sums over processes; None stays where none has one."""
         if not self.modules:
             return
         gradients = {name: weight.grad for name, weight in encoder.named_parameters()}

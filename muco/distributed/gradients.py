@@ -96,10 +96,7 @@ class _Exchange:
 
 
 def backward_order(module: nn.Module) -> list[nn.Parameter]:
-    """Return a module's weights roughly as backward reaches them: layers, the last one first, then others.
-
-    Among the others are embeddings, which backward reaches last.
-    """
+    """Return weights roughly as backward reaches them: layers, the last one first, then embeddings."""
     stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
     in_layers = list(dict.fromkeys(weight for stack in stacks for weight in stack.parameters()))
     ids = {id(weight) for weight in in_layers}

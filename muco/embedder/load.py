@@ -45,10 +45,7 @@ def load(
 
 
 def load_for_store(store: VectorStore, model: str | None) -> Embedder:
-    """Return the model of a store: `model`, or the one that made the store, by the name or path it had.
-
-    Raise MucoError if it cannot be loaded, or did not make the store.
-    """
+    """Return `model`, or the model that made the store; raise MucoError if it is missing or another one."""
     try:
         embedder = load(model or store.metadata.model)
     except MucoError as error:

@@ -69,10 +69,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _groups(ranking: Ranking, ties: Ties) -> list[tuple[int, int, int]]:
-    """Return the groups of tied candidates, best first.
-
-    Of each the number of candidates ahead of it, and how many in it are right and wrong.
-    """
+    """Return the groups of tied candidates, best first: how many are ahead, right in it, wrong in it."""
     if ties == "first":
         return [(index + each.above + each.tied_before, 1, 0) for index, each in enumerate(ranking.right)]
     groups: list[tuple[int, int, int]] = []

@@ -44,10 +44,7 @@ def own_vectors(encoder: TurnEncoder, packer: Packer, probes: Sequence[Probes]) 
 
 
 def compare(reader: Reader, probes: Sequence[Probes], expected: Sequence[Tensor]) -> list[Agreement]:
-    """Return how near a reader's vectors are to the expected ones, by batch.
-
-    Raise MucoError if a cosine is below `LEAST_COSINE`.
-    """
+    """Return how near a reader's vectors are, by batch; raise MucoError for one below `LEAST_COSINE`."""
     agreements = [
         _agreement(reader.name, probe, _encode(reader, probe), own)
         for probe, own in zip(probes, expected, strict=True)

@@ -68,10 +68,7 @@ def _write(loaded: LoadedModel, source: ModelSource, folder: Path) -> tuple[Expo
 
 
 def system_of(packer: Packer) -> str:
-    """Return the system text that a packer puts before every content.
-
-    Raise MucoError if it changes contents in a way that a chat template does not.
-    """
+    """Return the system text that a packer puts before a content; raise MucoError if it does more."""
     content = Content("a text")
     dialogue = packer.inference(content)
     plain = Dialogue(dialogue.system, (), (Turn((Message("user", content),), dialogue.turns[0].key),))

@@ -34,10 +34,7 @@ class Client:
     """A server, for use as an asynchronous context."""
 
     def __init__(self, server: Server) -> None:
-        """Check the settings; nothing is sent.
-
-        Raise MucoError if openai is missing, or the variable of the key is not set.
-        """
+        """Check the settings; raise MucoError if openai is missing or the variable of the key is not set."""
         try:
             import aiohttp  # noqa: F401
             import openai  # pyright: ignore[reportMissingImports]

@@ -85,10 +85,7 @@ class Curriculum:
         return create_model("Pairs", __config__=ConfigDict(extra="forbid"), **fields)
 
     def parse(self, text: str, *, with_caption: bool) -> tuple[str, list[PairAnswer]]:
-        """Return caption (empty if not asked for) and pairs, in the order of the turns.
-
-        Raise InvalidAnswerError if the text holds no JSON of the form.
-        """
+        """Return caption, empty if not asked for, and pairs; raise InvalidAnswerError for another form."""
         values = json_in(text)
         try:
             answer: Any = self._models[with_caption].model_validate(values)
@@ -106,10 +103,7 @@ class Curriculum:
 
 
 def json_in(text: str) -> Any:
-    """Return the JSON object in an answer, without what the model thought or wrote around it.
-
-    Raise InvalidAnswerError if there is none.
-    """
+    """Return the JSON object within an answer; raise InvalidAnswerError if there is none."""
     text = without_thinking(text)
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:

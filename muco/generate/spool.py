@@ -20,10 +20,7 @@ class Spool:
         )
 
     def add(self, name: str, text: str = "") -> bool:
-        """Add a text; return False, without a change, if the name has one.
-
-        Raise MucoError if the temporary folder is full.
-        """
+        """Add a text, or return False if the name has one; raise MucoError if the disk is full."""
         with _errors():
             return self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (name, text)).rowcount == 1
 

@@ -32,10 +32,7 @@ def names_and_labels(path: Path) -> tuple[list[str], Labels]:
 
 
 def batches(path: Path, columns: Sequence[str] | None, start: int) -> Iterator[tuple[int, Any]]:
-    """Yield record batches from row `start` on, each with the number of its first row.
-
-    Raise DataError, with the row, if the file is broken.
-    """
+    """Yield record batches from row `start` on, each with its first row's number, or raise DataError."""
     read = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
     number = 0
     try:

@@ -12,10 +12,7 @@ _FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"RIFF", "webp"))
 
 
 def data_uri(image: EncodedImage) -> str:
-    """Return a small image as it is; a large one, or one that a page cannot show, as a thumbnail.
-
-    Raise DataError if the image is broken.
-    """
+    """Return a small image as it is, others as a thumbnail; raise DataError if the image is broken."""
     kind = next((kind for magic, kind in _FORMATS if image.data.startswith(magic)), "")
     if not kind or len(image.data) > _MAX_IMAGE_BYTES:
         return thumbnail_uri(image, _THUMBNAIL_PIXELS)

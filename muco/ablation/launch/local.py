@@ -54,10 +54,7 @@ class LocalLauncher:
 
 
 def device_groups(devices: Sequence[str], num_jobs: int, num_processes: int) -> list[str | None]:
-    """Return the GPUs of each of the cells that run at once; None where there are none.
-
-    Raise MucoError if there are too few.
-    """
+    """Return the GPUs of each cell that runs at once, None for none; raise MucoError if they are too few."""
     if not devices:
         return [None] * num_jobs
     if num_jobs * num_processes > len(devices):

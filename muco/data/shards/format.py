@@ -94,10 +94,7 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
 
 
 def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) -> Sample:
-    """Return the sample that `to_members` wrote, from bytes by suffix; raise DataError if it is none.
-
-    `fetch` returns an image that an earlier sample holds.
-    """
+    """Return the sample that `to_members` wrote; raise DataError if it is none. `fetch` reads elsewhere."""
     try:
         meta = json.loads(members["json"])
         if meta["version"] not in (FORMAT_VERSION, _VIDEO_VERSION):

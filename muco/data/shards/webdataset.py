@@ -31,10 +31,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def key_number(key: str) -> int:
-    """Return the hash of a foreign key that the index stores, to detect another sample at its offset.
-
-    Raise DataError if the key is not valid Unicode.
-    """
+    """Return the hash of a foreign key in the index; raise DataError if the key is not valid Unicode."""
     return zlib.crc32(text_of(key, f"the name {key!a}").encode())
 
 

@@ -82,10 +82,7 @@ class ShardWriter:
         return self.is_open and self._num_bytes >= self._max_shard_bytes
 
     def write(self, sample: Sample, *, elsewhere: Elsewhere | None = None) -> Row:
-        """Append a sample and return its row of the index; `elsewhere` as in `to_members`.
-
-        Raise ValueError, and write nothing, if a text cannot be encoded as UTF-8.
-        """
+        """Append a sample and return its index row; raise ValueError for a text that is not valid Unicode."""
         members = to_members(sample, elsewhere=elsewhere)
         entries = b"".join(tar_entry(f"{self.num_samples:09d}.{it.suffix}", it.data) for it in members)
         if self._file is None:

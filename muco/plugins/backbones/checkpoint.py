@@ -61,10 +61,7 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
 
 
 def local_sizes(name: str) -> dict[str, Any] | None:
-    """Return the configuration of a checkpoint as plain data, defaults filled in; None if it is no folder.
-
-    Raise MucoError if the folder has no configuration that transformers reads.
-    """
+    """Return a folder's configuration as plain data, None without one; raise MucoError if it is broken."""
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
@@ -129,10 +126,7 @@ def _used(names: Iterable[str]) -> list[str]:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """Return the tokenizer of a checkpoint, a folder or a hub name, in the transformers layout.
-
-    Raise MucoError if it is missing or cannot be read.
-    """
+    """Return the tokenizer of a folder or hub name; raise MucoError if it is missing or cannot be read."""
     from transformers import AutoTokenizer
 
     with library_errors(f"{name}: its tokenizer cannot be loaded"):

@@ -194,10 +194,7 @@ def find_adapter(name: str) -> Path | None:
 
 
 def read_settings(file: Path) -> AdapterSettings:
-    """Return the settings that made the adapters of a file.
-
-    Raise DataError if the metadata has no valid settings, or their rank is not that of the weights.
-    """
+    """Return the settings that made a file's adapters; raise DataError if it has none that are valid."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -224,10 +221,7 @@ def read_settings(file: Path) -> AdapterSettings:
 
 
 def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
-    """Load what `save_adapter` wrote into a module with adapters of the same settings.
-
-    Raise DataError if a weight is missing, unexpected or of another shape.
-    """
+    """Load what `save_adapter` wrote; raise DataError if a weight does not fit the module."""
     weights = read_weights(file)
     expected = {**split_state(module)[1], **_row_weights(rows)}
     check_fit(weights, expected, f"{file}: the weights do not fit the settings of the adapter")

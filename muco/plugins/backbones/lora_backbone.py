@@ -84,10 +84,7 @@ class AdaptedBackbone(Backbone):
         return base
 
     def read_adapter(self, folder: Path) -> None:
-        """Load the adapters that `save_weights` wrote.
-
-        Raise DataError if the folder has adapters and the settings have none, or the reverse, or they differ.
-        """
+        """Load the adapters of `save_weights`; raise DataError if the settings have others or none."""
         file = folder / ADAPTER_FILE
         if self.adapter is None:
             if file.is_file():

@@ -187,10 +187,7 @@ def load_weights(
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of that name, or of the downloaded `hf-hub:` repository.
-
-    Raise MucoError if it does not exist or cannot be downloaded.
-    """
+    """Return the folder of that name, or of a downloaded `hf-hub:` one; raise MucoError without it."""
     if not name.startswith(HUB):
         folder = Path(expanduser(name))
         if not folder.is_dir():
@@ -209,10 +206,7 @@ def folder_of(name: str) -> Path:
 
 
 def local_sizes(name: str) -> dict[str, Any] | None:
-    """Return the `model_cfg` of a folder in open_clip's layout; None if there is no such folder.
-
-    Raise MucoError if the folder has no `model_cfg`.
-    """
+    """Return the `model_cfg` in a folder, None without a folder; raise MucoError if it has none."""
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None

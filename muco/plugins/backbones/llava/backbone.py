@@ -171,10 +171,7 @@ class Llava(DecoderBackbone):
 
 
 def _image_processor(config: Llava.Config, model: Any, name: str | Path) -> Any:
-    """Return the family's image processor, from the checkpoint or for `random_init`.
-
-    Raise MucoError if the checkpoint has none, or its picture size is not that of the vision tower.
-    """
+    """Return the family's image processor; raise MucoError if a checkpoint's does not fit its tower."""
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
     from transformers.models.llava_onevision import image_processing_pil_llava_onevision as onevision

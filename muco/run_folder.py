@@ -20,8 +20,7 @@ from muco.config.yaml_lines import read_yaml
 from muco.core.component_ref import is_mapping
 from muco.core.errors import MucoError
 from muco.io.atomic import remove_folder, write_text
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
+from muco.io.untrusted import parse_json, read_file
 
 R = TypeVar("R")
 

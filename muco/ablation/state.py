@@ -10,8 +10,7 @@ import yaml
 from muco.ablation.cells import Cell
 from muco.ablation.launch.task import Failure, Task
 from muco.io.atomic import write_text
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
+from muco.io.untrusted import parse_json, read_file
 from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import LOG_FILE
 

@@ -138,15 +138,9 @@ class Backbone(Component, nn.Module, ABC):
     def export(self, folder: Path, *, system: str, pooled: PooledState) -> Exported:
         """Write the model as transformers reads it, with processor and chat template; `load` reads it too.
 
-        Adapters are merged before. The folder exists. By default this raises MucoError.
-
-        Args:
-            folder: to write to.
-            system: the system text of chats that have none; empty for none.
-            pooled: the state that the pooler takes.
-
-        Raises:
-            MucoError: transformers has no model that gives the same vectors; the message says why.
+        The folder exists, and adapters are merged before. `system` is the system text of chats that have
+        none, empty for none; `pooled` is the state that the pooler takes. Raise MucoError, as by default, if
+        transformers has no model that gives the same vectors; the message says why.
         """
         raise MucoError(f"backbone {type(self).__name__} cannot be exported: it has no form in transformers")
 

@@ -58,11 +58,7 @@ class Pooler(Component, nn.Module, ABC):
         """Return one vector a turn, float [N, D], of any length but zero."""
 
     def export(self) -> ExportedPooler:
-        """Return what this pooler does in terms that other tools have. By default this raises MucoError.
-
-        Raises:
-            MucoError: it does something else.
-        """
+        """Return what this pooler does as other tools say it; raise MucoError, by default, if they cannot."""
         raise MucoError(
             f"pooler {type(self).__name__} cannot be exported: other tools take one state and a linear map"
         )

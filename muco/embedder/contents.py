@@ -15,8 +15,8 @@ from muco.core.image import EncodedImage
 from muco.core.sample import Content
 from muco.core.video import Video, Visual
 from muco.io.pil_images import encoded_image
-from muco.io.regular_file import read_file
 from muco.io.table_text import text_of
+from muco.io.untrusted import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -25,9 +25,8 @@ from torch import Tensor
 from muco.core.errors import DataError, MucoError
 from muco.evaluation.search.vectors import TensorVectors
 from muco.io.atomic import open_append, write_errors, write_text
-from muco.io.json_text import parse_json
 from muco.io.lock import locked
-from muco.io.regular_file import read_file
+from muco.io.untrusted import parse_json, read_file
 
 StoreDtype = Literal["float32", "float16"]
 """How a number is stored; a search reads float32 from either."""

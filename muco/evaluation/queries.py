@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from muco.core.errors import library_errors
 from muco.io.atomic import write_bytes, write_errors
-from muco.io.regular_file import read_file
+from muco.io.untrusted import read_file
 
 
 @dataclass(frozen=True)

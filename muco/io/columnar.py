@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from muco.core.errors import DataError, MucoError
-from muco.io.json_text import parse_json
+from muco.io.untrusted import parse_json
 
 SUFFIXES = (".parquet", ".arrow")
 

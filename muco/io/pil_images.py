@@ -17,11 +17,7 @@ _PNG_MODES |= {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
 def encoded_image(image: Image) -> EncodedImage:
-    """Return an image of any mode without loss, as `EncodedImage.faithful` shows it.
-
-    RGB is encoded as BMP, which costs no compression. Raise DataError if the image is empty, closed or
-    truncated.
-    """
+    """Return an image of any mode without loss, RGB as a BMP; raise DataError if it cannot be read."""
     from PIL import ImageOps
 
     buffer = io.BytesIO()

@@ -104,8 +104,7 @@ def text_list(value: Any, what: str) -> list[str]:
 def negatives_of(texts: Sequence[str], images: Sequence[Any], read: ReadImage) -> list[Content]:
     """Return the hard negatives of a list of texts and a list of images.
 
-    The last image is used for further texts. A negative without text and image is left out: tables fill
-    unused columns with empty text.
+    The last image is used for further texts. A negative without text and image is left out.
     """
     negatives: list[Content] = []
     for index in range(max(len(texts), len(images))):

@@ -16,9 +16,8 @@ from muco.config.recipe import ModelSettings
 from muco.core.encoder import TurnEncoder
 from muco.core.errors import DataError, library_errors
 from muco.core.packer import Packer
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
 from muco.io.safetensors_header import read_header
+from muco.io.untrusted import parse_json, read_file
 
 METADATA_FILE = "muco.json"
 """A folder with this file is a model folder."""

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from muco.config.yaml_lines import read_yaml
 from muco.core.errors import MucoError
 from muco.evaluation.results import Gallery, SuiteScores
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
+from muco.io.untrusted import parse_json, read_file
 from muco.run_folder import RunFolder, Summary, validate_record
 from muco.training.log import (
     LOG_FILE,

@@ -19,8 +19,7 @@ from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.loss import Loss
 from muco.io.atomic import atomic_folder, remove_folder
 from muco.io.digest import digest_of
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file, refuse_special_files
+from muco.io.untrusted import parse_json, read_file, refuse_special_files
 from muco.model.build import Model
 from muco.model.folder import load_encoder, save_encoder
 from muco.training.early_stopping import Best

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from muco.console import print_record
 from muco.io.atomic import open_append, write_bytes
-from muco.io.json_text import parse_json
+from muco.io.untrusted import parse_json
 from muco.training.early_stopping import Best
 from muco.training.trackers import Trackers
 

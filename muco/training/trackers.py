@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from muco.core.errors import MucoError
 from muco.io.atomic import refuse_links, write_text
-from muco.io.json_text import parse_json
+from muco.io.untrusted import parse_json
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -235,8 +235,7 @@ class Trainer:
             raise MucoError(
                 f"{step}: the loss is {result.mean}. The weights are unchanged. {samples}\n"
                 f"{'The last checkpoint is complete. ' * bool(checkpoints(self.folder))}"
-                "This usually helps: a lower train.learning_rate, or "
-                "loss.temperature nearer 0.05."
+                "This usually helps: a lower train.learning_rate, or loss.temperature nearer 0.05."
             )
         norm = clip_gradients(self._optimizers.weights(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):

@@ -44,11 +44,7 @@ class Validator:
 
     @classmethod
     def of(cls, recipe: Recipe, suites: Sequence[NamedSuite], run_folder: Path, ranks: Ranks) -> Validator:
-        """Read the tasks of the suites that are validated; their images are read when they are used.
-
-        Raise MucoError if no task or average has the name of a metric that `train` watches, DataError if a
-        file of a suite is missing or broken.
-        """
+        """Read the tasks of the validated suites; raise MucoError if no metric has a name that is watched."""
         train = recipe.train
         chosen = [each for each in suites if each.name in (train.validate_suites or (each.name,))]
         held = [replace(each, suite=HeldSuite(each.suite, train.validate_queries)) for each in chosen]

@@ -19,8 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.io.image_files import ImageFiles
-from muco.io.json_text import parse_json
-from muco.io.regular_file import read_file
+from muco.io.untrusted import parse_json, read_file
 
 METADATA_KEY = b"muco"
 FORMAT = 1

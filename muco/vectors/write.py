@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.core.sample import Content
 from muco.io.atomic import atomic_file, remove_folder, write_errors, write_text
-from muco.io.json_text import parse_json
 from muco.io.lock import locked
+from muco.io.untrusted import parse_json
 from muco.vectors.inputs import Inputs
 from muco.vectors.store import METADATA_KEY, SUFFIXES, Row, StoreMetadata, VectorStore
 

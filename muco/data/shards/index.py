@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from muco.core.errors import DataError, library_errors
 from muco.io.atomic import atomic_file, write_text
-from muco.io.json_text import parse_json
+from muco.io.untrusted import parse_json
 
 INDEX_VERSION = 1
 INDEX_JSON, INDEX_ROWS = "index.json", "index.npy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class ShardReader:
         samples. Remote shards take at most `cache_bytes` of this machine's disk. Raise DataError for no
         index, a broken one, or shards that do not fit it, MucoError for a location that would run a program.
         """
-        self._arguments = (location, columns, cache_bytes, dataset)
+        self._reopen = partial(
+            ShardReader, location, columns=columns, cache_bytes=cache_bytes, dataset=dataset
+        )
         self._storage = storage_of(location, cache_bytes=cache_bytes)
         self.index: ShardIndex = self._storage.index()
         self._columns, self._dataset = columns, dataset
@@ -56,7 +59,7 @@ class ShardReader:
         return len(self.index)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, self._arguments
+        return self._reopen, ()
 
     def name(self, index: int) -> str:
         """Return where a sample is, for messages: `shard-000002.tar:000012345`."""
@@ -124,7 +127,3 @@ class ShardReader:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = self._storage.open(self.index.shards[shard])
         return self._files[shard]
-
-
-def _open(location: str | Path, columns: PairColumns | None, cache_bytes: int, dataset: str) -> ShardReader:
-    return ShardReader(location, columns=columns, cache_bytes=cache_bytes, dataset=dataset)

@@ -16,9 +16,9 @@ from muco.data.progress import ShowProgress
 from muco.data.shards.index import INDEX_JSON, Row, Shard, write_index
 from muco.io.columns import PairColumns, pair_from
 from muco.io.digest import digest_of
-from muco.io.json_text import parse_json
 from muco.io.table_text import text_of
 from muco.io.tar import is_plain_file, tar_files
+from muco.io.untrusted import parse_json
 
 _IMAGE_COLUMNS = ("query_image", "target_image", "negative_image")
 

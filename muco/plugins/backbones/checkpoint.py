@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muco.core.errors import DataError, MucoError, library_errors
 from muco.io.checkpoint_name import is_missing_path
-from muco.io.regular_file import refuse_special_files
+from muco.io.untrusted import refuse_special_files
 from muco.plugins.backbones.decoder.chat import EMB, MASK
 
 Dtype = Literal["float32", "bfloat16"]
@@ -142,11 +142,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
-    """Return the image processor of a checkpoint, with some settings replaced, by transformers' names.
-
-    `cls` is its class in transformers. Raise MucoError if there is none, or a setting of the checkpoint
-    overrules a replaced one.
-    """
+    """Return a checkpoint's image processor with other settings; raise MucoError if it cannot have them."""
     settings = {"do_resize": True, **settings}
     with library_errors(f"backbone.pretrained: preprocessor_config.json of {name} cannot be read"):
         # A copy: transformers writes the checkpoint's settings into the one it gets.
@@ -200,11 +196,7 @@ def _refuse(wrong: Mapping[str, Iterable[str]], message: str) -> None:
 
 
 def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:
-    """Add `<|emb|>` and `<|mask|>`; the embedding matrix grows only if it has too few spare rows.
-
-    Those of the added tokens `known` that the tokenizer has become special, so that user text cannot produce
-    them.
-    """
+    """Add `<|emb|>` and `<|mask|>`, and make the `known` added tokens special: user text has none."""
     special = [token for token in known if token in tokenizer.get_added_vocab()]
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [*special, EMB, MASK]}, replace_extra_special_tokens=False

@@ -112,11 +112,7 @@ def linear_layers(module: nn.Module) -> list[str]:
 
 
 def adapt(layers: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
-    """Freeze the modules and put adapters, at least float32, on their linear layers.
-
-    `layers` has the names of the layers of each module that can be adapted; `settings.targets` chooses among
-    them. Raise MucoError if a target matches no layer.
-    """
+    """Freeze modules and put adapters on their `layers` that are targets; raise MucoError for others."""
     from peft import LoraConfig, inject_adapter_in_model
 
     known = sorted({name for names in layers.values() for name in names})

@@ -17,8 +17,7 @@ from muco.plugins.backbones.lora import linear_layers
 class OpenAttention(nn.Module):
     """Self-attention with the weights of an `nn.MultiheadAttention`, whose projections are called as modules.
 
-    `nn.MultiheadAttention` reads the weights of its projections without calling them, so adapters on them
-    would have no effect.
+    That reads the weights of its projections without calling them, so adapters would have no effect.
     """
 
     def __init__(self, original: nn.MultiheadAttention) -> None:

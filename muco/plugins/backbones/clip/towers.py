@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from muco.core.component import ComponentConfig
 from muco.core.errors import MucoError, library_errors
-from muco.io.regular_file import refuse_special_files
+from muco.io.untrusted import refuse_special_files
 from muco.plugins.backbones.checkpoint import PEFT_FILE, adapters_of_peft, check_fit, read_weights
 from muco.plugins.backbones.clip.random_init import (
     RandomInitSettings,

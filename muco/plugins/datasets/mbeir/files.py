@@ -16,10 +16,10 @@ from muco.core.errors import DataError
 from muco.io.cache import cached_database
 from muco.io.image_files import ImageFiles, TextAndImage
 from muco.io.lazy import LazyContents
-from muco.io.regular_file import read_file
 from muco.io.table_source import existing, revision_of
 from muco.io.table_text import text_of
 from muco.io.tables import json_object
+from muco.io.untrusted import read_file
 
 DATA_SETS = (
     "visualnews", "fashion200k", "webqa", "edis", "nights",

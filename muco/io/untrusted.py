@@ -1,8 +1,10 @@
-"""Files of any origin: only regular ones are opened."""
+"""Files and JSON of any origin; only regular files are opened."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from muco.core.errors import DataError
 
@@ -22,3 +24,11 @@ def refuse_special_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise DataError(f"{path} is no regular file; remove it")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is none, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from muco.core import MucoError
-from muco.io.regular_file import read_file, refuse_special_files
+from muco.io.untrusted import read_file, refuse_special_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 

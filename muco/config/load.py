@@ -22,10 +22,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def find_recipe(name: str) -> Path:
-    """Return the recipe file: the path on disk, else the shipped recipe of that name.
-
-    `recipes/quickstart.yaml`, `quickstart.yaml` and `quickstart` all name the shipped one.
-    """
+    """Return the file at a path, else the shipped recipe of that name: `quickstart`, `quickstart.yaml`."""
     path = Path(name)
     if path.is_file():
         return path

@@ -32,10 +32,7 @@ class Pooler(Component, nn.Module, ABC):
 
     @classmethod
     def embedding_dim_of(cls, config: Any, hidden_dim: int | None) -> int | None:
-        """Return the D of these settings and the backbone's H; None, by default: it is not known.
-
-        `hidden_dim` is None if the backbone's settings do not determine it.
-        """
+        """Return the D of these settings and the backbone's H, if known; None, by default: not known."""
         return None
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +141,7 @@ class Shards:
 
     @contextmanager
     def full_state_dicts(self, *, keep: bool) -> Iterator[None]:
-        """Within the block, the modules' state dicts hold the full weights, on the host.
-
-        All processes must enter the block; `keep` says whether this one saves the weights.
-        """
+        """Within the block, in all processes, state dicts hold the full weights on the host, if `keep`."""
         modules = [module for module in self.modules if isinstance(module, nn.Module)]
         full_weights: dict[int, Tensor] = {}
         for weight in dict.fromkeys(weight for module in modules for weight in module.parameters()):
@@ -158,19 +155,14 @@ class Shards:
                 if id(weight) in full_weights:
                     state[prefix + name] = full_weights[id(weight)]
 
-        hooks = [module.register_state_dict_post_hook(replace) for module in modules]
-        try:
+        with ExitStack() as hooks:
+            for module in modules:
+                hooks.enter_context(module.register_state_dict_post_hook(replace))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def full_states(states: Any, *, keep: bool) -> Any:
-    """Return an optimizer's states with full tensors on the host for shards, or None if not `keep`.
-
-    All processes must call this; `keep` says whether this one saves the states.
-    """
+    """Return optimizer states with full tensors on the host if `keep`, else None; all processes call it."""
     if isinstance(states, DTensor):
         full = states.full_tensor()
         return full.cpu() if keep else None

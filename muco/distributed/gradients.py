@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,20 +29,15 @@ class GradientSum:
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:
-        """Start the exchange of a bucket within the block, once backward has finished its gradients.
-
-        The block holds the last backward pass of the step. At its end the exchanges that are left start.
-        """
-        hooks = [
-            weight.register_post_accumulate_grad_hook(lambda _, index=index: self._count(index))
-            for index, bucket in enumerate(self._buckets)
-            for weight in bucket
-        ]
-        try:
+        """Exchange each bucket within the block, a step's last backward pass, once its gradients are done."""
+        with ExitStack() as hooks:
+            for index, bucket in enumerate(self._buckets):
+                for weight in bucket:
+                    hook = weight.register_post_accumulate_grad_hook(
+                        lambda _, index=index: self._count(index)
+                    )
+                    hooks.enter_context(hook)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._start_all()
 
     def finish(self) -> None:

@@ -63,7 +63,7 @@ def run_suite(
     ties: Ties,
     gallery_queries: int,
     depends_on: Mapping[str, Any],
-    track: TrackTask,
+    track: TrackTask = lambda _task: lambda windows, _number: windows,
     scored: Callable[[str, TaskScore], None] = lambda _name, _score: None,
 ) -> tuple[SuiteScores, Gallery, dict[str, QueryScores]] | None:
     """Encode and score a suite's tasks; return scores, gallery and the queries of each task.

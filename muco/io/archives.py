@@ -111,10 +111,7 @@ class Archives:
         return first
 
     def names_in(self, folder: str, *, below: Sequence[Path] | None = None) -> list[str]:
-        """Return the names of the files in a folder, which is matched as `find` matches a file.
-
-        Raise DataError if an archive has several such folders that agree in equally many parts of the name.
-        """
+        """Return the file names in a folder, matched as by `find`; raise DataError if several match."""
         parts = PurePosixPath(_normal(folder)).parts
         if not self.paths or not parts:
             return []

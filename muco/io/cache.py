@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from muco.io.atomic import atomic_path, write_errors
@@ -37,11 +37,9 @@ def cached_file(name: str, write: Callable[[Path], None]) -> Path:
     return path
 
 
-@contextmanager
-def cache_errors(path: Path) -> Generator[None]:
+def cache_errors(path: Path) -> AbstractContextManager[None]:
     """Raise MucoError if the block cannot write `path`, which is in the cache folder."""
-    with write_errors(f"{path}", ". Set $MUCO_CACHE to another folder."):
-        yield
+    return write_errors(f"{path}", ". Set $MUCO_CACHE to another folder.")
 
 
 def cached_database(name: str, fill: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:

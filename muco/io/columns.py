@@ -129,10 +129,7 @@ def pair_from(
 
 
 def frame_list(value: Any, list_frames: ListFrames | None) -> list[Any]:
-    """Return the frames of a list, of a list written as text, or of the folder of that name.
-
-    Raise DataError if there are none, or the value is of another type.
-    """
+    """Return the frames of a list, of a list as text, or of a folder; raise DataError if there are none."""
     frames = parsed_list(value) if isinstance(value, str) else value
     if isinstance(value, str) and frames is None:
         if list_frames is None:

@@ -90,10 +90,7 @@ class ImageFiles:
         return str(source) if isinstance(source, Path) else source[0].location(source[1])
 
     def names_in(self, name: str, *, near: str = "") -> list[str]:
-        """Return the names of the images in a folder, sorted; the folder may lie in an archive.
-
-        Raise DataError if it is missing, holds no image, or cannot be read.
-        """
+        """Return the images in a folder, on disk or in an archive, sorted; raise DataError without any."""
         try:
             for folder in self._names(name):
                 for files in self._listings(folder, near):
@@ -118,10 +115,7 @@ class ImageFiles:
         return LazyContents(lambda index: self.content(*rows[index]), range(len(rows)))
 
     def revision(self) -> str:
-        """Return a hash of the names, sizes and modification times of all images and archives.
-
-        Folders of muco's shards are left out: a conversion may write them beside the images.
-        """
+        """Return a hash of names, sizes and times of all images and archives, but for muco's shards."""
         return digest_of_states(
             (os.path.relpath(path, root), path) for root in self.paths for path in _images_and_archives(root)
         )
@@ -229,10 +223,7 @@ def is_image(name: str) -> bool:
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the regular files at or below a path that have one of the suffixes.
-
-    Files in hidden folders, and those that only macOS uses, are left out.
-    """
+    """Yield the files at or below a path with one of the suffixes; none in hidden folders, none of macOS."""
     walked = (Path(folder, name) for folder, names in _folders(path) for name in names)
     named = (file for file in (path, *walked) if file.name.endswith(suffixes))
     yield from (file for file in named if file.is_file() and not is_macos_file(file.name))

@@ -27,10 +27,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, what: str) -> str:
-    """Return a value that must be a text or a number; empty for null and NaN.
-
-    Raise DataError, which names the value as `what`, if it is of another type, infinite, or no valid Unicode.
-    """
+    """Return a text, or a number as text, empty for null and NaN; raise DataError, of `what`, for others."""
     if is_missing(value):
         return ""
     is_finite = isinstance(value, float) and math.isfinite(value)
@@ -67,10 +64,7 @@ def content_of(text: str, visuals: Sequence[Visual], *, what: str, caption: str 
 
 
 def parsed_list(text: str) -> list[Any] | None:
-    """Return the list that a text holds, as JSON or as a Python literal; None if it is another text.
-
-    The literal is parsed as data and never evaluated.
-    """
+    """Return the list in a text, JSON or a Python literal, parsed as data; None if it is another text."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None

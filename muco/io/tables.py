@@ -65,10 +65,7 @@ class Row:
         return self
 
     def text(self, column: str) -> str:
-        """Return the text in a column; empty if the column is absent or null.
-
-        Raise DataError if the value is neither text nor a number, or is not valid Unicode.
-        """
+        """Return the text in a column, empty if it is absent or null; raises as `text_of`."""
         return text_of(self.values.get(column), column)
 
 
@@ -103,10 +100,7 @@ def tables_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def strict_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield location (path and line, or row from 1) and values of each row; for tables without bad rows.
-
-    Raise DataError if the file is missing or has another suffix, or a row cannot be read.
-    """
+    """Yield location and values of each row; raise DataError if the file or a row cannot be read."""
     for row in rows(path):
         location = f"{path}, {row.position}"
         if row.fault:

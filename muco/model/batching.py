@@ -43,10 +43,7 @@ def plan_chunks(
 
 
 def held_chunks(sizes: Sequence[int], held_tokens: int) -> list[int]:
-    """Return the indices of the chunks whose activations are held between the passes of cached gradients.
-
-    The largest come first. Together they have at most `held_tokens`; the largest chunk is always held.
-    """
+    """Return the indices of the chunks to hold: the largest first, one at least, up to `held_tokens`."""
     held, total = list[int](), 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         if not held or total + sizes[index] <= held_tokens:

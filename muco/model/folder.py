@@ -38,10 +38,7 @@ def save_encoder(
     step: int,
     nested_dims: Sequence[int] = (),
 ) -> None:
-    """Write backbone, processor, pooler, and the settings that they were built from, to a folder.
-
-    `step` is the number of updates so far, and `nested_dims` is `Loss.nested_dims` of the training.
-    """
+    """Write an encoder after `step` updates with its settings; `nested_dims` are those of its loss."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
     _save_pooler(encoder, folder / _POOLER)

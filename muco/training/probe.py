@@ -69,10 +69,7 @@ def _encode(encoder: TurnEncoder, side: SideInputs, device: torch.device) -> Tur
 
 
 class OnePicture(Packer):
-    """Replaces every image by the first picture that it packs.
-
-    The turns keep their ids, so that positives and negatives stay what they are.
-    """
+    """Replaces every image by the first picture that it packs; the turns keep their ids."""
 
     def __init__(self, packer: Packer) -> None:
         self.packer = packer

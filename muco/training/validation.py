@@ -68,7 +68,7 @@ class Validator:
             for each in self.suites:
                 results = run_suite(
                     each.name, each.suite, embedder,
-                    ties=settings.ties, gallery_queries=0, depends_on={}, track=_no_bar,
+                    ties=settings.ties, gallery_queries=0, depends_on={},
                 )  # fmt: skip
                 if results is not None:
                     scores = results[0]
@@ -107,10 +107,7 @@ class HeldSuite(Suite):
 
 
 def with_fewer_queries(task: Task, num_queries: int | None) -> Task:
-    """Return a task with at most `num_queries` of the queries, evenly spaced, and the candidates they need.
-
-    A query keeps its candidates, so its score does not change. None: the task itself.
-    """
+    """Return a task with at most so many of its queries, evenly spaced, and the candidates they need."""
     size = len(task.queries)
     if num_queries is None or num_queries >= size:
         return task
@@ -144,7 +141,3 @@ def unchanged(module: nn.Module) -> Generator[None]:
         np.random.set_state(numpy)
         for part, mode in modes:
             part.training = mode
-
-
-def _no_bar(_task: str):
-    return lambda windows, _number: windows

@@ -85,10 +85,7 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
 
 
 def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: str, dataset: str) -> Sample:
-    """Return the sample that the columns make of a record of another tool.
-
-    Raise DataError for a column that the record does not have, text that is not UTF-8, no query or target.
-    """
+    """Return the sample that the columns make of a foreign record; raise DataError if they make none."""
     image_columns = [getattr(columns, part) for part in _IMAGE_COLUMNS]
     values = {column: _value(members, column, is_image=column in image_columns) for column in columns.used()}
     try:

@@ -38,10 +38,7 @@ class AdaptedBackbone(Backbone):
 
     @abstractmethod
     def adaptable(self, settings: AdapterSettings) -> Mapping[nn.Module, Sequence[str]]:
-        """Return the modules to adapt, and for each the names of the linear layers that can have adapters.
-
-        Raise MucoError if the settings ask for layers that this model does not have.
-        """
+        """Return the modules to adapt, and the names of their layers; raise MucoError for unknown ones."""
 
     @abstractmethod
     def frozen(self, config: Any) -> Iterable[nn.Parameter]:

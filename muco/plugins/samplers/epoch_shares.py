@@ -75,12 +75,7 @@ class SharedEpochs(EpochSampler, ABC):
 
     def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
         weights = self.config.weights
-        for name in weights or ():
-            if name not in datasets:
-                near = did_you_mean(name, list(datasets))
-                raise MucoError(
-                    f"sampler.weights: no data set named {name!r}.{near} Data sets: {', '.join(datasets)}"
-                )
+        check_known("sampler.weights", weights or (), datasets)
         if weights is not None and not any(weights.values()):
             raise MucoError("sampler.weights: at least one data set needs a weight above zero")
 
@@ -96,6 +91,14 @@ class SharedEpochs(EpochSampler, ABC):
         shares = {name: weights.get(name, 0.0) for name in catalog}
         total, length = sum(shares.values()), sum(catalog.values())
         return {name: round(length * share / total) for name, share in shares.items()}
+
+
+def check_known(key: str, names: Iterable[str], datasets: Collection[str]) -> None:
+    """Raise MucoError if a name of the setting `key` is not that of a data set."""
+    for name in names:
+        if name not in datasets:
+            near = did_you_mean(name, list(datasets))
+            raise MucoError(f"{key}: no data set named {name!r}.{near} Data sets: {', '.join(datasets)}")
 
 
 def run_position(
@@ -119,10 +122,7 @@ def run_position(
 
 
 def shuffled_visit(name: str, visit: int, *, size: int, seed: int) -> SampleRef:
-    """Return the sample of visit number `visit` of a data set, counted over all epochs.
-
-    Every `size` visits take each sample once, in an order of their own.
-    """
+    """Return a data set's sample at a visit, over all epochs; `size` visits take each sample once."""
     lap, index = divmod(visit, size)
     return SampleRef(name, permute_one(index, size, seed=stable_id("lap", str(seed), name, str(lap))))
 

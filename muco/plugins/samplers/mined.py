@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from muco.core.component import ComponentConfig
-from muco.core.errors import MucoError, did_you_mean
+from muco.core.errors import MucoError
 from muco.core.sampler import Catalog, SampleRef
 from muco.io.neighbor_graph import NeighbourGraph
 from muco.plugins.samplers.communities import communities
-from muco.plugins.samplers.epoch_shares import Epoch, EpochSampler, run_position
+from muco.plugins.samplers.epoch_shares import Epoch, EpochSampler, check_known, run_position
 from muco.plugins.samplers.permutation import permute_one
 
 
@@ -54,10 +54,7 @@ class Mined(EpochSampler):
             raise MucoError(
                 f"sampler.community_size: {size} does not divide train.global_batch_size {batch_size}"
             )
-        for name in self.config.graphs:
-            if name not in datasets:
-                near = did_you_mean(name, list(datasets))
-                raise MucoError(f"sampler.graphs: no data set named {name!r}.{near}")
+        check_known("sampler.graphs", self.config.graphs, datasets)
         for name in datasets:
             if name not in self.config.graphs:
                 raise MucoError(f"sampler.graphs: the data set {name!r} has no graph")

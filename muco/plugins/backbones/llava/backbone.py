@@ -131,10 +131,7 @@ class Llava(DecoderBackbone):
         return [*self.model.multi_modal_projector.parameters(), *newline]
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the features of all images, [features, H].
-
-        Tiles are joined, padding is cut off, and rows and videos end with a token.
-        """
+        """Return all images' features [features, H], tiles joined, rows and videos ended by a token."""
         projected = self.model.multi_modal_projector(features)
         if "image_tiles" not in tensors:
             return projected.flatten(0, 1)

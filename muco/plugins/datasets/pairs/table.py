@@ -101,10 +101,7 @@ class PairTable:
         return pair_from(self.columns, values, read, list_frames)
 
     def outline(self, row: Row) -> ImagesAndPair:
-        """Return a row's pair with a hash in place of each image, equal for equal places or bytes.
-
-        No image is read. Raise DataError if the row has no pair.
-        """
+        """Return a row's pair with hashes for images, which are not read; raise DataError without a pair."""
 
         def unread(value: Any) -> EncodedImage:
             data = embedded_image(value) or self._location(image_name(value), _near(row)).encode()

@@ -180,9 +180,8 @@ class RunFolder:
     ) -> Summary | None:
         """Return the summary of a finished run of the recipe; None if the run can start or go on.
 
-        `data` has the fingerprints of the training data, as far as they are known. Raise MucoError if the
-        folder holds another run, other files, other data, an unfinished run that is not resumed, or no run to
-        evaluate.
+        `data` has the known fingerprints of the training data. Raise MucoError if the folder holds another
+        run, other files, other data, an unfinished run that is not resumed, or no run to evaluate.
         """
         old = self.recipe()
         if old is None:

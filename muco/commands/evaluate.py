@@ -32,8 +32,7 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Score a model on one suite and write result and report.
 
-    The arguments are the options of `muco evaluate`. Return averages and tasks by name; None in all processes
-    but the main one.
+    The arguments are the options of `muco evaluate`. Return averages and tasks by name, in the main process.
     """
     ranks = Ranks.join()
     console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)

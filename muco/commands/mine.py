@@ -61,8 +61,7 @@ def mine(
     embeddings; a sample with several pairs counts by their mean. Samples with the same images or with equal
     answers are left out.
 
-    The arguments are the options of `muco mine`. Return the graph's file by data set; none in all processes
-    but the main one.
+    The arguments are the options of `muco mine`. Return the graph's file by data set, in the main process.
     """
     ranks = Ranks.join()
     console = (console or Terminal()) if ranks.is_main else Terminal(quiet=True)

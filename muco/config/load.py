@@ -84,11 +84,7 @@ def validate_settings(
     lines: Lines | None = None,
     registry: Registry | None = None,
 ) -> S:
-    """Return a validated recipe, evaluation or component's `Config`; raise RecipeError with all problems.
-
-    `schema` is its class, `title` begins the message, and `lines` has the line of each key in the file. The
-    overrides, `KEY=VALUE` each, are written into `values`.
-    """
+    """Return validated settings, overrides written into `values`; raise RecipeError with all problems."""
     registry, lines = registry or default_registry(), {} if lines is None else lines
     for override in overrides:
         apply_override(

@@ -49,11 +49,7 @@ def set_value(
     value: Any,
     is_component: Callable[[KeyPath], bool] = lambda path: False,
 ) -> KeyPath:
-    """Set the value of a dotted key in place and return its path; see `apply_override`.
-
-    `title` names the recipe in messages. Raise MucoError if the key leads into a value without keys, or
-    behind the end of a list.
-    """
+    """Set the value of a dotted key and return its path; raise MucoError if the key leads nowhere."""
     *parents, last = key.split(".")
     container: Any = values
     path: KeyPath = ()

@@ -21,10 +21,7 @@ MAX_KEYS = 10_000
 
 
 def read_yaml(title: str, text: str) -> tuple[Any, Lines]:
-    """Return any value of YAML text and the line of each key.
-
-    Raise RecipeError if it is not YAML, repeats a key or is too large; `title` names it in the message.
-    """
+    """Return the value of YAML and the line of each key; raise RecipeError, of `title`, if it is broken."""
     lines: Lines = {}
     problems: list[Problem] = []
     try:

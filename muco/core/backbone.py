@@ -52,8 +52,7 @@ class Processor(ABC):
     def collate(self, rendered: Sequence[Any]) -> EncoderInputs:
         """Return one chunk, on the CPU, of one or more rendered dialogues; its turns are in their order.
 
-        `muco.model.batching` decides which go together. Images are decoded here; raise DataError if one
-        is broken.
+        Images are decoded here; raise DataError if one is broken.
         """
 
     def prepare(self, dialogues: Iterable[Dialogue]) -> EncoderInputs:
@@ -122,11 +121,7 @@ class Backbone(Component, nn.Module, ABC):
         """Return the vision tower's output for the chunk's images; None if the chunk has no images."""
 
     def startup_summary(self, device: torch.device, *, half: bool) -> str:
-        """Return one line for the start of a run, for example the attention kernel; empty for none.
-
-        The backbone will run on `device`, in 16-bit precision if `half`. Raise MucoError if a setting of the
-        recipe cannot run there.
-        """
+        """Return a line for the start of a run, or nothing; raise MucoError for a setting that cannot run."""
         return ""
 
     def merge_adapters(self) -> None:

@@ -75,11 +75,7 @@ class Loss(Component, nn.Module, ABC):
         return 1
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        """Return `per_turn`.
-
-        Raise ValueError if a query turn has no positive or no negative, PluginError unless there is one
-        number a query turn.
-        """
+        """Return `per_turn`; raise ValueError without a positive or negative, PluginError for its shape."""
         check_sides(query, target)
         terms: Any = self.per_turn(query, target)
         if not isinstance(terms, LossTerms):

@@ -41,11 +41,7 @@ class Registry:
         self._entries: dict[tuple[Kind, str], Entry] = {}
 
     def add(self, plugin: Any, *, provider: str) -> None:
-        """Add the components that one plugin module declares.
-
-        Raise PluginError for a misspelt hook, another contract version, a name that is taken, or a hook
-        that fails or does not return names and targets.
-        """
+        """Add what a plugin module declares; raise PluginError for a wrong hook, contract or name."""
         if getattr(plugin, "muco_contract", None) != hookspecs.CONTRACT:
             raise PluginError(_other_contract(plugin, provider))
         try:
@@ -93,10 +89,7 @@ class Registry:
         raise LookupError(f"no {kind} named {name!r}.{near}\nRegistered: {registered}")
 
     def component(self, kind: Kind, name: str) -> type[Component]:
-        """Import and return the class; raise LookupError if there is no such name.
-
-        Raise PluginError unless it is a class of that kind with a `Config` and every abstract method.
-        """
+        """Return the class, imported; raise LookupError without it, PluginError if it is none of its kind."""
         entry = self.find(kind, name)
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"
         module, _, attribute = entry.target.partition(":")

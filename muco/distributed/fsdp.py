@@ -1,11 +1,7 @@
 """Sharded weights (FSDP2): each process keeps a shard of the weights and of the optimizer's state.
 
-`train.gather_weights: step`: during a step every process holds the full weights, so no pass waits for another
-process, however many chunks each has. After the last chunk the gradients are summed and sharded once.
-
-`train.gather_weights: layer`: each layer is gathered when a pass reaches it and sharded again after it. All
-processes must call the encoder equally often. Gradients stay whole until the last chunk, whose backward pass
-sums and shards them.
+With `train.gather_weights: step` no pass waits for another process, however many chunks each has. With
+`layer` all processes must call the encoder equally often. Gradients stay whole until the last chunk.
 """
 
 from __future__ import annotations

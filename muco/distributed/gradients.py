@@ -17,8 +17,7 @@ _BUCKET_NUMEL = 1 << 25
 class GradientSum:
     """Replaces the gradients of weights by their sums over the processes, once.
 
-    Where no process has a gradient, it stays None, as in a run of one process. The exchanges of all buckets
-    are started in one order, which is the same in all processes and steps.
+    Where no process has a gradient, it stays None. All exchanges start in one order in all processes.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:

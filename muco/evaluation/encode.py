@@ -107,8 +107,7 @@ class CachedEmbedder:
     def encode(self, contents: Sequence[Content], track: Track = lambda windows, _: windows) -> Embedded:
         """Return the contents' vectors, unit length; equal contents share one.
 
-        Every process calls this with the same contents. Raise MucoError if a vector is not finite,
-        DataError if an image cannot be read.
+        All processes call this. Raise MucoError if a vector is not finite, DataError if an image is broken.
         """
         if id(contents) in self._pools:
             _, embedded = self._pools[id(contents)]

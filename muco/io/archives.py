@@ -87,8 +87,7 @@ class Archives:
         be missing or differ. Of several matches the one that agrees in most folders is returned. Of one name
         twice in an archive the later file counts, as in tar and zip. The Unicode normal form does not matter.
         Only archives below one of the folders `below` are searched; None for all. Raise DataError if two
-        archives hold different files that match equally well, MucoError if an archive cannot be listed or
-        decompressed.
+        archives hold different files that match equally well, MucoError if one cannot be read.
         """
         parts = PurePosixPath(_normal(name)).parts
         if not self.paths or not parts:

@@ -71,8 +71,7 @@ def atomic_path(path: Path, *, inside: Path | None = None) -> Generator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False, inside: Path | None = None) -> Generator[Path]:
     """Yield an empty folder that is renamed to `path` when the block ends without an error.
 
-    `replace` removes what is at `path` first; else it must not exist, or be an empty folder. `inside` and
-    errors as in `atomic_path`.
+    `replace` removes what is at `path` first; else it must not exist, or be empty. Else as `atomic_path`.
     """
     partial = _partial(path, inside)
     try:
@@ -109,11 +108,7 @@ def remove_folder(path: Path) -> None:
 
 
 def open_append(path: Path, *, inside: Path | None = None) -> BinaryIO:
-    """Open a file that grows, and make it if it is not there; each write goes to its end.
-
-    Parent folders are made. `inside` and errors as in `atomic_path`; a path that is a symbolic link, or no
-    regular file, is a DataError too.
-    """
+    """Open a file for appending, made with its folders; raise DataError for a link or a special file."""
     if inside is not None:
         refuse_links(path.parent, inside)
     path.parent.mkdir(parents=True, exist_ok=True)

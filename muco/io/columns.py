@@ -92,9 +92,8 @@ def pair_from(
 ) -> tuple[tuple[Visual, ...], Pair]:
     """Return the query's images and the pair that a row or a tar's record holds, from its values by column.
 
-    `read` returns the image for the value of an image column; `list_frames` is None if videos cannot be
-    folders. Raise DataError if query or target is empty, a text holds the image token without an image or is
-    of another type, or a video has no frames.
+    `read` returns the image for a column's value; `list_frames` is None if videos cannot be folders. Raise
+    DataError if query or target is empty, a text is of another type, or a part of a video is missing.
     """
     names = columns.model_dump()
 

@@ -36,8 +36,7 @@ class TableSource(Source, ABC):
     def __init__(self, config: Any) -> None:
         """Read `config.path`, a folder or a table, and where the config has them the following.
 
-        `images`: the folder of the images, by default that of the tables; `limit`; `image_decoding`, by
-        default `plain`.
+        `images`: their folder, by default that of the tables; `limit`; `image_decoding`, by default `plain`.
         """
         self.config = config
         path = Path(expanduser(config.path))

@@ -53,11 +53,7 @@ def without_image_token(text: str) -> str:
 
 
 def content_of(text: str, visuals: Sequence[Visual], *, what: str, caption: str = "") -> Content:
-    """Return the content of a text, which may hold the image token, and its images; drop the caption if none.
-
-    Raise DataError if the text holds the image token and there is no image; `what` names the content: query,
-    target or hard negative.
-    """
+    """Return a content without image token; raise DataError, of `what`, for a token without an image."""
     if IMAGE_TOKEN in text and not visuals:
         raise DataError(f"the {what}'s text holds {IMAGE_TOKEN} but no image is named")
     return Content(without_image_token(text), tuple(visuals), caption if visuals else "")
@@ -81,8 +77,7 @@ def text_list(value: Any, what: str) -> list[str]:
     """Return the texts of a list, of a list written as a text, or the one text; `what` names it in errors.
 
     A text that begins with a bracket and is no list is a text: `[Music] which song?`. Null and empty text
-    give an empty list. Raise DataError if the value is of another type, or is a text that begins like a list
-    of texts (`['`) and cannot be parsed.
+    give an empty list. Raise DataError for another type, or a list of texts (`['`) that cannot be parsed.
     """
     if isinstance(value, str):
         items = parsed_list(value)

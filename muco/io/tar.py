@@ -35,10 +35,7 @@ def tar_files(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def tar_contents(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the files whose tar entries are `data`, the sample `name`; none of macOS.
-
-    Raise DataError if the bytes are cut short, no tar entries, or hold a link or a sparse file.
-    """
+    """Yield name and content of the files in a sample's tar entries; raise DataError if they are broken."""
     file = io.BytesIO(data)
     unreadable = f"no tar entries where the index has {name!r}"
     for entry in _entries(file, len(data), "the sample", unreadable):

@@ -38,11 +38,7 @@ class ModelSource:
     def evaluation(
         self, title: str, *, suites: Sequence[dict[str, Any]] = (), overrides: Sequence[str] = ()
     ) -> Evaluation:
-        """Return the validated settings of an evaluation of this model.
-
-        `title` begins an error's message, `suites` are as in a recipe, and overrides `KEY=VALUE` each, of the
-        evaluation's keys. Raise MucoError for a key or value that is not allowed.
-        """
+        """Return the validated settings of an evaluation of this model; raise MucoError for wrong ones."""
         values = {**self.values, "evaluate": {**self.values["evaluate"], "suites": list(suites)}}
         return validate_settings(Evaluation, values, overrides, title=title)
 

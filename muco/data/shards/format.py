@@ -45,10 +45,7 @@ class Member:
 
 
 def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Member]:
-    """Return the sample's files: `json` first, then each distinct image or frame once.
-
-    `elsewhere` finds images that the folder holds already; by default each sample holds its own.
-    """
+    """Return the sample's files: `json` first, then each distinct image or frame that is not `elsewhere`."""
     names: dict[int, str] = {}
     files: list[Member] = []
     has_video = False

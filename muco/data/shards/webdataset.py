@@ -36,10 +36,7 @@ def key_number(key: str) -> int:
 
 
 def index_folder(folder: Path, progress: ShowProgress) -> int:
-    """Write the index of the tars in a folder, and return the number of samples.
-
-    Raise DataError for no tar, an index that exists, a tar that is compressed, cut short, or out of order.
-    """
+    """Write the index of the tars in a folder; return how many samples, or raise DataError if broken."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder of the tars")
     if (folder / INDEX_JSON).exists():

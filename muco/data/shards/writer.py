@@ -26,10 +26,8 @@ def write_shards(
 ) -> None:
     """Write `samples` to `folder`, which appears only when all of it is written.
 
-    The samples are read once, and the index numbers them in this order. `folder` must not exist, unless
-    another process wrote the same in the meantime. `metadata`, JSON values, says what made the samples; the
-    index stores it as `about`. A shard is closed once it is larger than `max_shard_bytes`. Raise DataError if
-    the disk is full or not writable.
+    `folder` must not exist, unless another process wrote the same in the meantime. `metadata`, JSON values,
+    says what made the samples. Raise DataError if the disk is full or not writable.
     """
     try:
         with atomic_folder(folder) as partial, ShardWriter(partial, max_shard_bytes) as writer:
@@ -48,10 +46,7 @@ def write_shards(
 
 
 class ShardWriter:
-    """Appends samples to `shard-000000.tar` and so on in a folder.
-
-    Used within `with`: after an error the open shard stays without its end.
-    """
+    """Appends samples to `shard-000000.tar` and so on, within `with`; an error leaves the shard unended."""
 
     def __init__(
         self, folder: Path, max_shard_bytes: int, *, num_shards: int = 0, num_samples: int = 0

@@ -33,9 +33,8 @@ def dtype_of(name: Dtype) -> torch.dtype:
 def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str]) -> Any:
     """Return the transformers model of a checkpoint, a folder or hub name, without its head.
 
-    `backbone` names the backbone in messages, and `families` are the `model_type`s that it supports. Raise
-    MucoError for no such checkpoint, one of another family, or one with adapters of peft, DataError if a
-    weight is missing, unexpected or of another shape.
+    Raise MucoError for no such checkpoint, one of another `model_type` than `families`, or one with adapters
+    of peft, DataError if a weight is missing, unexpected or of another shape.
     """
     from transformers import AutoConfig
     from transformers.utils.hub import has_file

@@ -51,9 +51,8 @@ class AdaptedBackbone(Backbone):
     def set_up(self, config: AdaptedSettings, *, start: str | None = None) -> Self:
         """Freeze and adapt the model by the settings, after its weights are loaded.
 
-        `start` is the folder or hub name of the checkpoint of the weights, whose adapters are merged. Raise
-        MucoError if the settings name layers that cannot be adapted, DataError if the checkpoint's adapters
-        do not fit its weights.
+        The adapters of `start`, the checkpoint of the weights, are merged. Raise MucoError if the settings
+        name layers that cannot be adapted, DataError if the checkpoint's adapters do not fit its weights.
         """
         file = None if start is None else find_adapter(start)
         if file is not None:

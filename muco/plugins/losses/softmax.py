@@ -96,11 +96,7 @@ class Pairing:
 
 
 def pair_up(query: TurnEmbeddings, target: TurnEmbeddings, *, mask: Mask, duplicates: str) -> Pairing:
-    """Return the positives P and what is masked; every other target is a negative.
-
-    `mask` says whether the other targets of a query's images are negatives; hard negatives always are.
-    `duplicates` is that of `PairingConfig`.
-    """
+    """Return the positives P and what is masked; every other target is a negative, hard ones always."""
     positives, siblings = positive_pairs(query, target), (query.sample_ids[:0], query.sample_ids[:0])
     if mask == "same_group":
         rows, columns = equal_pairs(query.group_ids, target.group_ids)

@@ -90,11 +90,7 @@ class Towers:
 
 
 def read_towers(name: str) -> Towers:
-    """Load the towers from a folder in open_clip's layout, or from `hf-hub:` and a name.
-
-    Raise MucoError if it does not exist, or describes a model that this backbone does not support, DataError
-    if a weight is missing, unexpected or of another shape.
-    """
+    """Load the towers of an open_clip folder or `hf-hub:` name; raise MucoError if they are not supported."""
     from open_clip.model import convert_to_custom_text_state_dict
 
     folder = folder_of(name)
@@ -130,11 +126,7 @@ def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
 
 
 def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
-    """Return the towers with an image tower of timm and, by default, a new linear layer to the embedding.
-
-    Raise MucoError if timm has no such tower, its features are not of the embedding's size and there is no
-    linear layer, or the folder is not in timm's layout, DataError if a weight of it does not fit.
-    """
+    """Return the towers with one of timm for images; raise MucoError if features or weights do not fit."""
     from open_clip.timm_model import TimmModel
 
     vision: dict[str, Any] = {

@@ -184,8 +184,7 @@ class PairTable:
     def _first(self, spool: sqlite3.Connection, row: Row, position: int) -> int:
         """Return the position of the first row with this row's query image, video and seconds per frame.
 
-        A row without image or video, or that makes no pair, is a group of its own, so that skipping it does
-        not skip others.
+        A row without image or video, or that makes no pair, is a group of its own and skipped alone.
         """
         columns = self.columns
         visuals = [row.values.get(name) for name in (columns.query_image, columns.query_video) if name]

@@ -39,11 +39,7 @@ class Sampler(Component, ABC):
         """Raise MucoError if the settings do not fit these data sets or this batch size; by default never."""
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
-        """Raise MucoError if the sampler was made for other data; by default any data is accepted.
-
-        A sampler that depends on particular data, a neighbour graph for example, overrides this. By
-        name, `fingerprints` has a hash of each data set's samples.
-        """
+        """Raise MucoError if the sampler was made for other data than `fingerprints`; by default never."""
 
     @abstractmethod
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:

@@ -149,10 +149,7 @@ class Llava(DecoderBackbone):
         return torch.cat((pooled, self.model.image_newline[None].to(pooled.dtype)))
 
     def _pack_images(self, images: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, ...]:
-        """Return each image's tokens [tokens, H].
-
-        Of each image, the arguments are its pictures [tiles, patches, H], and its height and width in pixels.
-        """
+        """Return each image's tokens [tokens, H], from pictures [tiles, patches, H] and size in pixels."""
         if not images:
             return ()
         is_onevision = self.model.config.model_type == "llava_onevision"

@@ -33,6 +33,7 @@ from muco.training.early_stopping import best_of, best_with, must_stop
 from muco.training.figures import Figures
 from muco.training.log import UNREADABLE_FILE, TrainLog, UnreadableSample, append_unreadable, cut_lines
 from muco.training.optimizer import make_optimizers
+from muco.training.parcel import Parcel, Parcels
 from muco.training.step import Stepper
 from muco.training.validation import Validator
 
@@ -183,7 +184,7 @@ class Trainer:
         """Yield the inputs of the remaining steps; data workers prepare them."""
         settings = self.settings
         loader = DataLoader(
-            self.batches,
+            Parcels(self.batches) if settings.num_workers else self.batches,
             sampler=range(start, settings.num_steps),
             batch_size=None,
             num_workers=settings.num_workers,
@@ -194,7 +195,8 @@ class Trainer:
             # PyTorch's handler would raise in the middle of a step; `next` notices a dead worker too.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            yield from batches
+            for batch in batches:
+                yield batch.open() if isinstance(batch, Parcel) else batch
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise

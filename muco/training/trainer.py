@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ class Trainer:
         if self.ranks.is_main:
             cut_lines(self.folder / UNREADABLE_FILE, start)
         self.ranks.wait()
-        with GracefulShutdown() as shutdown, _frozen_heap(), self._open_log(start) or nullcontext() as log:
+        with GracefulShutdown() as shutdown, self._open_log(start) or nullcontext() as log:
             if self._validation_is_due:  # a stop signal came before it
                 self._validate(log)
                 self._save()
@@ -329,17 +328,6 @@ def _precision(setting: str) -> str:
     if setting == "auto":
         setting = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
     return {"float32": "no", "bfloat16": "bf16"}[setting]
-
-
-@contextmanager
-def _frozen_heap() -> Generator[None]:
-    """Spare the garbage collector what exists already, mostly modules: 4 % of a step of the quickstart."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _start_worker(_worker: int) -> None:

@@ -91,6 +91,7 @@ QUICK = [
     "train.checkpoint_every=4",
     "train.chunk_tokens=1024",
     "train.log_every=1",
+    "train.num_workers=0",
     "evaluate.suites.0.num_queries=8",
     *(f"backbone.random_init.{key}={value}" for key, value in SMALL["random_init"].items()),
 ]

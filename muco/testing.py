@@ -177,9 +177,14 @@ def check_backbone(
 ) -> None:
     """Check that batching, packing, given image features, saving and loading do not change an embedding.
 
-    The settings are those of a small model, whose tokenizer is trained on `texts`; there are at least two
-    images. The backbone is saved to `folder`, which is empty. `tolerance` is the largest allowed difference,
-    in float32.
+    Args:
+        registry: has the backbone.
+        name: names it.
+        settings: of a small model.
+        texts: for a tokenizer that is trained.
+        images: at least two.
+        folder: empty; the backbone is saved there.
+        tolerance: largest allowed difference, in float32.
     """
     cls, config = config_of(registry, "backbone", name, settings)
     torch.manual_seed(0)

@@ -39,7 +39,10 @@ class Rendered(Protocol):
 
 
 class Processor(ABC):
-    """The part of a backbone without weights: tokenizer, image processor, template; it is pickled."""
+    """The part of a backbone without weights: tokenizer, image processor, chat template.
+
+    It must be picklable, because data workers get a copy.
+    """
 
     padded: bool = False
     """Whether `collate` pads each dialogue to the longest of its chunk; padding counts against the budget."""
@@ -52,7 +55,8 @@ class Processor(ABC):
     def collate(self, rendered: Sequence[Any]) -> EncoderInputs:
         """Return one chunk, on the CPU, of one or more rendered dialogues; its turns are in their order.
 
-        Images are decoded here; raise DataError if one is broken.
+        `muco.model.batching` decides which go together. Images are decoded here; raise DataError if one
+        is broken.
         """
 
     def prepare(self, dialogues: Iterable[Dialogue]) -> EncoderInputs:
@@ -121,7 +125,11 @@ class Backbone(Component, nn.Module, ABC):
         """Return the vision tower's output for the chunk's images; None if the chunk has no images."""
 
     def startup_summary(self, device: torch.device, *, half: bool) -> str:
-        """Return a line for the start of a run, or nothing; raise MucoError for a setting that cannot run."""
+        """Return one line for the start of a run, for example the attention kernel; empty for none.
+
+        The backbone will run on `device`, in 16-bit precision if `half`. Raise MucoError if a setting of the
+        recipe cannot run there.
+        """
         return ""
 
     def merge_adapters(self) -> None:
@@ -133,9 +141,15 @@ class Backbone(Component, nn.Module, ABC):
     def export(self, folder: Path, *, system: str, pooled: PooledState) -> Exported:
         """Write the model as transformers reads it, with processor and chat template; `load` reads it too.
 
-        The folder exists, and adapters are merged before. `system` is the system text of chats that have
-        none, empty for none; `pooled` is the state that the pooler takes. Raise MucoError, as by default, if
-        transformers has no model that gives the same vectors; the message says why.
+        Adapters are merged before. The folder exists. By default this raises MucoError.
+
+        Args:
+            folder: to write to.
+            system: the system text of chats that have none; empty for none.
+            pooled: the state that the pooler takes.
+
+        Raises:
+            MucoError: transformers has no model that gives the same vectors; the message says why.
         """
         raise MucoError(f"backbone {type(self).__name__} cannot be exported: it has no form in transformers")
 

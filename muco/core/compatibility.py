@@ -47,7 +47,10 @@ def fixes(components: Components) -> list[str]:
 
 
 def backbones_offering(*features: Feature) -> list[str]:
-    """Return the backbones that offer all features by default, without those that need other settings."""
+    """Return the registered backbones that offer all features by default.
+
+    Backbones with required settings, and those that cannot be imported, are left out.
+    """
     names: list[str] = []
     for entry in default_registry().entries("backbone"):
         try:

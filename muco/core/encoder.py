@@ -20,7 +20,10 @@ class TurnEncoder(nn.Module):
         self.pooler = pooler
 
     def forward(self, inputs: EncoderInputs, images: ImageFeatures | None = None) -> TurnEmbeddings:
-        """Return the embeddings of the chunk's N turns, in order; `images` are its features, if computed."""
+        """Return the embeddings of the chunk's N turns, in its order.
+
+        The chunk is on this module's device; `images` are its image features, if they were computed before.
+        """
         return self.pooler(self.backbone.encode(self.reading(inputs), images))
 
     def reading(self, inputs: EncoderInputs) -> EncoderInputs:

@@ -62,7 +62,8 @@ class EncodedImage:
         """Return an image whose `decode` shows what viewers show; this one if it does already.
 
         Transparency is laid on white, 16-bit grey is scaled to 8 bits, and the EXIF orientation is applied.
-        An image that this changes is encoded anew: JPEG as JPEG of quality 95, others as PNG.
+        An image that this changes is encoded anew: JPEG as JPEG of quality 95, others as PNG. Raises as
+        `decode`.
         """
         with self._open() as image:
             transpose = None if image.format == "TIFF" else _TRANSPOSES.get(self._orientation(image))

@@ -75,7 +75,11 @@ class Loss(Component, nn.Module, ABC):
         return 1
 
     def forward(self, query: TurnEmbeddings, target: TurnEmbeddings) -> LossTerms:
-        """Return `per_turn`; raise ValueError without a positive or negative, PluginError for its shape."""
+        """Return `per_turn`.
+
+        Raise ValueError if a query turn has no positive or no negative, PluginError unless there is one
+        number a query turn.
+        """
         check_sides(query, target)
         terms: Any = self.per_turn(query, target)
         if not isinstance(terms, LossTerms):
@@ -102,7 +106,10 @@ class Loss(Component, nn.Module, ABC):
         """
 
     def candidates(self, query: TurnEmbeddings, target: TurnEmbeddings) -> Candidates:
-        """Return what the loss compares each query with: by default its positives, and all other targets."""
+        """Return what the loss compares each query with: by default its positives, and all other targets.
+
+        The arguments are those of `per_turn`.
+        """
         scores = query.vectors.float() @ target.vectors.float().T
         is_positive = torch.zeros_like(scores, dtype=torch.bool)
         is_positive[positive_pairs(query, target)] = True

@@ -32,7 +32,10 @@ class Pooler(Component, nn.Module, ABC):
 
     @classmethod
     def embedding_dim_of(cls, config: Any, hidden_dim: int | None) -> int | None:
-        """Return the D of these settings and the backbone's H, if known; None, by default: not known."""
+        """Return the D of these settings and the backbone's H; None, by default: it is not known.
+
+        `hidden_dim` is None if the backbone's settings do not determine it.
+        """
         return None
 
     def forward(self, states: TurnStates) -> TurnEmbeddings:
@@ -55,7 +58,11 @@ class Pooler(Component, nn.Module, ABC):
         """Return one vector a turn, float [N, D], of any length but zero."""
 
     def export(self) -> ExportedPooler:
-        """Return what this pooler does as other tools say it; raise MucoError, by default, if they cannot."""
+        """Return what this pooler does in terms that other tools have. By default this raises MucoError.
+
+        Raises:
+            MucoError: it does something else.
+        """
         raise MucoError(
             f"pooler {type(self).__name__} cannot be exported: other tools take one state and a linear map"
         )

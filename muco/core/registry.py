@@ -41,7 +41,11 @@ class Registry:
         self._entries: dict[tuple[Kind, str], Entry] = {}
 
     def add(self, plugin: Any, *, provider: str) -> None:
-        """Add what a plugin module declares; raise PluginError for a wrong hook, contract or name."""
+        """Add the components that one plugin module declares.
+
+        Raise PluginError for a misspelt hook, another contract version, a name that is taken, or a hook
+        that fails or does not return names and targets.
+        """
         if getattr(plugin, "muco_contract", None) != hookspecs.CONTRACT:
             raise PluginError(_other_contract(plugin, provider))
         try:
@@ -89,7 +93,10 @@ class Registry:
         raise LookupError(f"no {kind} named {name!r}.{near}\nRegistered: {registered}")
 
     def component(self, kind: Kind, name: str) -> type[Component]:
-        """Return the class, imported; raise LookupError without it, PluginError if it is none of its kind."""
+        """Import and return the class; raise LookupError if there is no such name.
+
+        Raise PluginError unless it is a class of that kind with a `Config` and every abstract method.
+        """
         entry = self.find(kind, name)
         blame = f"{kind} {name!r} ({entry.provider}, hook {hookspecs.HOOKS[kind]}): {entry.target}"
         module, _, attribute = entry.target.partition(":")

@@ -75,7 +75,10 @@ class Sample:
 
     @property
     def group_id(self) -> int:
-        """A stable hash of the images, shared by records that have the same; of the record without images."""
+        """A stable hash of the images, or of the record if it has none.
+
+        It is equal for records with the same images, so that their turns are never each other's negatives.
+        """
         if self.images:
             return stable_id("image", *(str(image.content_id) for image in self.images))
         return stable_id("record", self.dataset, self.sample_id)

@@ -36,10 +36,17 @@ class Sampler(Component, ABC):
     kind: ClassVar[Kind] = "sampler"
 
     def verify_settings(self, datasets: Collection[str], *, batch_size: int) -> None:
-        """Raise MucoError if the settings do not fit these data sets or this batch size; by default never."""
+        """Raise MucoError if the settings do not fit these data sets or this batch size over all ranks.
+
+        By default all are accepted.
+        """
 
     def verify_data(self, fingerprints: Mapping[str, str]) -> None:
-        """Raise MucoError if the sampler was made for other data than `fingerprints`; by default never."""
+        """Raise MucoError if the sampler was made for other data; by default any data is accepted.
+
+        A sampler that depends on particular data, a neighbour graph for example, overrides this. By
+        name, `fingerprints` has a hash of each data set's samples.
+        """
 
     @abstractmethod
     def num_batches(self, catalog: Catalog, *, batch_size: int) -> int:

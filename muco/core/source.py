@@ -32,7 +32,11 @@ class Source(Component, ABC):
 
     @abstractmethod
     def sample(self, record: Any) -> Sample:
-        """Return the sample of a record; raise DataError if it makes none, and is skipped and counted."""
+        """Return the sample of a record.
+
+        Raise DataError if it makes none: an image is missing, a target is empty, a text is broken. It is then
+        skipped and counted.
+        """
 
     def samples(self, start: int = 0) -> Iterator[Sample]:
         """Yield the samples from record `start` on; raise DataError at a record that makes none."""

@@ -96,5 +96,8 @@ class Suite(Component, ABC):
         return {}
 
     def turns(self) -> Iterable[Sequence[Content]]:
-        """Yield the queries about one image, for some images, to measure their agreement; by default none."""
+        """Yield the queries about one image, for each of some images, to measure how similar they are.
+
+        By default none; tasks whose queries share images are measured by those.
+        """
         return ()

@@ -45,7 +45,10 @@ class Video:
         return next(iter(sizes))
 
     def frame_indices(self, max_frames: int) -> list[int]:
-        """Return at most `max_frames` evenly spaced indices, ascending, the first and the last among them."""
+        """Return the indices of at most `max_frames` evenly spaced frames, ascending.
+
+        The first and the last frame are among them; if `max_frames` is 1, only the first.
+        """
         number = min(len(self.frames), max_frames)
         step = (len(self.frames) - 1) / max(1, number - 1)
         return [round(index * step) for index in range(number)]

@@ -1,7 +1,11 @@
 """Sharded weights (FSDP2): each process keeps a shard of the weights and of the optimizer's state.
 
-With `train.gather_weights: step` no pass waits for another process, however many chunks each has. With
-`layer` all processes must call the encoder equally often. Gradients stay whole until the last chunk.
+`train.gather_weights: step`: during a step every process holds the full weights, so no pass waits for another
+process, however many chunks each has. After the last chunk the gradients are summed and sharded once.
+
+`train.gather_weights: layer`: each layer is gathered when a pass reaches it and sharded again after it. All
+processes must call the encoder equally often. Gradients stay whole until the last chunk, whose backward pass
+sums and shards them.
 """
 
 from __future__ import annotations
@@ -113,7 +117,10 @@ class Shards:
             module.unshard()
 
     def reshard(self, encoder: nn.Module) -> None:
-        """Shard the weights again, and the gradients' sums over processes; None stays where none has one."""
+        """Shard the weights again; a shard's gradient is the sum over the processes.
+
+        Where no process has a gradient, it stays None.
+        """
         if not self.modules:
             return
         gradients = {name: weight.grad for name, weight in encoder.named_parameters()}
@@ -137,7 +144,10 @@ class Shards:
 
     @contextmanager
     def full_state_dicts(self, *, keep: bool) -> Iterator[None]:
-        """Within the block, in all processes, state dicts hold the full weights on the host, if `keep`."""
+        """Within the block, the modules' state dicts hold the full weights, on the host.
+
+        All processes must enter the block; `keep` says whether this one saves the weights.
+        """
         modules = [module for module in self.modules if isinstance(module, nn.Module)]
         full_weights: dict[int, Tensor] = {}
         for weight in dict.fromkeys(weight for module in modules for weight in module.parameters()):
@@ -158,7 +168,10 @@ class Shards:
 
 
 def full_states(states: Any, *, keep: bool) -> Any:
-    """Return optimizer states with full tensors on the host if `keep`, else None; all processes call it."""
+    """Return an optimizer's states with full tensors on the host for shards, or None if not `keep`.
+
+    All processes must call this; `keep` says whether this one saves the states.
+    """
     if isinstance(states, DTensor):
         full = states.full_tensor()
         return full.cpu() if keep else None

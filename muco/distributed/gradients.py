@@ -17,7 +17,8 @@ _BUCKET_NUMEL = 1 << 25
 class GradientSum:
     """Replaces the gradients of weights by their sums over the processes, once.
 
-    Where no process has a gradient, it stays None. All exchanges start in one order in all processes.
+    Where no process has a gradient, it stays None, as in a run of one process. The exchanges of all buckets
+    are started in one order, which is the same in all processes and steps.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
@@ -28,7 +29,10 @@ class GradientSum:
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:
-        """Exchange each bucket within the block, a step's last backward pass, once its gradients are done."""
+        """Start the exchange of a bucket within the block, once backward has finished its gradients.
+
+        The block holds the last backward pass of the step. At its end the exchanges that are left start.
+        """
         with ExitStack() as hooks:
             for index, bucket in enumerate(self._buckets):
                 for weight in bucket:
@@ -90,7 +94,10 @@ class _Exchange:
 
 
 def backward_order(module: nn.Module) -> list[nn.Parameter]:
-    """Return weights roughly as backward reaches them: layers, the last one first, then embeddings."""
+    """Return a module's weights roughly as backward reaches them: layers, the last one first, then others.
+
+    Among the others are embeddings, which backward reaches last.
+    """
     stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
     in_layers = list(dict.fromkeys(weight for stack in stacks for weight in stack.parameters()))
     ids = {id(weight) for weight in in_layers}

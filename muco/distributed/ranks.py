@@ -87,7 +87,10 @@ class Ranks:
         return -self.greatest(-value)
 
     def gather(self, turns: TurnEmbeddings) -> TurnEmbeddings:
-        """Return the turns of all processes, by rank, however many each has, with gradient for every turn."""
+        """Return the turns of all processes, by rank, with gradient for every turn.
+
+        Processes may hold different numbers of turns, also none. No padding row is returned.
+        """
         if self.world_size == 1:
             return turns
         ids = torch.stack([getattr(turns, name).long() for name in _ID_COLUMNS], dim=1)

@@ -211,7 +211,10 @@ class Embedder:
     def embed_contents(
         self, contents: Sequence[Content], *, batch_tokens: int | None = None, dim: int | None = None
     ) -> tuple[Vectors, dict[int, DataError]]:
-        """Return the contents' vectors, zero where one cannot be encoded, and these errors by index."""
+        """Return the contents' vectors, and why some cannot be encoded, by index; their vectors are zero.
+
+        See `encode` for the arguments.
+        """
         dialogues = [self._packer.inference(content) for content in contents]
         if batch_tokens is None:
             is_cpu = next(self._encoder.parameters()).device.type == "cpu"

@@ -45,7 +45,10 @@ def load(
 
 
 def load_for_store(store: VectorStore, model: str | None) -> Embedder:
-    """Return `model`, or the model that made the store; raise MucoError if it is missing or another one."""
+    """Return the model of a store: `model`, or the one that made the store, by the name or path it had.
+
+    Raise MucoError if it cannot be loaded, or did not make the store.
+    """
     try:
         embedder = load(model or store.metadata.model)
     except MucoError as error:

@@ -107,7 +107,8 @@ class CachedEmbedder:
     def encode(self, contents: Sequence[Content], track: Track = lambda windows, _: windows) -> Embedded:
         """Return the contents' vectors, unit length; equal contents share one.
 
-        All processes call this. Raise MucoError if a vector is not finite, DataError if an image is broken.
+        Every process calls this with the same contents. Raise MucoError if a vector is not finite,
+        DataError if an image cannot be read.
         """
         if id(contents) in self._pools:
             _, embedded = self._pools[id(contents)]

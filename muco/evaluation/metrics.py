@@ -22,12 +22,18 @@ _METRIC = re.compile(r"(precision|hit|recall|ndcg)@([1-9]\d*)|mrr")
 
 
 def score(ranking: Ranking, metric: str, ties: Ties) -> float:
-    """Return one query's score; raise ValueError if there is no such metric.
+    """Return one query's score.
 
-    precision@k: the share of right answers among the best k. hit@k: 1 if a right answer is among the best k,
-    else 0. recall@k: the share of all right answers that are among the best k. ndcg@k: normalized discounted
-    cumulative gain with binary relevance, as in trec_eval. mrr: 1 divided by the rank of the first right
-    answer.
+    Args:
+        ranking: of its right answers.
+        metric: precision@k: the share of right answers among the best k. hit@k: 1 if a right answer is among
+            the best k, else 0. recall@k: the share of all right answers that are among the best k. ndcg@k:
+            normalized discounted cumulative gain with binary relevance, as in trec_eval. mrr: 1 divided by
+            the rank of the first right answer.
+        ties: `share` or `first`, see above.
+
+    Raises:
+        ValueError: no such metric.
     """
     match = _METRIC.fullmatch(metric)
     if not match:
@@ -69,7 +75,10 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _groups(ranking: Ranking, ties: Ties) -> list[tuple[int, int, int]]:
-    """Return the groups of tied candidates, best first: how many are ahead, right in it, wrong in it."""
+    """Return the groups of tied candidates, best first.
+
+    Of each the number of candidates ahead of it, and how many in it are right and wrong.
+    """
     if ties == "first":
         return [(index + each.above + each.tied_before, 1, 0) for index, each in enumerate(ranking.right)]
     groups: list[tuple[int, int, int]] = []

@@ -32,7 +32,10 @@ def queries_file(folder: Path, suite: str) -> Path:
 
 
 def write_queries(path: Path, tasks: Mapping[str, QueryScores]) -> None:
-    """Write a row for each query, equal scores as equal bytes; raise MucoError if the disk is full."""
+    """Write a row for each query; equal scores give equal bytes.
+
+    Raise MucoError if the disk is full or not writable.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -52,7 +55,10 @@ def write_queries(path: Path, tasks: Mapping[str, QueryScores]) -> None:
 
 
 def read_queries(path: Path) -> dict[str, QueryScores]:
-    """Return the queries of each task; raise MucoError if the file is missing or damaged."""
+    """Return the queries of each task.
+
+    Raise MucoError if the file is missing, or not what the evaluation writes.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 

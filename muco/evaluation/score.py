@@ -37,7 +37,8 @@ def score(
 ) -> dict[str, float] | None:
     """Run suites whose data was verified, and write results and embeddings to the folder's `eval`.
 
-    The encoder is moved to this process's device. Return averages and tasks by name, in the main process.
+    The encoder is moved to this process's device. Return averages and tasks by name; None in all processes
+    but the main one.
     """
     metrics: dict[str, float] = {}
     with open_embedder(model, settings, run_folder.eval / "vectors", console, ranks) as (embedder, metadata):

@@ -16,10 +16,12 @@ def plan_chunks(
 ) -> list[list[int]]:
     """Return the indices of the dialogues of each chunk, the longest dialogue first; no chunk is empty.
 
-    A dialogue above the budget is a chunk of its own; without a budget all are one chunk, in order. An image
-    that several dialogues of a chunk have counts once. If the dialogues are padded to the longest one of
-    their chunk, padding counts; if not, those of one group follow one another, the group with the longest
-    dialogue first.
+    Args:
+        costs: of the dialogues. An image that several dialogues of a chunk have counts once.
+        budget: a chunk's limit; a dialogue above it is a chunk of its own. None: all are one chunk, in order.
+        padded: whether dialogues are padded to the longest one of their chunk; padding counts.
+        groups: of each dialogue, what it shares with others; without padding, dialogues of one group follow
+            one another, the group with the longest dialogue first.
     """
     if budget is None:
         return [list(range(len(costs)))] if costs else []
@@ -43,7 +45,10 @@ def plan_chunks(
 
 
 def held_chunks(sizes: Sequence[int], held_tokens: int) -> list[int]:
-    """Return the indices of the chunks to hold: the largest first, one at least, up to `held_tokens`."""
+    """Return the indices of the chunks whose activations are held between the passes of cached gradients.
+
+    The largest come first. Together they have at most `held_tokens`; the largest chunk is always held.
+    """
     held, total = list[int](), 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         if not held or total + sizes[index] <= held_tokens:

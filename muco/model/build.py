@@ -24,7 +24,11 @@ class Model:
 
 
 def build_encoder(settings: ModelSettings, *, texts: Iterable[str], seed: int) -> TurnEncoder:
-    """Return an encoder drawn by torch's seed, or pretrained with its pooler; a tokenizer reads `texts`."""
+    """Return an encoder whose random weights follow from `seed`, which is set as torch's seed.
+
+    A backbone that trains its tokenizer trains it on `texts`. A backbone that is `pretrained` by a model
+    folder brings the pooler of that folder along.
+    """
     torch.manual_seed(seed)
     backbone = settings.backbone.cls.build(settings.backbone.config, texts=texts)
     encoder = TurnEncoder(backbone, settings.pooler.make(hidden_dim=backbone.hidden_dim))

@@ -21,9 +21,14 @@ def embed(
 ) -> tuple[dict[int, Tensor], dict[int, DataError]]:
     """Return the vectors of each dialogue's turns, and why the other dialogues cannot be encoded.
 
-    The encoder is on its device, in evaluation mode; `batch_tokens` language-model tokens, and image patches,
-    are encoded at once. Both results are by the index of the dialogue: vectors float32 [its turns, D], unit
-    length, on the CPU; errors of broken images and of dialogues longer than the model's context.
+    Args:
+        encoder: the model, on its device, in evaluation mode.
+        dialogues: to encode.
+        batch_tokens: language-model tokens, and image patches, that are encoded at once.
+
+    Returns:
+        Both by the index of the dialogue: vectors float32 [its turns, D], unit length, on the CPU; errors of
+        broken images and of dialogues longer than the model's context.
     """
     device = next(encoder.parameters()).device
     processor = encoder.backbone.processor

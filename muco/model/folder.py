@@ -38,7 +38,15 @@ def save_encoder(
     step: int,
     nested_dims: Sequence[int] = (),
 ) -> None:
-    """Write an encoder after `step` updates with its settings; `nested_dims` are those of its loss."""
+    """Write backbone, processor, pooler, and the settings that they were built from.
+
+    Args:
+        encoder: its weights are on any device.
+        settings: what it was built from.
+        folder: of the model; made if it is missing.
+        step: number of updates so far.
+        nested_dims: `Loss.nested_dims` of the training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     encoder.backbone.save(folder)
     _save_pooler(encoder, folder / _POOLER)

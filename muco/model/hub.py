@@ -17,7 +17,10 @@ def is_hub_name(name: str) -> bool:
 
 
 def hub_folder(name: str) -> Path:
-    """Return the local copy of a model on the hub, downloaded on first use; raise MucoError without one."""
+    """Return the local copy of a model on the hub; it is downloaded on first use.
+
+    Raise MucoError if the hub has no such model or cannot be reached, and there is no copy.
+    """
     from huggingface_hub import snapshot_download
 
     try:

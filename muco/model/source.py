@@ -38,7 +38,16 @@ class ModelSource:
     def evaluation(
         self, title: str, *, suites: Sequence[dict[str, Any]] = (), overrides: Sequence[str] = ()
     ) -> Evaluation:
-        """Return the validated settings of an evaluation of this model; raise MucoError for wrong ones."""
+        """Return the validated settings of an evaluation of this model.
+
+        Args:
+            title: begins an error's message.
+            suites: as in a recipe.
+            overrides: `KEY=VALUE` each, of the evaluation's keys.
+
+        Raises:
+            MucoError: a key or value that is not allowed.
+        """
         values = {**self.values, "evaluate": {**self.values["evaluate"], "suites": list(suites)}}
         return validate_settings(Evaluation, values, overrides, title=title)
 

@@ -133,7 +133,11 @@ def save_checkpoint(
     keep: int,
     best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint, remove all but the last `keep` and `best_step`'s; raise MucoError if that fails."""
+    """Write a checkpoint and remove all but the last `keep` and that of `best_step`.
+
+    The state dicts of the model and `optimizers` hold full tensors. Raise MucoError if the checkpoint cannot
+    be written; the earlier ones stay.
+    """
     folder = run_folder / "checkpoints" / f"step-{progress.step:06d}"
     try:
         with atomic_folder(folder, replace=True, inside=run_folder) as partial:

@@ -61,7 +61,10 @@ class ChunkChoice:
         return chunk_tokens, held_tokens
 
     def _choose_auto(self, singles: StepInputs | None) -> ChunkMemory | None:
-        """Set what `chunk_tokens: auto` chooses, if the batch can be read, and return the measured memory."""
+        """Set what `chunk_tokens: auto` chooses in `progress`, and return the measured memory.
+
+        A batch that cannot be read decides nothing.
+        """
         stepper, progress, ranks = self.stepper, self.progress, self.stepper.ranks
         if progress.gradient_checkpointing:
             self._checkpoint_gradients()

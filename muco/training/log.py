@@ -28,7 +28,10 @@ VALIDATION_FILE = "validation.jsonl"
 
 
 class LoggedStep(BaseModel):
-    """A line of train.jsonl, means since the line before; keys not named here are rates of the loss."""
+    """A line of train.jsonl; means are over the steps since the line before.
+
+    Keys that are not named here are other rates that the loss returns.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

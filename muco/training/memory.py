@@ -14,7 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
-    """Return the peak bytes of tensors that `work` allocates: by CUDA's allocator, or their storages."""
+    """Return the peak bytes of the tensors that `work` allocates.
+
+    On CUDA the allocator counts them, elsewhere the storages that operations return are counted.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

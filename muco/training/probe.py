@@ -28,10 +28,19 @@ _TIE = 1e-6
 
 
 def blind_probe(encoder: TurnEncoder, loss: Loss, batches: StepBatches, *, start: int) -> dict[str, float]:
-    """Return in-batch precision@1 of the training objective, over `NUM_BATCHES` batches from step `start` on.
+    """Return in-batch precision@1 of the training objective, over `NUM_BATCHES` batches.
 
-    Candidates that tie at the top share the credit. `probe/blind`: every image is replaced by one and the
-    same picture. `probe/sighted`: nothing is replaced. `probe/chance`: the expected value of a random choice.
+    Candidates that tie at the top share the credit.
+
+    Args:
+        encoder: a trained one.
+        loss: decides what a query is compared with.
+        batches: of the training.
+        start: the first step whose batch is taken.
+
+    Returns:
+        By metric. `probe/blind`: every image is replaced by one and the same picture. `probe/sighted`:
+        nothing is replaced. `probe/chance`: the expected value of a random choice.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device).eval()
@@ -69,7 +78,10 @@ def _encode(encoder: TurnEncoder, side: SideInputs, device: torch.device) -> Tur
 
 
 class OnePicture(Packer):
-    """Replaces every image by the first picture that it packs; the turns keep their ids."""
+    """Replaces every image by the first picture that it packs.
+
+    The turns keep their ids, so that positives and negatives stay what they are.
+    """
 
     def __init__(self, packer: Packer) -> None:
         self.packer = packer

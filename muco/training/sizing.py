@@ -90,7 +90,11 @@ def longest_fits(stepper: Stepper, memory: ChunkMemory | None, singles: StepInpu
 def choose_chunk_tokens(
     stepper: Stepper, memory: ChunkMemory | None, singles: StepInputs, state_bytes: int
 ) -> int:
-    """Return the largest `chunk_tokens` that fit; raise MucoError if the longest dialogue does not."""
+    """Return the largest `chunk_tokens` that fits into the free memory.
+
+    In `singles` each dialogue of a batch is a chunk of its own; `state_bytes` is the size of the optimizers'
+    states. Raise MucoError if the longest dialogue does not fit, or if `memory` is None for that reason.
+    """
     longest, full_batch = _longest(singles), sum(chunk.size for chunk in _chunks(singles))
     if memory is None:
         raise _does_not_fit(longest, "It needs more memory than the device has")

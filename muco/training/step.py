@@ -86,7 +86,10 @@ class Stepper:
         return held_chunks([chunk.size for chunk in chunks], self.held_tokens)
 
     def dry_run(self, chunk: EncoderInputs) -> int:
-        """Run a step's passes over one chunk, gradients zero; return the bytes of image features held."""
+        """Run a step's passes over one chunk to measure their memory; its gradients are zero.
+
+        Return the bytes of image features that are on the device until the chunk's second pass.
+        """
         buffers = [(buffer, buffer.clone()) for buffer in self.encoder.buffers()]
         try:
             first = self._first_pass(chunk)

@@ -44,7 +44,10 @@ class Trackers:
         recipe: Mapping[str, Any],
         warn: Callable[[str], None],
     ) -> None:
-        """Open the trackers from step `start` on; raise MucoError if one is missing or cannot start."""
+        """Open the trackers; from step `start` on, where a run resumes.
+
+        Raise MucoError if a tracker's package is missing or it cannot start.
+        """
         names = tuple(names)
         if missing := missing_trackers(names):
             raise MucoError("\n".join(f"{key}: {problem}" for key, problem in missing.items()))

@@ -87,7 +87,8 @@ class Trainer:
         """Train to the last step and write a checkpoint there.
 
         Raise Interrupted after a stop signal, when a checkpoint was written, and MucoError if the loss is not
-        finite, too many samples cannot be read, a data worker was killed, or the disk is full.
+        finite, too many samples cannot be read, a data worker was killed, or the disk is full. With
+        `train.early_stopping` the last step may come earlier.
         """
         settings, start = self.settings, self.progress.step
         self._set_up()

@@ -44,7 +44,11 @@ class Validator:
 
     @classmethod
     def of(cls, recipe: Recipe, suites: Sequence[NamedSuite], run_folder: Path, ranks: Ranks) -> Validator:
-        """Read the tasks of the validated suites; raise MucoError if no metric has a name that is watched."""
+        """Read the tasks of the suites that are validated; their images are read when they are used.
+
+        Raise MucoError if no task or average has the name of a metric that `train` watches, DataError if a
+        file of a suite is missing or broken.
+        """
         train = recipe.train
         chosen = [each for each in suites if each.name in (train.validate_suites or (each.name,))]
         held = [replace(each, suite=HeldSuite(each.suite, train.validate_queries)) for each in chosen]
@@ -107,7 +111,10 @@ class HeldSuite(Suite):
 
 
 def with_fewer_queries(task: Task, num_queries: int | None) -> Task:
-    """Return a task with at most so many of its queries, evenly spaced, and the candidates they need."""
+    """Return a task with at most `num_queries` of the queries, evenly spaced, and the candidates they need.
+
+    A query keeps its candidates, so its score does not change. None: the task itself.
+    """
     size = len(task.queries)
     if num_queries is None or num_queries >= size:
         return task

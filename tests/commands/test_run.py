@@ -140,7 +140,7 @@ def test_a_finished_run_is_probed_without_its_images(whole, tmp_path):
 @pytest.mark.process
 def test_another_run_in_the_folder_is_not_overwritten(whole):
     output = finish(whole, "--set", "train.learning_rate=0.5", code=2)
-    assert "train.learning_rate: 0.0004 -> 0.5" in output
+    assert "train.learning_rate: 0.0015 -> 0.5" in output
     assert "--fresh" in output
 
 

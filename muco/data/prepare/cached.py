@@ -18,7 +18,10 @@ _MANY_RECORDS = 2000
 
 
 def cached_shards(name: str, config: ComponentConfig, source: Source, progress: ShowProgress) -> Path:
-    """Return the folder of a source's shards, named by all that decides them; make it if it is missing."""
+    """Return the folder of the shards of the source with this name in the registry; make it if missing.
+
+    Name, settings, the source's version and the files that it reads identify the shards.
+    """
     folder = cache_folder() / "shards" / f"{name}-{source_fingerprint(name, config, source)}"
     if not folder.is_dir():
         with cache_errors(folder):

@@ -76,7 +76,8 @@ class Estimate(NamedTuple):
 class Conversion:
     """Converts a source into a folder of shards, which appears when all of it is written.
 
-    A conversion that was killed continues after the last closed shard, and ends with the same files.
+    A conversion that was killed continues after the last closed shard. Its files are then the same as without
+    the kill.
     """
 
     name: str

@@ -306,7 +306,10 @@ class _Downloader:
         return bytes(body)
 
     def _checked(self, data: bytes) -> bytes:
-        """Return the image, resized unless JPEG would lose something; raise DataError if broken or large."""
+        """Return the image, resized if needed; raise DataError if it is broken or too large.
+
+        An image with transparency, 16-bit grey or an EXIF orientation is not resized: JPEG would lose them.
+        """
         image = EncodedImage(data)
         width, height = image.size
         if width * height > self.limits.max_pixels:

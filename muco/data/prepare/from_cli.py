@@ -22,7 +22,12 @@ def conversion_of(
     layout: Layout | None = None,
     max_skipped_share: float = 0.01,
 ) -> Conversion:
-    """Return the conversion of a registered source; raise MucoError if a setting does not exist or fit."""
+    """Return the conversion of a registered source into a folder of shards.
+
+    Settings are `KEY=VALUE` of the source's Config; keys may be dotted. `path` is that of an outside data
+    set, for sources that read one. Raise MucoError if there is no such source, or a setting does not exist
+    or fit.
+    """
     try:
         cls = default_registry().component("source", name)
     except LookupError as error:

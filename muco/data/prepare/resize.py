@@ -47,7 +47,11 @@ class Limits:
 
 
 def resize_images(sample: Sample, limits: Limits) -> Sample:
-    """Read all image headers and reduce images above the limits; raise DataError for one that is broken."""
+    """Read the header of every image and frame; return the sample with those above the limits reduced.
+
+    Raise DataError if an image is broken or has more pixels than muco reads, or if the frames of a video
+    differ in size.
+    """
     for visual in sample.visuals():
         _ = visual.size
     resized: dict[int, EncodedImage] = {}

@@ -32,7 +32,8 @@ def rank_pool(
 ) -> list[tuple[RelevantRank, ...]]:
     """Return the ranks of each query's right answers (their rows: `relevant`), by (-score, position).
 
-    `query_QD` is float32 on the CPU, products are on `device`. Raise ValueError if a vector is not finite.
+    `query_QD` is float32 on the CPU, products are computed on `device`. Raise ValueError if a vector is not
+    finite.
     """
     rights = [_Right.of(row, query_QD, pool, rows) for row, rows in enumerate(relevant)]
     slots = [

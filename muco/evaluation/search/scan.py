@@ -44,7 +44,10 @@ def scores_of(query_QD: Tensor, pool_PD: Tensor) -> Tensor:
 
 
 def in_parts(scan: Callable[[range], T], number: int, device: torch.device) -> list[T]:
-    """Return the result of `scan` on each part of `number` rows, in order; on a CPU in a thread each."""
+    """Return the result of `scan` on each part of `number` rows, in order; on a CPU in a thread each.
+
+    Each thread computes and searches scores of its own, so that none waits for another.
+    """
     threads = min(torch.get_num_threads(), _MOST_THREADS, -(-number // BLOCK_ROWS))
     if device.type != "cpu" or threads < 2:
         return [scan(range(number))]
@@ -105,7 +108,10 @@ class Scorer:
         self._most_hit = True
 
     def scored(self, first: int, block_BD: Tensor) -> ScoredBlock:
-        """Return a block's scores, kept until the next call; raise ValueError if a vector is not finite."""
+        """Return the scores of a block, the candidates from row `first` on.
+
+        The next call overwrites the scores. Raise ValueError if a vector is not finite.
+        """
         longest = float(torch.linalg.vector_norm(block_BD, dim=1).max())
         # D products and sums, each rounded to half a unit of 2^-23, and the rounding of the result.
         bound = (block_BD.shape[1] + 2) * 2.0**-24 * self._norm * longest * 1.01

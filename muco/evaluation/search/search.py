@@ -1,7 +1,8 @@
 """Exact search in blocks: the ranks of right answers among all candidates, and the best candidates of a pool.
 
 Scores are cosines, summed in float64 and rounded once to float32, so that equal vectors score equally
-wherever they are; over a whole pool as in `scan`.
+wherever they are. Over a whole pool float32 products decide all that they can within their error bound; only
+candidates that are nearer to a threshold are summed again in float64.
 
 C candidates of one query, U of several queries together, D embedding size.
 """

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, special_tokens: Sequence[str]
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer of at most `vocab_size` tokens; the first special one is padding."""
+    """Train a byte-level BPE tokenizer, which encodes any text; the same texts give the same tokenizer.
+
+    `vocab_size` includes the 256 bytes and the special tokens, of which the first is the padding token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

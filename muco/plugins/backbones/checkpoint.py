@@ -33,8 +33,9 @@ def dtype_of(name: Dtype) -> torch.dtype:
 def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str]) -> Any:
     """Return the transformers model of a checkpoint, a folder or hub name, without its head.
 
-    Raise MucoError for no such checkpoint, one of another `model_type` than `families`, or one with adapters
-    of peft, DataError if a weight is missing, unexpected or of another shape.
+    `backbone` names the backbone in messages, and `families` are the `model_type`s that it supports. Raise
+    MucoError for no such checkpoint, one of another family, or one with adapters of peft, DataError if a
+    weight is missing, unexpected or of another shape.
     """
     from transformers import AutoConfig
     from transformers.utils.hub import has_file
@@ -60,7 +61,10 @@ def load_model(name: str, dtype: Dtype, *, backbone: str, families: Sequence[str
 
 
 def local_sizes(name: str) -> dict[str, Any] | None:
-    """Return a folder's configuration as plain data, None without one; raise MucoError if it is broken."""
+    """Return the configuration of a checkpoint as plain data, defaults filled in; None if it is no folder.
+
+    Raise MucoError if the folder has no configuration that transformers reads.
+    """
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None
@@ -125,7 +129,10 @@ def _used(names: Iterable[str]) -> list[str]:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """Return the tokenizer of a folder or hub name; raise MucoError if it is missing or cannot be read."""
+    """Return the tokenizer of a checkpoint, a folder or a hub name, in the transformers layout.
+
+    Raise MucoError if it is missing or cannot be read.
+    """
     from transformers import AutoTokenizer
 
     with library_errors(f"{name}: its tokenizer cannot be loaded"):
@@ -141,7 +148,11 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def load_image_processor(cls: Any, name: str | Path, **settings: Any) -> Any:
-    """Return a checkpoint's image processor with other settings; raise MucoError if it cannot have them."""
+    """Return the image processor of a checkpoint, with some settings replaced, by transformers' names.
+
+    `cls` is its class in transformers. Raise MucoError if there is none, or a setting of the checkpoint
+    overrules a replaced one.
+    """
     settings = {"do_resize": True, **settings}
     with library_errors(f"backbone.pretrained: preprocessor_config.json of {name} cannot be read"):
         # A copy: transformers writes the checkpoint's settings into the one it gets.
@@ -195,7 +206,11 @@ def _refuse(wrong: Mapping[str, Iterable[str]], message: str) -> None:
 
 
 def add_tokens(model: Any, tokenizer: Any, *, known: Sequence[str] = ()) -> None:
-    """Add `<|emb|>` and `<|mask|>`, and make the `known` added tokens special: user text has none."""
+    """Add `<|emb|>` and `<|mask|>`; the embedding matrix grows only if it has too few spare rows.
+
+    Those of the added tokens `known` that the tokenizer has become special, so that user text cannot produce
+    them.
+    """
     special = [token for token in known if token in tokenizer.get_added_vocab()]
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [*special, EMB, MASK]}, replace_extra_special_tokens=False

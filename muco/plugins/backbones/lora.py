@@ -112,7 +112,11 @@ def linear_layers(module: nn.Module) -> list[str]:
 
 
 def adapt(layers: Mapping[nn.Module, Sequence[str]], settings: AdapterSettings) -> None:
-    """Freeze modules and put adapters on their `layers` that are targets; raise MucoError for others."""
+    """Freeze the modules and put adapters, at least float32, on their linear layers.
+
+    `layers` has the names of the layers of each module that can be adapted; `settings.targets` chooses among
+    them. Raise MucoError if a target matches no layer.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     known = sorted({name for names in layers.values() for name in names})
@@ -190,7 +194,10 @@ def find_adapter(name: str) -> Path | None:
 
 
 def read_settings(file: Path) -> AdapterSettings:
-    """Return the settings that made a file's adapters; raise DataError if it has none that are valid."""
+    """Return the settings that made the adapters of a file.
+
+    Raise DataError if the metadata has no valid settings, or their rank is not that of the weights.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -217,7 +224,10 @@ def read_settings(file: Path) -> AdapterSettings:
 
 
 def load_adapter(file: Path, module: nn.Module, rows: TokenRows | None) -> None:
-    """Load what `save_adapter` wrote; raise DataError if a weight does not fit the module."""
+    """Load what `save_adapter` wrote into a module with adapters of the same settings.
+
+    Raise DataError if a weight is missing, unexpected or of another shape.
+    """
     weights = read_weights(file)
     expected = {**split_state(module)[1], **_row_weights(rows)}
     check_fit(weights, expected, f"{file}: the weights do not fit the settings of the adapter")

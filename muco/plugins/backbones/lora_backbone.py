@@ -38,7 +38,10 @@ class AdaptedBackbone(Backbone):
 
     @abstractmethod
     def adaptable(self, settings: AdapterSettings) -> Mapping[nn.Module, Sequence[str]]:
-        """Return the modules to adapt, and the names of their layers; raise MucoError for unknown ones."""
+        """Return the modules to adapt, and for each the names of the linear layers that can have adapters.
+
+        Raise MucoError if the settings ask for layers that this model does not have.
+        """
 
     @abstractmethod
     def frozen(self, config: Any) -> Iterable[nn.Parameter]:
@@ -51,8 +54,9 @@ class AdaptedBackbone(Backbone):
     def set_up(self, config: AdaptedSettings, *, start: str | None = None) -> Self:
         """Freeze and adapt the model by the settings, after its weights are loaded.
 
-        The adapters of `start`, the checkpoint of the weights, are merged. Raise MucoError if the settings
-        name layers that cannot be adapted, DataError if the checkpoint's adapters do not fit its weights.
+        `start` is the folder or hub name of the checkpoint of the weights, whose adapters are merged. Raise
+        MucoError if the settings name layers that cannot be adapted, DataError if the checkpoint's adapters
+        do not fit its weights.
         """
         file = None if start is None else find_adapter(start)
         if file is not None:
@@ -80,7 +84,10 @@ class AdaptedBackbone(Backbone):
         return base
 
     def read_adapter(self, folder: Path) -> None:
-        """Load the adapters of `save_weights`; raise DataError if the settings have others or none."""
+        """Load the adapters that `save_weights` wrote.
+
+        Raise DataError if the folder has adapters and the settings have none, or the reverse, or they differ.
+        """
         file = folder / ADAPTER_FILE
         if self.adapter is None:
             if file.is_file():

@@ -96,7 +96,14 @@ class Pairing:
 
 
 def pair_up(query: TurnEmbeddings, target: TurnEmbeddings, *, mask: Mask, duplicates: str) -> Pairing:
-    """Return the positives P and what is masked; every other target is a negative, hard ones always."""
+    """Return the positives P and what is masked; every other target is a negative.
+
+    Args:
+        query: N turns.
+        target: M turns.
+        mask: whether the other targets of a query's images are negatives; hard negatives always are.
+        duplicates: see `PairingConfig`.
+    """
     positives, siblings = positive_pairs(query, target), (query.sample_ids[:0], query.sample_ids[:0])
     if mask == "same_group":
         rows, columns = equal_pairs(query.group_ids, target.group_ids)
@@ -147,10 +154,16 @@ def contrast(
     `loss = mean over p in P of -logsigmoid(s_p / t - logsumexp(s_m / t for m in M))`: the formula of both
     stages of the paper. For one positive it is the cross-entropy.
 
-    `mask: none` makes the other targets of a query's images negatives, the other forms of its own included.
-    `forms: separate` compares each positive with targets of its own form, and with hard negatives. `hardness`
-    multiplies a negative's similarity in `s_m / t + hardness * s_m`, without gradient. Raise ValueError if a
-    query has no negative.
+    Args:
+        query: N turns.
+        target: M turns.
+        config: temperature, duplicates and margin.
+        mask: none makes the other targets of a query's images negatives, the other forms of its own included.
+        forms: separate compares each positive with targets of its own form, and with hard negatives.
+        hardness: multiplies a negative's similarity in `s_m / t + hardness * s_m`, without gradient.
+
+    Raises:
+        ValueError: a query has no negative.
     """
     parts = [target]
     if forms == "separate":

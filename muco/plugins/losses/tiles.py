@@ -66,10 +66,15 @@ def negatives_logsumexp(
     limit_N: Tensor | None = None,
     boost: float = 1.0,
 ) -> NegativesSum:
-    """Return the log-sum-exp of each query's logits over its negatives: dot products over the temperature.
+    """Return the log-sum-exp of each query's logits over its negatives.
 
-    Logits greater than `limit_N`, which has no gradient, are excluded too. `boost` multiplies the logits in
-    the sum; the gradient is that of the logits before.
+    Args:
+        query_ND: float.
+        target_MD: float.
+        excluded: the pairs that are not negatives.
+        temperature: divides the dot products.
+        limit_N: greater logits are excluded too; it has no gradient.
+        boost: multiplies the logits in the sum; the gradient is that of the logits before.
     """
     sums = _LogSumExp.apply(query_ND / temperature, target_MD, excluded, limit_N, boost)
     return NegativesSum(*sums)  # type: ignore[misc]

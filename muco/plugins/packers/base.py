@@ -45,8 +45,11 @@ class BasePacker(Packer, ABC):
     def hard_negatives(self, pair: Pair, key: TurnKey, rng: Random) -> list[Dialogue]:
         """Return one dialogue for each hard negative of the pair, at most `max_negatives` drawn at random.
 
-        `key` is that of the pair's query and target: a negative has the same ids, but its own `content_id`,
-        and `is_negative` is true. `rng` is the `sample_random` of `pack`.
+        Args:
+            pair: the negatives are its own.
+            key: of the pair's query and target. A negative has the same ids, but its own `content_id`, and
+                `is_negative` is true.
+            rng: the `sample_random` of `pack`.
         """
         negatives = pair.negatives
         if self.max_negatives is not None and len(negatives) > self.max_negatives:

@@ -11,8 +11,14 @@ def communities(neighbours: NDArray[np.int32], size: int) -> NDArray[np.int64]:
 
     Greedy: the first free sample gathers its nearest free neighbours, then theirs, until the community is
     full. If neighbours run out first, the incomplete group stays together at the end, followed by the next
-    incomplete group. `neighbours` is int32 [samples, ranks], nearest first, -1 for none; the result is int64
-    [samples] and depends only on the arguments.
+    incomplete group. The result depends only on the arguments.
+
+    Args:
+        neighbours: int32 [samples, ranks], nearest first; -1 for none.
+        size: number of samples in a community.
+
+    Returns:
+        int64 [samples].
     """
     free = np.ones(len(neighbours), dtype=bool)
     complete: list[int] = []

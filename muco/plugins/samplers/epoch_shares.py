@@ -106,9 +106,14 @@ def run_position(
 ) -> tuple[str, int]:
     """Return the data set of a position in the epoch, and the position within that data set's quota.
 
-    Each quota, the samples of a data set in an epoch, is cut into runs, and the runs of all data sets are
-    shuffled together. The positions of each quota after its last whole run come at the end of the epoch, data
-    set by data set.
+    Each quota is cut into runs, and the runs of all data sets are shuffled together. The positions of each
+    quota after its last whole run come at the end of the epoch, data set by data set.
+
+    Args:
+        quotas: samples of each data set in an epoch.
+        position: in the epoch, less than the sum of the quotas.
+        run_length: samples of one run.
+        epoch: seeds the order of the runs.
     """
     runs = {name: quota // run_length for name, quota in quotas.items()}
     num_runs = sum(runs.values())
@@ -122,7 +127,10 @@ def run_position(
 
 
 def shuffled_visit(name: str, visit: int, *, size: int, seed: int) -> SampleRef:
-    """Return a data set's sample at a visit, over all epochs; `size` visits take each sample once."""
+    """Return the sample of visit number `visit` of a data set, counted over all epochs.
+
+    Every `size` visits take each sample once, in an order of their own.
+    """
     lap, index = divmod(visit, size)
     return SampleRef(name, permute_one(index, size, seed=stable_id("lap", str(seed), name, str(lap))))
 

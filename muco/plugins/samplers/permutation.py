@@ -18,11 +18,15 @@ _Bits = Any
 
 
 def permute(positions: NDArray[np.int64], size: int, *, seed: int) -> NDArray[np.int64]:
-    """Return where `positions` land in a pseudo-random permutation of range(`size`); int64 both.
+    """Return where `positions` land in a pseudo-random permutation of range(`size`).
 
     A Feistel network over the smallest even number of bits that holds `size`, applied until the value is
-    inside the range. This is a bijection; memory and time do not depend on `size`. The seed is any integer;
-    another one gives another permutation.
+    inside the range. This is a bijection; memory and time do not depend on `size`.
+
+    Args:
+        positions: int64, each in range(`size`).
+        size: number of elements, at least one.
+        seed: any integer; another seed gives another permutation.
 
     References:
         Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains": cycle walking.
@@ -46,12 +50,18 @@ def permute_one(position: int, size: int, *, seed: int) -> int:
 def permute_in_windows(
     positions: NDArray[np.int64], size: int, *, window: int, seed: int
 ) -> NDArray[np.int64]:
-    """Return where `positions` land in a permutation that keeps neighbours in the same window; see `permute`.
+    """Return where `positions` land in a permutation that keeps neighbours in the same window.
 
-    The elements are cut into blocks of `window / 16`, rounded down, the blocks are shuffled, and the elements
-    of every 16 consecutive blocks are shuffled together. Any `window` consecutive positions lie in two
-    windows, so in at most 32 blocks. The seed decides where the first block begins. Elements after the last
-    whole block come last.
+    The elements are cut into blocks of `window / 16`, the blocks are shuffled, and the elements of every 16
+    consecutive blocks are shuffled together. Any `window` consecutive positions lie in two windows, so in at
+    most 32 blocks. The seed decides where the first block begins. Elements after the last whole block come
+    last.
+
+    Args:
+        positions: int64, each in range(`size`).
+        size: number of elements, at least one.
+        window: number of elements shuffled together, at least 16; rounded down to whole blocks.
+        seed: any integer; another seed gives another permutation.
     """
     block = max(1, window // _BLOCKS)
     shift = _mix(seed) % size

@@ -25,7 +25,10 @@ _LIMITS = (
 
 
 def export_towers(towers: Towers, weights: Mapping[str, Tensor], folder: Path) -> Exported:
-    """Write the towers as a `CLIPModel` with its processor; raise MucoError, with reasons, if it has none."""
+    """Write the towers, with these weights, as a `CLIPModel` with its processor.
+
+    Raise MucoError, which says why, if a `CLIPModel` has no such tower.
+    """
     from transformers import CLIPModel, CLIPProcessor
 
     if reasons := list(_reasons(towers)):

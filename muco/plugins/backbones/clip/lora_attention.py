@@ -17,7 +17,8 @@ from muco.plugins.backbones.lora import linear_layers
 class OpenAttention(nn.Module):
     """Self-attention with the weights of an `nn.MultiheadAttention`, whose projections are called as modules.
 
-    That reads the weights of its projections without calling them, so adapters would have no effect.
+    `nn.MultiheadAttention` reads the weights of its projections without calling them, so adapters on them
+    would have no effect.
     """
 
     def __init__(self, original: nn.MultiheadAttention) -> None:

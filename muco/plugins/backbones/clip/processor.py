@@ -105,7 +105,10 @@ class ClipProcessor(Processor):
 
 
 def _turn_contents(dialogue: Dialogue) -> list[_TurnContent]:
-    """Return what is encoded of each turn, not the system text; raise MucoError for a video."""
+    """Return what is encoded of each turn; the system text is not.
+
+    Raise MucoError if a turn has a video, ValueError if turns see earlier turns.
+    """
     if dialogue.context == "causal" and len(dialogue.turns) > 1:
         raise ValueError("two towers have no context between turns; pack with `context: isolated`")
     return [_turn_content(turn, dialogue.images) for turn in dialogue.turns]

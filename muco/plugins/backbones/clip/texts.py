@@ -41,7 +41,10 @@ class TextReader:
         self._set_cache()
 
     def num_tokens(self, text: str) -> int:
-        """Return how many tokens the tower reads, padding too; raise DataError if a text is too long."""
+        """Return how many tokens the tower reads, including padding if it reads padding.
+
+        Raise DataError if the text is too long and `truncate` is false.
+        """
         length = len(self._tokens(text)[0])
         return self.tokenizer.context_length if self.full_context else length
 

@@ -90,7 +90,11 @@ class Towers:
 
 
 def read_towers(name: str) -> Towers:
-    """Load the towers of an open_clip folder or `hf-hub:` name; raise MucoError if they are not supported."""
+    """Load the towers from a folder in open_clip's layout, or from `hf-hub:` and a name.
+
+    Raise MucoError if it does not exist, or describes a model that this backbone does not support, DataError
+    if a weight is missing, unexpected or of another shape.
+    """
     from open_clip.model import convert_to_custom_text_state_dict
 
     folder = folder_of(name)
@@ -126,7 +130,11 @@ def random_towers(settings: RandomInitSettings, texts: Iterable[str]) -> Towers:
 
 
 def with_image_tower(towers: Towers, settings: ImageTowerSettings) -> Towers:
-    """Return the towers with one of timm for images; raise MucoError if features or weights do not fit."""
+    """Return the towers with an image tower of timm and, by default, a new linear layer to the embedding.
+
+    Raise MucoError if timm has no such tower, its features are not of the embedding's size and there is no
+    linear layer, or the folder is not in timm's layout, DataError if a weight of it does not fit.
+    """
     from open_clip.timm_model import TimmModel
 
     vision: dict[str, Any] = {
@@ -179,7 +187,10 @@ def load_weights(
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of that name, or of a downloaded `hf-hub:` one; raise MucoError without it."""
+    """Return the folder of that name, or of the downloaded `hf-hub:` repository.
+
+    Raise MucoError if it does not exist or cannot be downloaded.
+    """
     if not name.startswith(HUB):
         folder = Path(expanduser(name))
         if not folder.is_dir():
@@ -198,7 +209,10 @@ def folder_of(name: str) -> Path:
 
 
 def local_sizes(name: str) -> dict[str, Any] | None:
-    """Return the `model_cfg` in a folder, None without a folder; raise MucoError if it has none."""
+    """Return the `model_cfg` of a folder in open_clip's layout; None if there is no such folder.
+
+    Raise MucoError if the folder has no `model_cfg`.
+    """
     folder = Path(expanduser(name))
     if not folder.is_dir():
         return None

@@ -100,7 +100,10 @@ class IdeficsProcessor(DecoderProcessor):
 
 
 def tile_grid(height: int, width: int, *, side: int, longest_edge: int) -> tuple[int, int]:
-    """Return rows and columns of an image's tiles, resized to `longest_edge` pixels; 0, 0 for one tile."""
+    """Return rows and columns of tiles of an image that may be split; 0, 0 if one tile holds it.
+
+    All sizes are in pixels: a tile has `side`, and the longer side of an image is resized to `longest_edge`.
+    """
     from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
     # The function reads only the shape.

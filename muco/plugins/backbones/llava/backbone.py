@@ -131,7 +131,10 @@ class Llava(DecoderBackbone):
         return [*self.model.multi_modal_projector.parameters(), *newline]
 
     def _project(self, features: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Return all images' features [features, H], tiles joined, rows and videos ended by a token."""
+        """Return the features of all images, [features, H].
+
+        Tiles are joined, padding is cut off, and rows and videos end with a token.
+        """
         projected = self.model.multi_modal_projector(features)
         if "image_tiles" not in tensors:
             return projected.flatten(0, 1)
@@ -149,7 +152,10 @@ class Llava(DecoderBackbone):
         return torch.cat((pooled, self.model.image_newline[None].to(pooled.dtype)))
 
     def _pack_images(self, images: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, ...]:
-        """Return each image's tokens [tokens, H], from pictures [tiles, patches, H] and size in pixels."""
+        """Return each image's tokens [tokens, H].
+
+        Of each image, the arguments are its pictures [tiles, patches, H], and its height and width in pixels.
+        """
         if not images:
             return ()
         is_onevision = self.model.config.model_type == "llava_onevision"
@@ -165,7 +171,10 @@ class Llava(DecoderBackbone):
 
 
 def _image_processor(config: Llava.Config, model: Any, name: str | Path) -> Any:
-    """Return the family's image processor; raise MucoError if a checkpoint's does not fit its tower."""
+    """Return the family's image processor, from the checkpoint or for `random_init`.
+
+    Raise MucoError if the checkpoint has none, or its picture size is not that of the vision tower.
+    """
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
     from transformers.models.llava_onevision import image_processing_pil_llava_onevision as onevision

@@ -36,7 +36,10 @@ class Tiling:
 
     @classmethod
     def of(cls, config: Any) -> Tiling:
-        """Return the tiling of a transformers model; raise MucoError if it is not of these families."""
+        """Return the tiling of a transformers model with this configuration.
+
+        Raise MucoError if the vision tower, or the selection of its features, is not one of these families'.
+        """
         vision, family = config.vision_config, config.model_type
         towers = {"clip_vision_model": 1, "siglip_vision_model": 0}
         if vision.model_type not in towers:
@@ -60,7 +63,10 @@ class Tiling:
         return cls(vision.image_size, side, tokens, grids, most, splits_only_single=True, frame_tokens=frame)
 
     def num_tiles(self, height: int, width: int, *, is_only: bool) -> int:
-        """Return how many pictures an image of these pixels has; raise DataError if it is too elongated."""
+        """Return the number of pictures of an image, size in pixels; raise DataError if it is too elongated.
+
+        `is_only` says whether no other image is shown with it.
+        """
         refuse_elongated(width, height)
         if not self.grids or (self.splits_only_single and not is_only):
             return 1
@@ -106,7 +112,10 @@ def _fit(height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def limited_grids(config: Any, max_tiles: int | None) -> list[list[int]]:
-    """Return a model's grids of at most so many tiles, in pixels; raise MucoError if it has none."""
+    """Return the grids of a model, height and width in pixels, that have at most so many tiles.
+
+    Raise MucoError if it has none, or its configuration does not describe grids.
+    """
     with library_errors("image_grid_pinpoints of the model are not pairs of height and width"):
         all_grids = [[int(height), int(width)] for height, width in config.image_grid_pinpoints]
     if max_tiles is None:

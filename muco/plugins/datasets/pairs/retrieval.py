@@ -23,7 +23,11 @@ class Retrieval:
 
 
 def read_retrieval(table: PairTable) -> Retrieval:
-    """Return a table's queries, by their first wording, and targets; raise DataError without a pair."""
+    """Return the queries and targets of a table; an image is read each time that its content is used.
+
+    Of several wordings of a query, the first is used. Hard negatives are not. Raise DataError if a row has no
+    pair, or one of its images is missing.
+    """
     queries: dict[Content, int] = {}
     targets: dict[Content, int] = {}
     query_rows: list[int] = []

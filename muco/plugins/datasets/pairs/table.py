@@ -101,7 +101,10 @@ class PairTable:
         return pair_from(self.columns, values, read, list_frames)
 
     def outline(self, row: Row) -> ImagesAndPair:
-        """Return a row's pair with hashes for images, which are not read; raise DataError without a pair."""
+        """Return a row's pair with a hash in place of each image, equal for equal places or bytes.
+
+        No image is read. Raise DataError if the row has no pair.
+        """
 
         def unread(value: Any) -> EncodedImage:
             data = embedded_image(value) or self._location(image_name(value), _near(row)).encode()
@@ -184,7 +187,8 @@ class PairTable:
     def _first(self, spool: sqlite3.Connection, row: Row, position: int) -> int:
         """Return the position of the first row with this row's query image, video and seconds per frame.
 
-        A row without image or video, or that makes no pair, is a group of its own and skipped alone.
+        A row without image or video, or that makes no pair, is a group of its own, so that skipping it does
+        not skip others.
         """
         columns = self.columns
         visuals = [row.values.get(name) for name in (columns.query_image, columns.query_video) if name]

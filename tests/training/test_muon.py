@@ -30,11 +30,28 @@ def test_takes_the_steps_of_torch_to_the_rounding_of_bfloat16(shape):
     assert 0 < float((ends[1] - ends[0]).abs().max()) < 0.02 * moved
 
 
+def test_matrices_that_are_updated_together_take_the_steps_of_each(monkeypatch):
+    torch.manual_seed(0)
+    starts = [torch.randn(shape, dtype=torch.float64) for shape in [(4, 6), (6, 4), (4, 6), (4, 6), (4, 4)]]
+    gradients = [torch.randn_like(start) * 10**index for index, start in enumerate(starts)]
+    ends = []
+    for max_stacked in (0, 2 * 4 * 6):  # each alone; the first two of three
+        monkeypatch.setattr("muco.training.muon._MAX_STACKED", max_stacked)
+        weights = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = PreciseMuon(weights, lr=0.02, momentum=0.85, weight_decay=0.1)
+        for _ in range(2):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+        ends.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(5, 12), (12, 5)])
 def test_turns_a_matrix_to_singular_values_near_one(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape, dtype=torch.float64)
-    turned = orthogonalized(matrix, COEFFICIENTS, 5, 1e-7)
+    (turned,) = orthogonalized(matrix[None], COEFFICIENTS, 5, 1e-7)
     values = torch.linalg.svdvals(turned)
     assert ((values > 0.6) & (values < 1.3)).all()
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)

@@ -177,7 +177,7 @@ def test_another_axis_or_another_name_renames_no_cell(tmp_path):
 
 def test_other_values_other_seeds_and_other_data_are_other_cells(tmp_path):
     base = plan(tmp_path, BASE)
-    for text in ("seeds: [1]", "set: {loss.temperature: 0.07}", "set: {data.turns.source.num_samples: 100}"):
+    for text in ("seeds: [1]", "set: {loss.temperature: 0.5}", "set: {data.turns.source.num_samples: 100}"):
         assert fingerprints(plan(tmp_path, BASE + text + "\n")) != fingerprints(base)
 
 
@@ -239,7 +239,7 @@ def test_only_selects_cells_by_axis_and_seed(tmp_path):
 
     assert "6 of 6 cells to run" in listed()
     assert "4 of 4 cells to run" in listed("loss.temperature=0.1", "loss.temperature=0.3")
-    assert "1 of 1 cells to run, 480 steps" in listed("loss.temperature=0.2", "seed=1")
+    assert "1 of 1 cells to run, 440 steps" in listed("loss.temperature=0.2", "seed=1")
     assert "no cell has loss.temperature: 0.5. Its values: 0.1, 0.2, 0.3" in listed("loss.temperature=0.5")
     assert "no such seed. Seeds: 0, 1" in listed("seed=2")
     assert "write KEY=VALUE" in listed("loss.temperature")

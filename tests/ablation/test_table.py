@@ -167,7 +167,7 @@ def test_the_terminal_shows_a_live_table(plan):
     text = console.file.getvalue()
     assert "failed: loss.temperature=0.1, packer.order=fixed, seed=0" in text
     assert "the last line" in text
-    assert "20 of 480" in text
+    assert "20 of 440" in text
     assert "6 missing" in text
     plain = Terminal(file=io.StringIO())
     with GridProgress(plan, cells, plain) as progress:

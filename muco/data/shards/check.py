@@ -45,7 +45,11 @@ class CheckResult:
 def check_shards(
     folder: Path, *, columns: PairColumns | None, decode: bool, progress: ShowProgress
 ) -> CheckResult:
-    """Read all shards and samples, and `decode` the images; raise DataError without an index of theirs."""
+    """Read every shard and every sample of a folder; `decode` the images, or read their headers only.
+
+    `columns` are those of tars that another tool wrote. Raise DataError if there is no index that belongs to
+    the shards.
+    """
     reader = ShardReader(folder, columns=columns, dataset=folder.name)
     result, first = CheckResult(), 0
     reader.verify_columns()

@@ -45,7 +45,10 @@ class Member:
 
 
 def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Member]:
-    """Return the sample's files: `json` first, then each distinct image or frame that is not `elsewhere`."""
+    """Return the sample's files: `json` first, then each distinct image or frame once.
+
+    `elsewhere` finds images that the folder holds already; by default each sample holds its own.
+    """
     names: dict[int, str] = {}
     files: list[Member] = []
     has_video = False
@@ -91,7 +94,10 @@ def to_members(sample: Sample, *, elsewhere: Elsewhere | None = None) -> list[Me
 
 
 def from_members(members: Mapping[str, bytes], *, fetch: Fetch | None = None) -> Sample:
-    """Return the sample that `to_members` wrote; raise DataError if it is none. `fetch` reads elsewhere."""
+    """Return the sample that `to_members` wrote, from bytes by suffix; raise DataError if it is none.
+
+    `fetch` returns an image that an earlier sample holds.
+    """
     try:
         meta = json.loads(members["json"])
         if meta["version"] not in (FORMAT_VERSION, _VIDEO_VERSION):

@@ -93,7 +93,10 @@ def write_index(
 
 
 def read_index(folder: Path, *, shards_elsewhere: bool = False) -> ShardIndex:
-    """Open the index; raise DataError if it is missing, broken or empty, or does not fit the shards."""
+    """Open the index and check that every shard is there with its size, unless they are elsewhere.
+
+    Raise DataError for no index, a broken one, no samples, or shards that do not fit it.
+    """
     if not folder.exists():
         raise DataError(f"{folder} does not exist")
     if not (folder / INDEX_JSON).is_file():

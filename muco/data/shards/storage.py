@@ -126,7 +126,10 @@ Storage = LocalStorage | RemoteStorage
 
 
 def storage_of(location: str | Path, *, cache_bytes: int) -> Storage:
-    """Return the storage of a folder or URL; raise MucoError if opening it would run a program."""
+    """Return the storage at a location of a recipe: a folder, or the URL of one.
+
+    Raise MucoError for a URL that runs a program, or is a chain of them.
+    """
     text = str(location)
     check_location(text)
     if "://" not in text:

@@ -31,12 +31,18 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def key_number(key: str) -> int:
-    """Return the hash of a foreign key in the index; raise DataError if the key is not valid Unicode."""
+    """Return the hash of a foreign key that the index stores, to detect another sample at its offset.
+
+    Raise DataError if the key is not valid Unicode.
+    """
     return zlib.crc32(text_of(key, f"the name {key!a}").encode())
 
 
 def index_folder(folder: Path, progress: ShowProgress) -> int:
-    """Write the index of the tars in a folder; return how many samples, or raise DataError if broken."""
+    """Write the index of the tars in a folder, and return the number of samples.
+
+    Raise DataError for no tar, an index that exists, a tar that is compressed, cut short, or out of order.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; name the folder of the tars")
     if (folder / INDEX_JSON).exists():
@@ -82,7 +88,10 @@ def _rows(path: Path, shard: int) -> Iterator[Row]:
 
 
 def foreign_sample(members: Mapping[str, bytes], columns: PairColumns, *, name: str, dataset: str) -> Sample:
-    """Return the sample that the columns make of a foreign record; raise DataError if they make none."""
+    """Return the sample that the columns make of a record of another tool.
+
+    Raise DataError for a column that the record does not have, text that is not UTF-8, no query or target.
+    """
     image_columns = [getattr(columns, part) for part in _IMAGE_COLUMNS]
     values = {column: _value(members, column, is_image=column in image_columns) for column in columns.used()}
     try:

@@ -26,8 +26,10 @@ def write_shards(
 ) -> None:
     """Write `samples` to `folder`, which appears only when all of it is written.
 
-    `folder` must not exist, unless another process wrote the same in the meantime. `metadata`, JSON values,
-    says what made the samples. Raise DataError if the disk is full or not writable.
+    The samples are read once, and the index numbers them in this order. `folder` must not exist, unless
+    another process wrote the same in the meantime. `metadata`, JSON values, says what made the samples; the
+    index stores it as `about`. A shard is closed once it is larger than `max_shard_bytes`. Raise DataError if
+    the disk is full or not writable.
     """
     try:
         with atomic_folder(folder) as partial, ShardWriter(partial, max_shard_bytes) as writer:
@@ -46,7 +48,10 @@ def write_shards(
 
 
 class ShardWriter:
-    """Appends samples to `shard-000000.tar` and so on, within `with`; an error leaves the shard unended."""
+    """Appends samples to `shard-000000.tar` and so on in a folder.
+
+    Used within `with`: after an error the open shard stays without its end.
+    """
 
     def __init__(
         self, folder: Path, max_shard_bytes: int, *, num_shards: int = 0, num_samples: int = 0
@@ -77,7 +82,10 @@ class ShardWriter:
         return self.is_open and self._num_bytes >= self._max_shard_bytes
 
     def write(self, sample: Sample, *, elsewhere: Elsewhere | None = None) -> Row:
-        """Append a sample and return its index row; raise ValueError for a text that is not valid Unicode."""
+        """Append a sample and return its row of the index; `elsewhere` as in `to_members`.
+
+        Raise ValueError, and write nothing, if a text cannot be encoded as UTF-8.
+        """
         members = to_members(sample, elsewhere=elsewhere)
         entries = b"".join(tar_entry(f"{self.num_samples:09d}.{it.suffix}", it.data) for it in members)
         if self._file is None:

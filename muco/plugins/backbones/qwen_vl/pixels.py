@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ def image_patches(images: Sequence[Image], processor: Any) -> list[NDArray[np.ui
         uint8 [rows x columns, channels x depth x patch x patch] of each image.
     """
     patches: dict[int, NDArray[np.uint8]] = {}
-    for size in {image.size for image in images}:
-        indices = [index for index, image in enumerate(images) if image.size == size]
+    sizes = [image.size for image in images]
+    by_size = sorted(range(len(images)), key=sizes.__getitem__)
+    for _, equal in groupby(by_size, key=sizes.__getitem__):
+        indices = list(equal)
         pixels_NHWC = np.stack([np.asarray(images[index]) for index in indices])
         patches |= zip(indices, slice_patches(pixels_NHWC[:, None], processor), strict=True)
     return [patches[index] for index in range(len(images))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Te
     """Return [P, h, d] of queries, keys and values [P, h, d] of sequences of these lengths."""
     sequences = [each.split(lengths) for each in (query, key, value)]
     outputs: dict[int, Tensor] = {}
-    for length in set(lengths):
-        indices = [index for index, other in enumerate(lengths) if other == length]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for _, equal in groupby(by_length, key=lengths.__getitem__):
+        indices = list(equal)
         batch = (torch.stack([each[index] for index in indices]).transpose(1, 2) for each in sequences)
         outputs |= zip(indices, attend(*batch).transpose(1, 2).unbind(), strict=True)
     return torch.cat([outputs[index] for index in range(len(lengths))])
